@@ -1,0 +1,60 @@
+"""Build of the extensions; everything else is in pyproject.toml.
+
+VFSD_BUILD=debug turns on bounds checks and assertions, VFSD_BUILD=asan adds the address and
+undefined-behaviour sanitizers; VFSD_WERROR=1 makes every warning of Cython and the C compiler fatal.
+"""
+
+import os
+from pathlib import Path
+
+import Cython.Compiler.Options
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+BUILD = os.environ.get("VFSD_BUILD", "release")
+WERROR = os.environ.get("VFSD_WERROR") == "1"
+if BUILD not in ("release", "debug", "asan"):
+    raise SystemExit(f"VFSD_BUILD={BUILD}: use release, debug or asan")
+
+cflags = ["-O2", "-Wall", "-Wextra", "-fno-strict-aliasing"]
+ldflags: list[str] = []
+if BUILD != "release":
+    cflags += ["-O1", "-g", "-UNDEBUG"]
+if BUILD == "asan":
+    cflags += ["-fsanitize=address,undefined", "-fno-omit-frame-pointer"]
+    ldflags += ["-fsanitize=address,undefined"]
+if WERROR:
+    cflags.append("-Werror")
+    Cython.Compiler.Options.warning_errors = True
+
+
+def extension(path: Path) -> Extension:
+    return Extension(
+        ".".join(path.with_suffix("").parts),
+        [str(path)],
+        include_dirs=["vfsd"],
+        define_macros=[("_GNU_SOURCE", "1")],
+        extra_compile_args=cflags,
+        extra_link_args=ldflags,
+    )
+
+
+setup(
+    ext_modules=cythonize(
+        [extension(path) for path in sorted(Path("vfsd").rglob("*.pyx"))],
+        nthreads=os.cpu_count() or 1,
+        compiler_directives={
+            "language_level": 3,
+            "binding": True,
+            "embedsignature": True,
+            "auto_pickle": False,
+            "cdivision": True,
+            "initializedcheck": False,
+            "boundscheck": BUILD != "release",
+            "wraparound": False,
+            "warn.unused": True,
+            "warn.maybe_uninitialized": True,
+        },
+    ),
+    options={"build_ext": {"parallel": os.cpu_count() or 1}},
+)

@@ -1,0 +1,41 @@
+/* Memory ordering of the split virtqueue (virtio 1.3, sections 2.7.13 and 2.7.14) and the
+ * counters read by other threads.
+ *
+ * The driver writes the ring, then avail.idx (release); the device loads avail.idx (acquire)
+ * before it reads the ring. The device writes the used element, then used.idx (release).
+ * Before either side reads the other's event index or flags it needs a full fence, or a
+ * notification can be lost: the store of one's own index must be visible first.
+ */
+#ifndef VFSD_ATOMICS_H
+#define VFSD_ATOMICS_H
+
+#include <stdint.h>
+
+static inline uint16_t load_acquire_u16(const uint16_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
+static inline uint16_t load_relaxed_u16(const uint16_t *p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
+static inline void store_release_u16(uint16_t *p, uint16_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
+static inline void store_relaxed_u16(uint16_t *p, uint16_t v) { __atomic_store_n(p, v, __ATOMIC_RELAXED); }
+static inline void full_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+
+static inline int load_acquire_int(const int *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
+static inline void store_release_int(int *p, int v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
+static inline uint64_t load_acquire_u64(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
+static inline uint64_t load_relaxed_u64(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
+static inline void store_release_u64(uint64_t *p, uint64_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
+static inline int cas_u64(uint64_t *p, uint64_t expected, uint64_t desired)
+{
+	return __atomic_compare_exchange_n(p, &expected, desired, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
+}
+static inline int cas_int(int *p, int expected, int desired)
+{
+	return __atomic_compare_exchange_n(p, &expected, desired, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
+}
+static inline uint64_t add_u64(uint64_t *p, uint64_t v) { return __atomic_add_fetch(p, v, __ATOMIC_ACQ_REL); }
+
+/* A counter with one writer: readers see a whole value, the writer pays no locked instruction. */
+static inline void count_u64(uint64_t *p, uint64_t v)
+{
+	__atomic_store_n(p, __atomic_load_n(p, __ATOMIC_RELAXED) + v, __ATOMIC_RELAXED);
+}
+
+#endif

@@ -1,0 +1,166 @@
+"""Split virtqueue: guest memory, device side, driver side (virtio 1.3, section 2.7).
+
+Tier 1 (the cdef functions below) is what queue threads call: no GIL, no allocation, nothing
+raised. Each descriptor and each ring field the other side writes is read once into a private
+copy and checked there. The ring knows nothing of FUSE, sockets or threads.
+"""
+
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
+
+
+cdef extern from "<sys/uio.h>" nogil:
+    struct iovec:
+        void *iov_base
+        size_t iov_len
+
+
+cdef enum:
+    REGIONS_MAX = 512     # 509 slots are offered; the rest is head-room for SET_MEM_TABLE
+    RING_NUM_MAX = 32768  # virtio 1.3, 2.7: Queue Size
+
+
+# Why a chain or the ring was refused. Each has its own number, text and test.
+cdef enum:
+    CHAIN_LOOP = -1             # next leads back: more steps than the table has entries
+    CHAIN_INDEX = -2            # head, next or avail entry outside the table
+    CHAIN_ADDRESS = -3          # bytes outside every memory region
+    CHAIN_OVERFLOW = -4         # address + length passes 2^64
+    CHAIN_ORDER = -5            # readable after writable
+    CHAIN_NESTED = -6           # indirect inside indirect
+    CHAIN_INDIRECT_LENGTH = -7  # indirect table length 0 or not a multiple of 16
+    CHAIN_TOO_LONG = -8         # more elements, indirect ones counted, than the queue has
+    CHAIN_INDIRECT_NEXT = -9    # INDIRECT and NEXT on one descriptor
+    CHAIN_TOTAL = -10           # more than 2^32 - 1 bytes in one direction
+    CHAIN_FRAGMENTS = -11       # crosses memory regions more often than there are iovecs for
+    RING_AVAIL = -12            # avail.idx runs ahead by more than the queue size
+    RING_ERRORS = 13            # number of codes above + 1: size of a counter array indexed by -code
+
+
+cdef struct region_t:
+    uint64_t gpa   # guest physical address
+    uint64_t size  # bytes
+    uint64_t uva   # front end's user address
+    char *host     # where it is mapped here
+
+
+cdef struct memory_t:
+    uint32_t n
+    region_t regions[REGIONS_MAX]  # sorted by gpa
+
+
+# Host address of [uva, uva + size) if one region holds it all and it is aligned to `align`, else NULL.
+cdef char *memory_from_uva(const memory_t *m, uint64_t uva, uint64_t size, uint32_t align) noexcept nogil
+# The same by guest physical address.
+cdef char *memory_from_gpa(const memory_t *m, uint64_t gpa, uint64_t size, uint32_t align) noexcept nogil
+
+
+cdef packed struct vring_desc:
+    uint64_t addr
+    uint32_t len
+    uint16_t flags
+    uint16_t next
+
+
+cdef packed struct vring_used_elem:
+    uint32_t id
+    uint32_t len
+
+
+# A popped chain. The iovecs are private copies in the ring's own array, adjacent elements
+# merged, valid until the next ring_pop_batch: callers may consume them in place.
+cdef struct chain_t:
+    iovec *readable   # what the driver wrote for the device
+    iovec *writable   # where the device may write
+    uint32_t n_readable
+    uint32_t n_writable
+    uint64_t readable_bytes
+    uint64_t writable_bytes
+    uint16_t head
+
+
+cdef struct ring_t:
+    const memory_t *memory
+    uint32_t num
+    vring_desc *desc
+    uint16_t *avail       # flags, idx, ring[num], used_event
+    uint16_t *used        # flags, idx, elem[num], avail_event
+    uint16_t last_avail   # next avail entry to take
+    uint16_t avail_idx    # avail.idx as last loaded
+    uint16_t used_idx     # next used entry to write
+    uint16_t called_idx   # used_idx when the driver was last considered for a call
+    bint event_idx
+    uint32_t last_region  # region of the last translation, tried first
+    iovec *iov
+    uint32_t iov_max
+
+
+# 0, or -EINVAL (num not a power of two in 1..32768), -EFAULT (a ring part outside memory or unaligned).
+# Addresses are user addresses. iov is the caller's array of iov_max >= num entries, kept.
+cdef int ring_init(ring_t *r, const memory_t *m, uint32_t num, uint64_t desc_uva, uint64_t avail_uva,
+                   uint64_t used_uva, uint16_t base, bint event_idx, iovec *iov, uint32_t iov_max) noexcept nogil
+# Up to max chains: number taken, 0 ring empty, < 0 one of the codes above. Chains before a bad
+# one are returned first; the bad one stays at the front and is reported by the next call.
+cdef int ring_pop_batch(ring_t *r, chain_t *chains, int max) noexcept nogil
+# One chain given back: written and published (used.idx released) at once.
+cdef void ring_push(ring_t *r, uint16_t head, uint32_t written) noexcept nogil
+# n chains given back with one release of used.idx.
+cdef void ring_push_batch(ring_t *r, const vring_used_elem *elems, int n) noexcept nogil
+# Whether the driver asked for a call for what was pushed since this was last asked. Full fence.
+cdef bint ring_wants_call(ring_t *r) noexcept nogil
+# Tell the driver not to kick.
+cdef void ring_disable_kick(ring_t *r) noexcept nogil
+# Ask for a kick. 1 when chains are already waiting (then do not sleep). Full fence.
+cdef bint ring_enable_kick(ring_t *r) noexcept nogil
+
+
+# Driver side: what Linux's virtio_ring.c does for a split ring.
+cdef struct sg_t:
+    uint64_t gpa
+    uint32_t len
+
+
+cdef struct driver_t:
+    memory_t *memory
+    uint32_t num
+    vring_desc *desc
+    uint16_t *avail
+    uint16_t *used
+    vring_desc *indirect     # num tables of num entries, or NULL
+    uint64_t indirect_gpa
+    uint16_t *chain_len      # descriptors of the direct chain at head, 0 = not in flight
+    uint64_t *token          # the caller's word for the request at head
+    uint16_t free_head
+    uint16_t num_free
+    uint16_t avail_idx
+    uint16_t kicked_idx      # avail_idx when the device was last considered for a kick
+    uint16_t last_used
+    bint event_idx
+
+
+# Head of the new chain, or -ENOSPC (ring full now), -E2BIG (never fits), -EINVAL (no elements).
+# With indirect tables a chain of more than one element takes one ring slot. Not yet visible:
+# driver_publish releases all that was added.
+cdef int driver_add(driver_t *d, const sg_t *sg, uint32_t n_readable, uint32_t n_writable, uint64_t token) noexcept nogil
+cdef void driver_publish(driver_t *d) noexcept nogil
+# Whether the device asked for a kick for what was published since this was last asked. Full fence.
+cdef bint driver_wants_kick(driver_t *d) noexcept nogil
+# 1 and token, written; 0 nothing used; -EIO the device lies (id not in flight, used.idx runs away).
+cdef int driver_pop_used(driver_t *d, uint64_t *token, uint32_t *written) noexcept nogil
+cdef void driver_disable_call(driver_t *d) noexcept nogil
+# 1 when used elements are already waiting. Full fence.
+cdef bint driver_enable_call(driver_t *d) noexcept nogil
+
+
+cdef class GuestMemory:
+    cdef memory_t table
+    cdef list _mapped
+
+
+cdef class DeviceRing:
+    cdef ring_t ring
+    cdef readonly GuestMemory memory
+
+
+cdef class DriverRing:
+    cdef driver_t driver
+    cdef readonly GuestMemory memory
