@@ -8,6 +8,8 @@ class Queue:
     """One virtqueue of one connection and the thread that serves it."""
 
     index: int
+    name: str
+    num: int
     def __init__(self, index: int, name: str, dispatch: Dispatch) -> None: ...
     def start(
         self, memory: GuestMemory, num: int, desc: int, avail: int, used: int, base: int, event_idx: bool

@@ -125,18 +125,26 @@ cdef struct driver_t:
     vring_desc *desc
     uint16_t *avail
     uint16_t *used
-    vring_desc *indirect     # num tables of num entries, or NULL
+    vring_desc *indirect     # num tables of indirect_max entries, or NULL
     uint64_t indirect_gpa
-    uint16_t *chain_len      # descriptors of the direct chain at head, 0 = not in flight
+    uint32_t indirect_max    # a longer chain uses direct descriptors
+    uint16_t *next           # free list and chains: private, the device can write desc.next
+    uint16_t *chain_len      # ring slots of the chain at head, 0 = not in flight
     uint64_t *token          # the caller's word for the request at head
     uint16_t free_head
     uint16_t num_free
     uint16_t avail_idx
-    uint16_t kicked_idx      # avail_idx when the device was last considered for a kick
+    uint16_t published_idx   # avail_idx as the device sees it
+    uint16_t kicked_idx      # published_idx when the device was last considered for a kick
     uint16_t last_used
     bint event_idx
 
 
+# 0, -EINVAL or -EFAULT as ring_init. The caller has zeroed d and set next, chain_len and token to
+# arrays of num entries; indirect, indirect_gpa and indirect_max may be set at any time before the
+# first add. Zeroes avail and used.
+cdef int driver_init(driver_t *d, memory_t *m, uint32_t num, uint64_t desc_uva, uint64_t avail_uva,
+                     uint64_t used_uva, bint event_idx) noexcept nogil
 # Head of the new chain, or -ENOSPC (ring full now), -E2BIG (never fits), -EINVAL (no elements).
 # With indirect tables a chain of more than one element takes one ring slot. Not yet visible:
 # driver_publish releases all that was added.
@@ -153,14 +161,23 @@ cdef bint driver_enable_call(driver_t *d) noexcept nogil
 
 cdef class GuestMemory:
     cdef memory_t table
-    cdef list _mapped
+    cdef iovec mapped[REGIONS_MAX]  # whole pages, in the order of table
+    cdef uint32_t views             # memoryviews handed out
+    cdef int check_free(self, uint64_t gpa, uint64_t size, uint64_t uva) except -1
+    cdef int check_unused(self) except -1
+    cdef void unmap(self, uint32_t i) noexcept
+    cdef int copy(self, uint64_t gpa, char *data, uint64_t size, bint to_guest) except -1
 
 
 cdef class DeviceRing:
     cdef ring_t ring
     cdef readonly GuestMemory memory
+    cdef iovec *iov
+    cdef chain_t *chains
+    cdef vring_used_elem *elems
 
 
 cdef class DriverRing:
     cdef driver_t driver
     cdef readonly GuestMemory memory
+    cdef sg_t *sg

@@ -1,12 +1,28 @@
 from collections.abc import Sequence
-from typing import final
+from typing import Self, final
+
+__pyx_capi__: dict[str, object]  # Cython's
+__test__: dict[str, object]  # Cython's
 
 REGIONS_MAX: int
 RING_NUM_MAX: int
+CHAIN_LOOP: int
+CHAIN_INDEX: int
+CHAIN_ADDRESS: int
+CHAIN_OVERFLOW: int
+CHAIN_ORDER: int
+CHAIN_NESTED: int
+CHAIN_INDIRECT_LENGTH: int
+CHAIN_TOO_LONG: int
+CHAIN_INDIRECT_NEXT: int
+CHAIN_TOTAL: int
+CHAIN_FRAGMENTS: int
+RING_AVAIL: int
 CHAIN_ERRORS: dict[int, str]
 
 class RingError(OSError):
     code: int
+    def __init__(self, code: int) -> None: ...
 
 @final
 class GuestMemory:
@@ -21,10 +37,12 @@ class GuestMemory:
 
 @final
 class DeviceRing:
-    def __init__(
-        self, memory: GuestMemory, num: int, desc: int, avail: int, used: int,
+    @property
+    def memory(self) -> GuestMemory: ...
+    def __new__(
+        cls, memory: GuestMemory, num: int, desc: int, avail: int, used: int,
         base: int = 0, event_idx: bool = False,
-    ) -> None: ...
+    ) -> Self: ...
     def pop(self) -> tuple[int, list[memoryview], list[memoryview]] | None: ...
     def pop_batch(self, max: int) -> list[tuple[int, list[memoryview], list[memoryview]]]: ...
     def push(self, head: int, written: int) -> None: ...
@@ -35,11 +53,15 @@ class DeviceRing:
 
 @final
 class DriverRing:
-    def __init__(
-        self, memory: GuestMemory, num: int, desc: int, avail: int, used: int,
+    @property
+    def memory(self) -> GuestMemory: ...
+    def __new__(
+        cls, memory: GuestMemory, num: int, desc: int, avail: int, used: int,
         event_idx: bool = False, indirect: int | None = None,
+    ) -> Self: ...
+    def add(
+        self, readable: Sequence[tuple[int, int]], writable: Sequence[tuple[int, int]], token: int
     ) -> None: ...
-    def add(self, readable: Sequence[tuple[int, int]], writable: Sequence[tuple[int, int]], token: int) -> None: ...
     def publish(self) -> None: ...
     def wants_kick(self) -> bool: ...
     def pop_used(self) -> tuple[int, int] | None: ...

@@ -1,0 +1,3 @@
+from vfsd.cli import main
+
+main()

@@ -1,0 +1,67 @@
+"""The thread of one virtqueue: wait, pop, dispatch, push, call."""
+
+from libc.stdint cimport uint32_t, uint64_t
+
+from vfsd._ring cimport RING_ERRORS, chain_t, iovec, ring_t
+from vfsd.fuse.dispatch cimport OPCODES_MAX, dispatch_t
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_mutex_t:
+        pass
+    ctypedef struct pthread_cond_t:
+        pass
+
+cdef enum:
+    BATCH = 32          # chains taken at a time
+    CALL_BYTES_MAX = 32
+
+
+# What was done for one opcode. One writer (the queue thread); read at any time.
+cdef struct op_count_t:
+    uint64_t requests
+    uint64_t errors
+    uint64_t bytes_in   # whole request
+    uint64_t bytes_out  # whole reply
+
+
+cdef struct queue_t:
+    ring_t ring
+    dispatch_t *dispatch
+    chain_t chains[BATCH]
+    int kick_fd
+    bint kick_is_socket
+    int call_fd
+    bint call_is_socket
+    char call_bytes[CALL_BYTES_MAX]
+    uint32_t call_len
+    int err_fd
+    int wake_fd              # ours: stop, resume, in-band kicks
+    int epoll_fd
+    bint enabled
+    int broken               # 0 or the ring code that stopped this queue
+    int stop
+    # The gate: the control thread changes what the queue thread uses only while it is closed.
+    pthread_mutex_t gate
+    pthread_cond_t gate_changed
+    int pauses
+    bint working
+    op_count_t ops[OPCODES_MAX + 1]  # the last: opcodes past the table
+    uint64_t ring_errors[RING_ERRORS]
+    uint64_t unanswered      # chains without a whole in header, or without room for an out header
+    uint64_t kicks
+    uint64_t calls
+
+
+cdef class Queue:
+    cdef queue_t q
+    cdef readonly int index
+    cdef readonly str name
+    cdef readonly bint started
+    cdef readonly int num     # elements of the ring
+    cdef object dispatch
+    cdef object memory
+    cdef object thread
+    cdef iovec *iov
+
+    cdef int watch(self, int fd, int what) except -1
+    cdef void wake(self) noexcept

@@ -1,0 +1,397 @@
+"""One virtqueue and its thread (docs/architecture.md, "One request, end to end")."""
+
+cimport cython
+from libc.errno cimport errno
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy
+
+from vfsd cimport _ring as ring
+from vfsd._ring cimport GuestMemory, chain_t
+from vfsd.fuse.dispatch cimport Dispatch, request_parse, request_run, request_t, span_t
+
+import logging
+import os
+import stat
+import threading
+
+from vfsd._ring import CHAIN_ERRORS
+from vfsd.fuse.opcodes import NAME as OPCODE_NAME
+
+log = logging.getLogger("vfsd.queue")
+
+cdef extern from "_atomics.h" nogil:
+    int load_acquire_int(const int *p)
+    void store_release_int(int *p, int v)
+    uint64_t load_relaxed_u64(const uint64_t *p)
+    void count_u64(uint64_t *p, uint64_t v)
+
+cdef extern from "<pthread.h>" nogil:
+    int pthread_mutex_init(pthread_mutex_t *m, const void *attr)
+    int pthread_mutex_destroy(pthread_mutex_t *m)
+    int pthread_mutex_lock(pthread_mutex_t *m)
+    int pthread_mutex_unlock(pthread_mutex_t *m)
+    int pthread_cond_init(pthread_cond_t *c, const void *attr)
+    int pthread_cond_destroy(pthread_cond_t *c)
+    int pthread_cond_wait(pthread_cond_t *c, pthread_mutex_t *m)
+    int pthread_cond_broadcast(pthread_cond_t *c)
+
+cdef extern from "<sys/epoll.h>" nogil:
+    struct epoll_event:
+        uint32_t events
+        uint64_t u64 "data.u64"
+    int epoll_create1(int flags)
+    int epoll_ctl(int epfd, int op, int fd, epoll_event *event)
+    int epoll_wait(int epfd, epoll_event *events, int n, int timeout)
+    int EPOLL_CLOEXEC
+    int EPOLL_CTL_ADD
+    int EPOLL_CTL_DEL
+    unsigned int EPOLLIN
+    unsigned int EPOLLET
+
+cdef extern from "<sys/eventfd.h>" nogil:
+    int eventfd(unsigned int initial, int flags)
+    int EFD_CLOEXEC
+    int EFD_NONBLOCK
+
+cdef extern from "<sys/socket.h>" nogil:
+    ssize_t send(int fd, const void *data, size_t n, int flags)
+    ssize_t recv(int fd, void *data, size_t n, int flags)
+    int MSG_DONTWAIT
+    int MSG_NOSIGNAL
+
+cdef extern from "<unistd.h>" nogil:
+    ssize_t c_write "write"(int fd, const void *data, size_t n)
+    int c_close "close"(int fd)
+
+cdef enum:
+    WAKE = 0
+    KICK = 1
+    IOV_SLACK = 1024  # iovecs beyond one per element: a batch, and elements that cross regions
+
+cdef uint64_t ONE = 1
+COUNTS = ("requests", "errors", "bytes_in", "bytes_out")
+EVENT = b"\1\0\0\0\0\0\0\0"  # what calls the guest through an eventfd: adds one
+
+
+# --- the queue thread ---
+
+cdef void call_guest(queue_t *q) noexcept nogil:
+    if q.call_fd < 0:
+        return
+    count_u64(&q.calls, 1)
+    # A full socket or counter means that the front end has calls to read: none is lost.
+    if not q.call_is_socket:
+        c_write(q.call_fd, q.call_bytes, q.call_len)
+    elif q.call_len == sizeof(ONE):
+        send(q.call_fd, q.call_bytes, q.call_len, MSG_NOSIGNAL | MSG_DONTWAIT)
+    else:
+        # A whole message on the back-end channel: it must not be lost.
+        send(q.call_fd, q.call_bytes, q.call_len, MSG_NOSIGNAL)
+
+
+cdef void serve_chain(queue_t *q, chain_t *chain, bint pending) noexcept nogil:
+    """One request from parse to used element. pending: replies the guest has not been called for."""
+    cdef request_t r
+    cdef span_t readable, writable
+    cdef op_count_t *count
+    cdef uint32_t written = 0
+    cdef int error = 0
+    readable.iov = chain.readable
+    readable.n = chain.n_readable
+    readable.bytes = chain.readable_bytes
+    writable.iov = chain.writable
+    writable.n = chain.n_writable
+    writable.bytes = chain.writable_bytes
+    if request_parse(q.dispatch, readable, writable, &r):
+        if r.may_block and pending and ring.ring_wants_call(&q.ring):
+            call_guest(q)
+        written = request_run(q.dispatch, &r, &error)
+        count = &q.ops[r.header.opcode if r.header.opcode < OPCODES_MAX else OPCODES_MAX]
+        count_u64(&count.requests, 1)
+        count_u64(&count.bytes_in, chain.readable_bytes)
+        count_u64(&count.bytes_out, written)
+        if error:
+            count_u64(&count.errors, 1)
+    else:
+        count_u64(&q.unanswered, 1)
+    ring.ring_push(&q.ring, chain.head, written)
+
+
+cdef void work(queue_t *q) noexcept nogil:
+    """Answer all that is on the ring, then ask for a kick. Ends early when the gate is to close."""
+    cdef int n, i
+    if not q.enabled or q.broken:
+        return
+    ring.ring_disable_kick(&q.ring)
+    while not load_acquire_int(&q.stop) and not load_acquire_int(&q.pauses):
+        n = ring.ring_pop_batch(&q.ring, q.chains, BATCH)
+        for i in range(n):
+            serve_chain(q, &q.chains[i], i > 0)
+        if n > 0:
+            if ring.ring_wants_call(&q.ring):
+                call_guest(q)
+        elif n < 0:
+            break_ring(q, n)
+            return
+        elif not ring.ring_enable_kick(&q.ring):
+            return
+        else:
+            ring.ring_disable_kick(&q.ring)
+
+
+cdef void break_ring(queue_t *q, int code) noexcept nogil:
+    """The guest broke this ring: nothing more is taken from it until it is started anew."""
+    q.broken = code
+    count_u64(&q.ring_errors[-code], 1)
+    if q.err_fd >= 0:
+        c_write(q.err_fd, &ONE, sizeof(ONE))
+    report_broken(q, code)
+
+
+cdef void report_broken(queue_t *q, int code) noexcept with gil:
+    log.warning("a guest broke a ring, the queue is stopped: %s", CHAIN_ERRORS[code])
+
+
+cdef bint enter(queue_t *q) noexcept nogil:
+    """Through the gate, waiting while it is closed. False: the thread is to end."""
+    cdef bint go_on
+    pthread_mutex_lock(&q.gate)
+    while q.pauses and not q.stop:
+        pthread_cond_wait(&q.gate_changed, &q.gate)
+    go_on = not q.stop
+    q.working = go_on
+    pthread_mutex_unlock(&q.gate)
+    return go_on
+
+
+cdef bint leave(queue_t *q) noexcept nogil:
+    """Back out. True: the gate closed in the middle, there may be work left."""
+    cdef bint again
+    pthread_mutex_lock(&q.gate)
+    q.working = False
+    again = q.pauses > 0 or q.stop
+    if again:
+        pthread_cond_broadcast(&q.gate_changed)
+    pthread_mutex_unlock(&q.gate)
+    return again
+
+
+cdef void wait_kick(queue_t *q) noexcept nogil:
+    cdef epoll_event events[2]
+    cdef char drain[256]
+    cdef int i, n = epoll_wait(q.epoll_fd, events, 2, -1)
+    for i in range(n):
+        if events[i].u64 == KICK:
+            count_u64(&q.kicks, 1)
+            # Edge triggered: an eventfd need not be read, a socket would fill up.
+            if q.kick_is_socket:
+                while recv(q.kick_fd, drain, sizeof(drain), MSG_DONTWAIT) == sizeof(drain):
+                    pass
+
+
+cdef void serve(queue_t *q) noexcept nogil:
+    while enter(q):
+        work(q)
+        if not leave(q):
+            wait_kick(q)
+
+
+# --- the control thread ---
+
+cdef bint is_socket(int fd) except -1:
+    return stat.S_ISSOCK(os.fstat(fd).st_mode)
+
+
+@cython.final
+cdef class Queue:
+    """One virtqueue of one connection and the thread that serves it.
+
+    All methods are for the control thread. Descriptors handed over are the queue's own from then
+    on. index: 0 is hiprio. dispatch: where requests go.
+    """
+
+    def __cinit__(self, int index, str name, Dispatch dispatch not None):
+        self.index = index
+        self.name = name
+        self.dispatch = dispatch
+        self.q.dispatch = &dispatch.table
+        self.q.kick_fd = self.q.call_fd = self.q.err_fd = -1
+        self.q.wake_fd = self.q.epoll_fd = -1
+        pthread_mutex_init(&self.q.gate, NULL)
+        pthread_cond_init(&self.q.gate_changed, NULL)
+        self.q.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+        self.q.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
+        if self.q.wake_fd < 0 or self.q.epoll_fd < 0:
+            raise OSError(errno, os.strerror(errno))
+        self.watch(self.q.wake_fd, WAKE)
+
+    def __dealloc__(self):
+        for fd in (self.q.kick_fd, self.q.call_fd, self.q.err_fd, self.q.wake_fd, self.q.epoll_fd):
+            if fd >= 0:
+                c_close(fd)
+        free(self.iov)
+        pthread_cond_destroy(&self.q.gate_changed)
+        pthread_mutex_destroy(&self.q.gate)
+
+    cdef int watch(self, int fd, int what) except -1:
+        cdef epoll_event event
+        event.events = EPOLLIN | EPOLLET
+        event.u64 = what
+        if epoll_ctl(self.q.epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0:
+            raise OSError(errno, os.strerror(errno))
+        return 0
+
+    def start(self, GuestMemory memory not None, uint32_t num, uint64_t desc, uint64_t avail,
+              uint64_t used, uint16_t base, bint event_idx):
+        """Set the ring up (user addresses) and start the thread; it looks at the ring at once.
+
+        ValueError: a size that is no power of two, or a part of the ring outside memory.
+        """
+        cdef uint32_t iov_max = num + IOV_SLACK
+        assert not self.started
+        free(self.iov)
+        self.iov = <iovec *>calloc(iov_max, sizeof(iovec))
+        if self.iov == NULL:
+            raise MemoryError
+        if ring.ring_init(&self.q.ring, &memory.table, num, desc, avail, used, base, event_idx,
+                          self.iov, iov_max) < 0:
+            raise ValueError(
+                f"ring of {num} at descriptors {desc:#x}, avail {avail:#x}, used {used:#x}"
+                " is no power of two, unaligned or outside memory")
+        self.memory = memory
+        self.num = num
+        self.q.broken = 0
+        self.q.stop = 0
+        self.thread = threading.Thread(target=self.run, name=self.name, daemon=True)
+        self.started = True
+        self.thread.start()
+
+    def run(self):
+        """The thread's body."""
+        with nogil:
+            serve(&self.q)
+
+    def stop(self):
+        """Finish what is in flight, end the thread, give the next avail index. Not started: 0."""
+        if not self.started:
+            return 0
+        pthread_mutex_lock(&self.q.gate)
+        store_release_int(&self.q.stop, 1)
+        pthread_cond_broadcast(&self.q.gate_changed)
+        pthread_mutex_unlock(&self.q.gate)
+        self.wake()
+        self.thread.join()
+        self.thread = None
+        self.memory = None
+        self.started = False
+        return self.q.ring.last_avail
+
+    @property
+    def broken(self):
+        """0, or the ring code (negative) that stopped this queue until it is started anew."""
+        return self.q.broken
+
+    cdef void wake(self) noexcept:
+        c_write(self.q.wake_fd, &ONE, sizeof(ONE))
+
+    def kick(self):
+        """Look at the ring (in-band kicks)."""
+        self.wake()
+
+    def pause(self):
+        """Return when no request of this queue is being worked on; none is begun until resume()."""
+        with nogil:
+            pthread_mutex_lock(&self.q.gate)
+            store_release_int(&self.q.pauses, self.q.pauses + 1)
+            while self.q.working:
+                pthread_cond_wait(&self.q.gate_changed, &self.q.gate)
+            pthread_mutex_unlock(&self.q.gate)
+
+    def resume(self):
+        """End one pause(); the thread looks at the ring again."""
+        pthread_mutex_lock(&self.q.gate)
+        store_release_int(&self.q.pauses, self.q.pauses - 1)
+        pthread_cond_broadcast(&self.q.gate_changed)
+        pthread_mutex_unlock(&self.q.gate)
+        self.wake()
+
+    def set_kick(self, int fd):
+        """Be kicked by this descriptor, eventfd or socket; -1: by kick() alone."""
+        cdef bint socket = fd >= 0 and is_socket(fd)
+        self.pause()
+        try:
+            if self.q.kick_fd >= 0:
+                epoll_ctl(self.q.epoll_fd, EPOLL_CTL_DEL, self.q.kick_fd, NULL)
+                c_close(self.q.kick_fd)
+            self.q.kick_fd = fd
+            self.q.kick_is_socket = socket
+            if fd >= 0:
+                self.watch(fd, KICK)
+        finally:
+            self.resume()
+
+    def set_call(self, int fd, bytes message=EVENT):
+        """Call the guest by writing `message` to this descriptor; -1: no calls.
+
+        EVENT for an eventfd or its like; a whole VRING_CALL message for the back-end channel.
+        """
+        cdef bint socket = fd >= 0 and is_socket(fd)
+        cdef const char *text = message
+        assert len(message) <= CALL_BYTES_MAX
+        self.pause()
+        if self.q.call_fd >= 0:
+            c_close(self.q.call_fd)
+        self.q.call_fd = fd
+        self.q.call_is_socket = socket
+        self.q.call_len = len(message)
+        memcpy(self.q.call_bytes, text, len(message))
+        self.resume()
+
+    def set_err(self, int fd):
+        """Tell the front end of a broken ring by this descriptor; -1: do not."""
+        self.pause()
+        if self.q.err_fd >= 0:
+            c_close(self.q.err_fd)
+        self.q.err_fd = fd
+        self.resume()
+
+    def set_enabled(self, bint enabled):
+        """Take requests from the ring or leave them there (SET_VRING_ENABLE)."""
+        self.pause()
+        self.q.enabled = enabled
+        self.resume()
+
+    def close(self):
+        """stop(), and close every descriptor handed over. Idempotent."""
+        self.stop()
+        self.set_kick(-1)
+        self.set_call(-1)
+        self.set_err(-1)
+
+    def counters(self):
+        """Since the beginning, by opcode name: requests, errors, bytes_in, bytes_out.
+
+        "ring": kicks, calls, chains given back unanswered, and each ring error by its text.
+        """
+        cdef op_count_t *count
+        found = {}
+        for opcode in range(OPCODES_MAX + 1):
+            count = &self.q.ops[opcode]
+            if load_relaxed_u64(&count.requests) == 0:
+                continue
+            name = OPCODE_NAME.get(opcode, "UNKNOWN")
+            sums = found.setdefault(name, dict.fromkeys(COUNTS, 0))
+            for field, n in zip(COUNTS, (
+                load_relaxed_u64(&count.requests), load_relaxed_u64(&count.errors),
+                load_relaxed_u64(&count.bytes_in), load_relaxed_u64(&count.bytes_out),
+            )):
+                sums[field] += n
+        found["ring"] = {
+            "kicks": load_relaxed_u64(&self.q.kicks),
+            "calls": load_relaxed_u64(&self.q.calls),
+            "unanswered": load_relaxed_u64(&self.q.unanswered),
+        }
+        for code, text in CHAIN_ERRORS.items():
+            found["ring"][text] = load_relaxed_u64(&self.q.ring_errors[-<int>code])
+        return found

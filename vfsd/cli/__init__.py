@@ -1,0 +1,47 @@
+"""The command line: one file per command.
+
+Exit status: 0 done, 2 the operator's mistake (one line on stderr), 70 a bug of ours (traceback).
+"""
+
+import sys
+import traceback
+
+import click
+
+from vfsd import __version__
+from vfsd.cli.serve import serve
+from vfsd.errors import ConfigError
+
+EXIT_USAGE = 2
+EXIT_BUG = 70
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="vfsd")
+def vfsd() -> None:
+    """virtio-fs for virtual machines."""
+
+
+vfsd.add_command(serve)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The entry point of `vfsd`."""
+    try:
+        status = vfsd.main(arguments, prog_name="vfsd", standalone_mode=False)
+    except ConfigError as problem:
+        fail(str(problem))
+    except click.exceptions.NoArgsIsHelpError as problem:
+        problem.show()
+        sys.exit(EXIT_USAGE)
+    except click.ClickException as problem:
+        fail(problem.format_message())
+    except Exception:
+        traceback.print_exc()
+        sys.exit(EXIT_BUG)
+    sys.exit(status or 0)
+
+
+def fail(text: str) -> None:
+    print(f"vfsd: {text}", file=sys.stderr)
+    sys.exit(EXIT_USAGE)

@@ -1,0 +1,40 @@
+"""vfsd serve"""
+
+import logging
+from typing import Any
+
+import click
+
+from vfsd import daemon
+from vfsd.options import SERVE_OPTIONS, check_options
+
+
+def with_options(command: click.Command) -> click.Command:
+    """Give the command the options of the table; what they mean is checked there, not by click."""
+    for option in SERVE_OPTIONS:
+        shown = f"{option.help}  [default: {option.default}]" if option.default else option.help
+        command.params.append(
+            click.Option(
+                [option.key, option.name, *option.aliases],
+                help=shown + ("  [required]" if option.required else ""),
+                metavar=option.metavar or None,
+                is_flag=option.check is None,
+            )
+        )
+    return command
+
+
+@with_options
+@click.command()
+def serve(**given: Any) -> None:
+    """Serve a directory to virtual machines as a vhost-user device.
+
+    Stays in the foreground, logs to stderr, says READY when it listens, and listens again when a
+    guest has gone. SIGTERM and SIGINT end it.
+    """
+    options = check_options(given)
+    logging.basicConfig(
+        level=options.log_level.upper(), format="%(levelname)s %(name)s: %(message)s", force=True
+    )
+    daemon.raise_descriptor_limit()
+    daemon.serve(options)

@@ -1,0 +1,208 @@
+"""The daemon's process: its socket, its front ends, signals and readiness.
+
+One control thread with a selector does all of it; the queues have threads of their own.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import resource
+import selectors
+import signal
+import socket
+import stat
+from types import FrameType, TracebackType
+from typing import Self
+
+from vfsd.errors import ConfigError, ProtocolError
+from vfsd.hostfs.fs import CACHE_POLICIES, Policy
+from vfsd.options import ServeOptions
+from vfsd.share import Connection, Share, ShareSettings
+
+log = logging.getLogger("vfsd")
+
+BACKLOG = 8
+# Of the process's descriptors, the share that inodes may hold; files, queues and memory need the rest.
+ANCHORS_SHARE = 0.75
+
+
+def serve(options: ServeOptions) -> None:
+    """Serve until SIGTERM or SIGINT. ConfigError before anything is made."""
+    share = open_share(options)
+    try:
+        listener = listen(options.socket)
+    except BaseException:
+        share.close()
+        raise
+    drop_process_wide()
+    with Daemon(share, listener) as daemon:
+        notify_ready()
+        log.info("READY: %s is served on %s", options.shared_dir, options.socket)
+        daemon.run()
+    log.info("ended by a signal")
+
+
+def open_share(options: ServeOptions) -> Share:
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    settings = ShareSettings(
+        path=options.shared_dir,
+        policy=Policy(cache=CACHE_POLICIES[options.cache], xattr=options.xattr),
+        tag=options.tag,
+        num_request_queues=options.num_request_queues,
+        inband=options.inband_notifications,
+        anchors_max=int(files * ANCHORS_SHARE),
+    )
+    try:
+        return Share(settings)
+    except OSError as problem:
+        raise ConfigError(
+            "--shared-dir", f"{options.shared_dir} can't be opened ({problem.strerror}); share another"
+        ) from problem
+
+
+def raise_descriptor_limit() -> None:
+    """As many descriptors as the operator's hard limit allows."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def drop_process_wide() -> None:
+    """What would show through in files made for guests: the umask and root's supplementary groups."""
+    os.umask(0)
+    if os.geteuid() == 0:
+        os.setgroups([])
+
+
+def listen(path: str) -> socket.socket:
+    """The listening socket; a stale one at that path is replaced, a live or foreign file is not."""
+    remove_stale(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    mask = os.umask(0o077)
+    try:
+        listener.bind(path)
+        listener.listen(BACKLOG)
+    except OSError as problem:
+        listener.close()
+        raise ConfigError(
+            "--socket", f"can't listen on {path} ({problem.strerror}); choose another path"
+        ) from problem
+    finally:
+        os.umask(mask)
+    listener.setblocking(False)
+    return listener
+
+
+def remove_stale(path: str) -> None:
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise ConfigError("--socket", f"{path} is no socket; remove it or choose another path")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        # A daemon whose backlog is full is alive too.
+        probe.setblocking(False)
+        problem = probe.connect_ex(path)
+    if problem != errno.ECONNREFUSED:
+        raise ConfigError("--socket", f"a daemon listens on {path}; stop it or choose another path")
+    os.unlink(path)
+
+
+def notify_ready() -> None:
+    """Tell systemd, if it asked (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        try:
+            notify.connect(address)
+            notify.sendall(b"READY=1")
+        except OSError as problem:
+            log.warning("NOTIFY_SOCKET %s: %s", address, problem.strerror)
+
+
+class Daemon:
+    """The control loop. Closing it ends every connection and removes the socket."""
+
+    def __init__(self, share: Share, listener: socket.socket) -> None:
+        self._share = share
+        self._listener = listener
+        self._path: str = listener.getsockname()
+        self._inode = os.lstat(self._path).st_ino
+        self._selector = selectors.DefaultSelector()
+        self._signalled, self._wakeup = socket.socketpair()
+        self._connections: set[Connection] = set()
+
+    def __enter__(self) -> Self:
+        self._wakeup.setblocking(False)
+        self._signalled.setblocking(False)
+        signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, ignore)
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._selector.register(self._signalled, selectors.EVENT_READ)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for connection in list(self._connections):
+            self._end(connection, "the daemon stops")
+        signal.set_wakeup_fd(-1)
+        self._selector.close()
+        # Another daemon may have taken the path after this socket was unlinked by hand.
+        with contextlib.suppress(FileNotFoundError):
+            if os.lstat(self._path).st_ino == self._inode:
+                os.unlink(self._path)
+        for sock in (self._listener, self._signalled, self._wakeup):
+            sock.close()
+        self._share.close()
+
+    def run(self) -> None:
+        """Until SIGTERM or SIGINT."""
+        while True:
+            for key, _ in self._selector.select():
+                if key.fileobj is self._signalled:
+                    return
+                if key.fileobj is self._listener:
+                    self._accept()
+                else:
+                    self._serve(key.data)
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._listener.accept()
+        except BlockingIOError:
+            return
+        except OSError as problem:
+            log.error("a front end can't be accepted: %s", problem.strerror)
+            return
+        try:
+            connection = self._share.connect(sock)
+        except OSError as problem:
+            log.error("a front end can't be served: %s", problem.strerror)
+            sock.close()
+            return
+        self._connections.add(connection)
+        self._selector.register(sock, selectors.EVENT_READ, connection)
+        log.info("a front end has connected")
+
+    def _serve(self, connection: Connection) -> None:
+        try:
+            if not connection.backend.on_readable():
+                self._end(connection, "the front end has left")
+        except (ProtocolError, OSError) as problem:
+            self._end(connection, f"the front end broke the protocol: {problem}", logging.WARNING)
+
+    def _end(self, connection: Connection, why: str, level: int = logging.INFO) -> None:
+        self._selector.unregister(connection.backend)
+        self._connections.discard(connection)
+        connection.close()
+        log.log(level, "%s; %s", why, connection.summary())
+
+
+def ignore(_number: int, _frame: FrameType | None) -> None:
+    """The wakeup descriptor has told the control loop already."""

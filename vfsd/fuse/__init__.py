@@ -1,0 +1,1 @@
+"""The FUSE protocol: structures, INIT, the table of operations and their dispatch."""

@@ -1,0 +1,73 @@
+"""From a chain to a reply: parse the header, find the operation, run it, write the out header.
+
+Knows FUSE and byte streams, nothing of rings: element borders carry no meaning (virtio 1.3,
+2.7.4), so a request is a span of bytes to read and a span of bytes to fill.
+"""
+
+from libc.stdint cimport uint32_t, uint64_t
+
+from vfsd._ring cimport iovec
+from vfsd._wire cimport fuse_in_header
+
+cdef enum:
+    OPCODES_MAX = 64
+    NAME_MAX = 255           # bytes, without the NUL (limits.h)
+    PYTHON_BODY_MAX = 262144 # bytes copied for a Python operation: names, or an xattr of 64 KiB
+    FUSE_OUT_PIECES = 16
+    NO_REPLY = 1             # an operation's answer when the guest expects none
+
+
+# A stream over iovecs; reading and skipping consume it (the iovecs are the caller's own copies).
+cdef struct span_t:
+    iovec *iov
+    uint32_t n
+    uint64_t bytes
+
+
+cdef struct request_t:
+    fuse_in_header header   # private copy
+    span_t body             # after the header, ends at header.len
+    span_t reply            # room after the out header
+    uint64_t reply_bytes    # of the body, set by the operation
+    int error               # 0 or -errno of a request that is refused before it is run
+    bint may_block          # runs in Python
+    iovec head[FUSE_OUT_PIECES]  # where the out header goes: at most 16 pieces of one byte
+    uint32_t n_head
+
+
+# 0, -errno, or NO_REPLY. On 0 reply_bytes of r.reply have been filled.
+ctypedef int (*hot_op_t)(void *fs, request_t *r) noexcept nogil
+
+
+cdef struct dispatch_t:
+    hot_op_t hot[OPCODES_MAX]
+    void *hot_fs
+    void *owner             # the Dispatch: borrowed
+    unsigned char python[OPCODES_MAX]
+    int initialized         # INIT has been answered and DESTROY has not come
+
+
+# Drop n bytes; -EINVAL when there are fewer.
+cdef int span_skip(span_t *s, uint64_t n) noexcept nogil
+# Copy n bytes out and drop them; -EINVAL when there are fewer.
+cdef int span_read(span_t *s, void *to, uint64_t n) noexcept nogil
+# Copy n bytes in and drop the room; -EINVAL when there is less.
+cdef int span_write(span_t *s, const void *data, uint64_t n) noexcept nogil
+# Forget what lies beyond the first n bytes.
+cdef void span_limit(span_t *s, uint64_t n) noexcept nogil
+# 0; -EINVAL empty, ".", "..", with "/"; -ENAMETOOLONG. n: bytes without the NUL.
+cdef int name_check(const char *name, size_t n) noexcept nogil
+
+# False: no in header, or no room for an out header where a reply is due: give the chain back unanswered.
+cdef bint request_parse(dispatch_t *d, span_t readable, span_t writable, request_t *r) noexcept nogil
+# Run it and write the reply. Bytes written to the guest, 0 for none. *error: 0 or -errno.
+cdef uint32_t request_run(dispatch_t *d, request_t *r, int *error) noexcept nogil
+
+
+cdef class Dispatch:
+    cdef dispatch_t table
+    cdef object hot_owner
+    cdef list handlers
+    cdef object fs
+
+    cdef int set_hot(self, uint32_t opcode, hot_op_t op, void *fs, object owner) except -1

@@ -1,0 +1,297 @@
+"""Dispatch of FUSE requests: hot operations without the GIL, the others in Python."""
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.errno cimport E2BIG, EINVAL, EIO, ENAMETOOLONG, ENOSYS
+from libc.string cimport memchr, memcpy, memset
+
+from vfsd cimport _wire as w
+from vfsd._wire cimport fuse_out_header
+
+import errno
+import logging
+
+from vfsd.fuse.opcodes import NAME as OPCODE_NAME
+from vfsd.fuse.opcodes import NUMBER as OPCODE_NUMBER
+from vfsd.fuse.opcodes import OPCODES_MAX as TABLE_SIZE
+
+log = logging.getLogger("vfsd.fuse")
+
+assert sizeof(w.fuse_in_header) == w.FUSE_IN_HEADER
+assert sizeof(w.fuse_out_header) == w.FUSE_OUT_HEADER
+assert sizeof(w.fuse_attr) == 88
+assert sizeof(w.fuse_entry_out) == 128
+assert sizeof(w.fuse_attr_out) == 104
+assert sizeof(w.fuse_forget_one) == 16
+assert sizeof(w.fuse_getattr_in) == 16
+assert sizeof(w.fuse_read_in) == 40
+assert sizeof(w.fuse_write_in) == 40
+assert sizeof(w.fuse_write_out) == 8
+assert TABLE_SIZE == OPCODES_MAX
+
+cdef uint32_t INIT = OPCODE_NUMBER["INIT"]
+cdef uint32_t FORGET = OPCODE_NUMBER["FORGET"]
+cdef uint32_t BATCH_FORGET = OPCODE_NUMBER["BATCH_FORGET"]
+
+cdef enum:
+    ERRNO_MAX = 511  # Linux refuses a reply with a larger one (fs/fuse/dev.c)
+
+
+cdef int span_skip(span_t *s, uint64_t n) noexcept nogil:
+    if n > s.bytes:
+        return -EINVAL
+    s.bytes -= n
+    while n:
+        if n < s.iov.iov_len:
+            s.iov.iov_base = <char *>s.iov.iov_base + n
+            s.iov.iov_len -= n
+            return 0
+        n -= s.iov.iov_len
+        s.iov += 1
+        s.n -= 1
+    return 0
+
+
+cdef int span_copy(span_t *s, char *data, uint64_t n, bint fill) noexcept nogil:
+    cdef uint64_t part
+    if n > s.bytes:
+        return -EINVAL
+    while n:
+        part = n if n < s.iov.iov_len else s.iov.iov_len
+        if fill:
+            memcpy(s.iov.iov_base, data, part)
+        else:
+            memcpy(data, s.iov.iov_base, part)
+        data += part
+        n -= part
+        span_skip(s, part)
+    return 0
+
+
+cdef int span_read(span_t *s, void *to, uint64_t n) noexcept nogil:
+    return span_copy(s, <char *>to, n, False)
+
+
+cdef int span_write(span_t *s, const void *data, uint64_t n) noexcept nogil:
+    return span_copy(s, <char *>data, n, True)
+
+
+cdef void span_limit(span_t *s, uint64_t n) noexcept nogil:
+    cdef uint32_t i = 0
+    if n >= s.bytes:
+        return
+    s.bytes = n
+    while n > s.iov[i].iov_len:
+        n -= s.iov[i].iov_len
+        i += 1
+    s.iov[i].iov_len = n
+    s.n = i + 1
+
+
+cdef int name_check(const char *name, size_t n) noexcept nogil:
+    if n > NAME_MAX:
+        return -ENAMETOOLONG
+    if n == 0 or memchr(name, c'/', n) != NULL or memchr(name, 0, n) != NULL:
+        return -EINVAL
+    if name[0] == c'.' and (n == 1 or (n == 2 and name[1] == c'.')):
+        return -EINVAL
+    return 0
+
+
+cdef void take_head(request_t *r) noexcept nogil:
+    """Set aside where the out header goes: it is written last, and may lie in pieces."""
+    cdef uint64_t left = w.FUSE_OUT_HEADER, part
+    r.n_head = 0
+    while left:
+        part = left if left < r.reply.iov.iov_len else r.reply.iov.iov_len
+        r.head[r.n_head].iov_base = r.reply.iov.iov_base
+        r.head[r.n_head].iov_len = part
+        r.n_head += 1
+        left -= part
+        span_skip(&r.reply, part)
+
+
+cdef bint request_parse(dispatch_t *d, span_t readable, span_t writable, request_t *r) noexcept nogil:
+    cdef uint32_t opcode
+    r.body = readable
+    r.reply = writable
+    r.reply_bytes = 0
+    r.error = 0
+    r.n_head = 0
+    r.may_block = False
+    if span_read(&r.body, &r.header, w.FUSE_IN_HEADER) < 0:
+        memset(&r.header, 0, sizeof(r.header))
+        return False
+    opcode = r.header.opcode
+    if opcode != FORGET and opcode != BATCH_FORGET:
+        if r.reply.bytes < w.FUSE_OUT_HEADER:
+            return False
+        take_head(r)
+    if r.header.len < w.FUSE_IN_HEADER or r.header.len - w.FUSE_IN_HEADER > r.body.bytes:
+        r.error = -EINVAL
+    elif opcode >= OPCODES_MAX or (d.hot[opcode] == NULL and not d.python[opcode]):
+        r.error = -ENOSYS
+    elif not d.initialized and opcode != INIT:
+        r.error = -EIO
+    else:
+        span_limit(&r.body, r.header.len - w.FUSE_IN_HEADER)
+        r.may_block = d.hot[opcode] == NULL
+    return True
+
+
+cdef uint32_t request_run(dispatch_t *d, request_t *r, int *error) noexcept nogil:
+    cdef int rc = r.error
+    if rc == 0:
+        if r.may_block:
+            rc = run_python(d, r)
+        else:
+            rc = d.hot[r.header.opcode](d.hot_fs, r)
+    error[0] = rc if rc < 0 else 0
+    if rc == NO_REPLY or r.n_head == 0:
+        return 0
+    return write_head(r, rc)
+
+
+cdef uint32_t write_head(request_t *r, int rc) noexcept nogil:
+    cdef fuse_out_header out
+    cdef char *at = <char *>&out
+    cdef uint32_t i
+    out.len = w.FUSE_OUT_HEADER + (<uint32_t>r.reply_bytes if rc == 0 else 0)
+    out.error = rc
+    out.unique = r.header.unique
+    for i in range(r.n_head):
+        memcpy(r.head[i].iov_base, at, r.head[i].iov_len)
+        at += r.head[i].iov_len
+    return out.len
+
+
+cdef int run_python(dispatch_t *d, request_t *r) noexcept with gil:
+    cdef Dispatch dispatch = <Dispatch>d.owner
+    cdef Request request
+    try:
+        if r.body.bytes > PYTHON_BODY_MAX:
+            return -E2BIG
+        request = Request.__new__(Request)
+        request.load(r)
+        reply = dispatch.handlers[r.header.opcode](dispatch.fs, request)
+        if reply is None:
+            return 0
+        return fill_reply(r, reply)
+    except OSError as problem:
+        if problem.errno is None or not 0 < problem.errno <= ERRNO_MAX:
+            return -EIO
+        return -<int>problem.errno
+    except BaseException:
+        # A guest must not end the daemon: it gets EIO, the operator the traceback.
+        log.exception("%s failed", OPCODE_NAME.get(r.header.opcode, r.header.opcode))
+        return -EIO
+
+
+cdef int fill_reply(request_t *r, bytes reply) except -1000:
+    cdef int rc = span_write(&r.reply, PyBytes_AS_STRING(reply), PyBytes_GET_SIZE(reply))
+    if rc == 0:
+        r.reply_bytes = PyBytes_GET_SIZE(reply)
+    return rc
+
+
+@cython.final
+cdef class Request:
+    """One request as a Python operation sees it: header fields and a reader over its body.
+
+    `room` is the space for the reply's body in bytes. Every reading method raises EINVAL when the
+    body is too short for what it asks.
+    """
+
+    cdef readonly uint64_t unique
+    cdef readonly uint64_t nodeid
+    cdef readonly uint32_t opcode
+    cdef readonly uint32_t uid
+    cdef readonly uint32_t gid
+    cdef readonly uint32_t pid
+    cdef readonly uint64_t room
+    cdef bytes body
+    cdef Py_ssize_t at
+
+    cdef int load(self, request_t *r) except -1:
+        cdef uint64_t n = r.body.bytes
+        self.unique = r.header.unique
+        self.nodeid = r.header.nodeid
+        self.opcode = r.header.opcode
+        self.uid = r.header.uid
+        self.gid = r.header.gid
+        self.pid = r.header.pid
+        self.room = r.reply.bytes
+        self.body = PyBytes_FromStringAndSize(NULL, n)
+        span_read(&r.body, PyBytes_AS_STRING(self.body), n)
+        return 0
+
+    def take(self, layout):
+        """The next fields, by a `struct.Struct`."""
+        if len(self.body) - self.at < layout.size:
+            raise OSError(errno.EINVAL, "request too short")
+        fields = layout.unpack_from(self.body, self.at)
+        self.at += layout.size
+        return fields
+
+    def string(self):
+        """The next NUL-terminated bytes, without the NUL."""
+        end = self.body.find(b"\0", self.at)
+        if end < 0:
+            raise OSError(errno.EINVAL, "string without end")
+        text = self.body[self.at:end]
+        self.at = end + 1
+        return text
+
+    def name(self):
+        """The next string, as the name of a directory entry: EINVAL or ENAMETOOLONG if it can't be one."""
+        cdef bytes name = self.string()
+        cdef int rc = name_check(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))
+        if rc < 0:
+            raise OSError(-rc, "bad name")
+        return name
+
+    def rest(self):
+        """All bytes not read yet."""
+        rest = self.body[self.at:]
+        self.at = len(self.body)
+        return rest
+
+
+@cython.final
+cdef class Dispatch:
+    """The operations of one connection, by opcode.
+
+    `fs` is handed to each Python operation as its first argument; it is let in to every request
+    only after `open()` and until `shut()` (INIT and DESTROY).
+    """
+
+    def __cinit__(self, fs):
+        self.fs = fs
+        self.handlers = [None] * OPCODES_MAX
+        self.table.owner = <void *>self
+
+    cdef int set_hot(self, uint32_t opcode, hot_op_t op, void *fs, object owner) except -1:
+        self.table.hot[opcode] = op
+        self.table.hot_fs = fs
+        self.hot_owner = owner
+        return 0
+
+    def set_python(self, opcode, handler):
+        """Let handler(fs, request) -> bytes | None answer this opcode; OSError is the errno."""
+        self.handlers[opcode] = handler
+        self.table.python[opcode] = 1
+
+    def open(self):
+        self.table.initialized = 1
+
+    def shut(self):
+        self.table.initialized = 0
+
+    def close(self):
+        """Let go of the file system; no request may be under way or follow."""
+        self.shut()
+        self.fs = None
+        self.handlers = [None] * OPCODES_MAX
+        for opcode in range(OPCODES_MAX):
+            self.table.hot[opcode] = NULL
+            self.table.python[opcode] = 0

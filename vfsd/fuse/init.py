@@ -1,0 +1,101 @@
+"""FUSE_INIT and FUSE_DESTROY: what is agreed with the guest's kernel, and when a session begins and ends."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from errno import EPROTO
+from typing import Any
+
+from vfsd.fuse import abi
+from vfsd.fuse.abi import Init
+from vfsd.fuse.dispatch import Dispatch, Request
+from vfsd.fuse.opcodes import NUMBER
+
+log = logging.getLogger("vfsd.fuse")
+
+# Room for the headers and arguments of a READ or WRITE beside its pages: FUSE_HEADER_OVERHEAD
+# of fs/fuse/virtio_fs.c.
+HEADER_ELEMENTS = 4
+MAX_PAGES = 256  # 1 MiB, FUSE_DEFAULT_MAX_PAGES_LIMIT of Linux
+MAX_BACKGROUND = 64
+CONGESTION_THRESHOLD = 48
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What this side would agree to. queue_size: the smallest request queue, in elements."""
+
+    flags: Init
+    queue_size: int
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """The outcome of INIT."""
+
+    minor: int
+    flags: Init
+    max_pages: int
+
+
+def negotiate(request: Request, offer: Offer) -> tuple[bytes, Agreed | None]:
+    """The INIT reply, and what it agrees on; None when a newer major must ask again.
+
+    OSError EPROTO: the guest is too old.
+    """
+    major, minor, readahead, flags = request.take(abi.INIT_IN_MIN)
+    if major > abi.KERNEL_VERSION:
+        return init_out(abi.KERNEL_MINOR_VERSION, 0, Init(0), 0), None
+    if major < abi.KERNEL_VERSION or minor < abi.KERNEL_MINOR_VERSION_MIN:
+        log.error("the guest speaks FUSE %d.%d, 7.%d is the oldest", major, minor,
+                  abi.KERNEL_MINOR_VERSION_MIN)  # fmt: skip
+        raise OSError(EPROTO, "FUSE version too old")
+    if flags & Init.INIT_EXT:
+        flags |= request.take(abi.INIT_FLAGS2)[0] << 32
+    # An older kernel would send a chain that is longer than its queue (Linux before 5.13).
+    max_pages = max(1, min(MAX_PAGES, offer.queue_size - HEADER_ELEMENTS))
+    agreed = Agreed(min(minor, abi.KERNEL_MINOR_VERSION), offer.flags & flags, max_pages)
+    return init_out(agreed.minor, readahead, agreed.flags, max_pages), agreed
+
+
+def init_out(minor: int, readahead: int, flags: Init, max_pages: int) -> bytes:
+    return abi.INIT_OUT.pack(
+        abi.KERNEL_VERSION, minor, readahead, flags & 0xFFFFFFFF,
+        MAX_BACKGROUND, CONGESTION_THRESHOLD, max_pages * abi.PAGE_SIZE,
+        1,  # time_gran: nanoseconds
+        max_pages, 0, flags >> 32,
+    )  # fmt: skip
+
+
+class Session:
+    """The time between INIT and DESTROY of one connection.
+
+    offer: asked at each INIT. drop: forgets all that the guest held.
+    """
+
+    def __init__(self, dispatch: Dispatch, offer: Callable[[], Offer], drop: Callable[[], None]) -> None:
+        self.agreed: Agreed | None = None
+        self._dispatch = dispatch
+        self._offer = offer
+        self._drop = drop
+        dispatch.set_python(NUMBER["INIT"], self.init)
+        dispatch.set_python(NUMBER["DESTROY"], self.destroy)
+
+    def init(self, _fs: Any, request: Request) -> bytes:
+        self.end()
+        reply, self.agreed = negotiate(request, self._offer())
+        if self.agreed is not None:
+            log.info("session begins: FUSE 7.%d, %d pages a request",
+                     self.agreed.minor, self.agreed.max_pages)  # fmt: skip
+            log.debug("agreed: %r", self.agreed.flags)
+            self._dispatch.open()
+        return reply
+
+    def destroy(self, _fs: Any, _request: Request) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """What DESTROY, a reset and the loss of the connection mean alike."""
+        self._dispatch.shut()
+        self.agreed = None
+        self._drop()

@@ -1,0 +1,118 @@
+"""One shared directory, and the guests that have it mounted.
+
+Each connection is a guest of its own: inodes, handles, negotiated features and queues are never
+shared between two.
+"""
+
+import logging
+import os
+import socket
+from collections import Counter
+from dataclasses import dataclass
+from struct import Struct
+
+from vfsd._queue import Queue
+from vfsd.fuse.abi import Init
+from vfsd.fuse.dispatch import Dispatch
+from vfsd.fuse.init import Offer, Session
+from vfsd.hostfs.fs import HostFs, Policy
+from vfsd.vhost.backend import Backend
+
+log = logging.getLogger("vfsd.share")
+
+TAG_BYTES = 36
+CONFIG = Struct(f"<{TAG_BYTES}sI")  # struct virtio_fs_config: tag, num_request_queues
+
+INIT_FLAGS = (
+    Init.ASYNC_READ
+    | Init.ATOMIC_O_TRUNC
+    | Init.BIG_WRITES
+    | Init.AUTO_INVAL_DATA
+    | Init.ASYNC_DIO
+    | Init.PARALLEL_DIROPS
+    | Init.MAX_PAGES
+    | Init.INIT_EXT
+)
+
+
+@dataclass(frozen=True)
+class ShareSettings:
+    """What does not change while the share is served.
+
+    tag: None leaves the config space, and so the tag, to the front end.
+    anchors_max: O_PATH descriptors a guest's inodes may hold.
+    """
+
+    path: str
+    policy: Policy
+    tag: bytes | None
+    num_request_queues: int
+    inband: bool
+    anchors_max: int
+
+
+class Share:
+    """A directory to serve. OSError when it can't be opened."""
+
+    def __init__(self, settings: ShareSettings) -> None:
+        self.settings = settings
+        self.root_fd = os.open(settings.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def connect(self, sock: socket.socket) -> "Connection":
+        """A guest's front end has connected."""
+        return Connection(self, sock)
+
+    def close(self) -> None:
+        os.close(self.root_fd)
+
+
+class Connection:
+    """One front end: the vhost-user device it drives and the file system behind it."""
+
+    def __init__(self, share: Share, sock: socket.socket) -> None:
+        settings = share.settings
+        self.queues_max = 1 + settings.num_request_queues
+        self.inband = settings.inband
+        self.config = (
+            None if settings.tag is None else CONFIG.pack(settings.tag, settings.num_request_queues)
+        )
+        self._queues: dict[int, Queue] = {}
+        self._fs = HostFs(share.root_fd, settings.policy, settings.anchors_max)
+        self._dispatch = Dispatch(self._fs)
+        self._fs.install(self._dispatch)
+        self._session = Session(self._dispatch, self._offer, self._fs.tables.clear)
+        self.backend = Backend(sock, self)
+
+    def make_queue(self, index: int) -> Queue:
+        name = "hiprio" if index == 0 else f"requests.{index - 1}"
+        self._queues[index] = Queue(index, name, self._dispatch)
+        return self._queues[index]
+
+    def reset(self) -> None:
+        self._session.end()
+
+    def close(self) -> None:
+        """Drop the guest's state: stop its queues, close its handles, forget its inodes."""
+        self.backend.close()
+        self._session.end()
+        self._dispatch.close()
+
+    def summary(self) -> str:
+        """One line: requests and errors so far, and what went wrong with rings."""
+        requests = errors = 0
+        troubles: Counter[str] = Counter()
+        for queue in self._queues.values():
+            counters = queue.counters()
+            ring = counters.pop("ring")
+            troubles.update({k: n for k, n in ring.items() if n and k not in ("kicks", "calls")})
+            requests += sum(op["requests"] for op in counters.values())
+            errors += sum(op["errors"] for op in counters.values())
+        text = f"{requests} requests, {errors} answered with an error"
+        return ", ".join([text, *(f"{what}: {n}" for what, n in troubles.items())])
+
+    def _offer(self) -> Offer:
+        flags = INIT_FLAGS
+        if self._fs.policy.cache.readdirplus:
+            flags |= Init.DO_READDIRPLUS | Init.READDIRPLUS_AUTO
+        sizes = [queue.num for index, queue in self._queues.items() if index > 0 and queue.started]
+        return Offer(flags, min(sizes, default=0))

@@ -1,0 +1,1 @@
+"""vhost-user: messages, the device side (backend), the driver side (frontend), memory regions."""

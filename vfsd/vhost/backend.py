@@ -1,0 +1,524 @@
+"""The device side of one vhost-user connection: a state machine fed by the control thread.
+
+A ring has a running queue exactly while it is set up (size, addresses, memory, features), started
+(SET_VRING_KICK, or in-band) and enabled. The front ends send the messages that lead there in
+every order, so each of them only records its part and then asks whether all parts are there.
+What stops a queue keeps its next available index, and the next start goes on from it.
+
+A disabled ring has no queue thread: user-mode Linux frees the memory of its rings after
+SET_VRING_ENABLE 0 and sets them up anew without ever sending GET_VRING_BASE.
+"""
+
+import logging
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final, Protocol
+
+from vfsd._ring import RING_NUM_MAX, GuestMemory
+from vfsd.errors import ProtocolError
+from vfsd.vhost import messages
+from vfsd.vhost.memory import SLOTS_MAX, MemoryTable
+from vfsd.vhost.messages import (
+    CONFIG_HEAD,
+    NEED_REPLY,
+    REPLY,
+    SINGLE_REGION,
+    U64,
+    VRING_ADDR,
+    VRING_INDEX_MASK,
+    VRING_NO_FD,
+    VRING_STATE,
+    BackendRequest,
+    FrontendRequest,
+    Message,
+    MessageReader,
+    PeerClosed,
+    ProtocolFeature,
+    Region,
+    VirtioFeature,
+    VringAddr,
+)
+
+log = logging.getLogger("vfsd.vhost")
+
+FEATURES: Final = (
+    VirtioFeature.VERSION_1
+    | VirtioFeature.INDIRECT_DESC
+    | VirtioFeature.EVENT_IDX
+    | VirtioFeature.PROTOCOL_FEATURES
+)
+PROTOCOL_FEATURES: Final = (
+    ProtocolFeature.MQ
+    | ProtocolFeature.REPLY_ACK
+    | ProtocolFeature.BACKEND_REQ
+    | ProtocolFeature.BACKEND_SEND_FD
+    | ProtocolFeature.RESET_DEVICE
+    | ProtocolFeature.CONFIGURE_MEM_SLOTS
+    | ProtocolFeature.STATUS
+)
+
+MESSAGES_PER_CALL: Final = 64  # then the control thread looks at its other connections
+REFUSED: Final = 1  # the u64 of an acknowledgement that is none
+
+
+class VirtQueue(Protocol):
+    """What a ring needs of `vfsd._queue.Queue`; that stub says what each method does."""
+
+    def start(
+        self,
+        memory: GuestMemory,
+        num: int,
+        desc: int,
+        avail: int,
+        used: int,
+        base: int,
+        event_idx: bool,
+    ) -> None: ...
+    def stop(self) -> int: ...
+    def set_kick(self, fd: int) -> None: ...
+    def set_call(self, fd: int, message: bytes = ...) -> None: ...
+    def set_err(self, fd: int) -> None: ...
+    def set_enabled(self, enabled: bool) -> None: ...
+    def kick(self) -> None: ...
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class Device(Protocol):
+    """The device behind a connection. It may make more than one queue, each only once."""
+
+    @property
+    def queues_max(self) -> int:
+        """Answer of GET_QUEUE_NUM: request queues and hiprio, at most 256."""
+
+    @property
+    def config(self) -> bytes | None:
+        """The configuration space; None: the front end has its own, CONFIG is not offered."""
+
+    @property
+    def inband(self) -> bool:
+        """Whether INBAND_NOTIFICATIONS is offered."""
+
+    def make_queue(self, index: int) -> VirtQueue: ...
+
+    def reset(self) -> None:
+        """Forget the session: RESET_DEVICE or status 0. No queue runs."""
+
+
+class _Ring:
+    """One vring as far as the front end has described it."""
+
+    def __init__(self, index: int, queue: VirtQueue) -> None:
+        self.index = index
+        self.queue = queue
+        self.calls_by_fd = False
+        self.running = False  # the queue is started
+        self.forget()
+
+    def forget(self) -> None:
+        """As before the first message, but for the descriptors."""
+        self.num = 0
+        self.addr: VringAddr | None = None
+        self.base = 0  # next available index while the queue does not run
+        self.kicked = False  # started, in the words of the specification
+        self.enabled = False  # by SET_VRING_ENABLE
+
+    def stop(self) -> None:
+        """Stop the queue, if it runs, and keep where it was."""
+        if self.running:
+            self.queue.set_enabled(False)
+            self.base = self.queue.stop()
+            self.running = False
+
+
+class Backend:
+    """The device side of one connection. It owns the socket.
+
+    ProtocolError means the front end broke the protocol: log its text, which names the message
+    and the field, and close(). Nothing else is usable then."""
+
+    def __init__(self, sock: socket.socket, device: Device) -> None:
+        self.features = VirtioFeature(0)  # as acknowledged by the front end
+        self.protocol_features = ProtocolFeature(0)
+        self.offered = PROTOCOL_FEATURES
+        if device.config is not None:
+            self.offered |= ProtocolFeature.CONFIG
+        if device.inband:
+            self.offered |= ProtocolFeature.INBAND_NOTIFICATIONS
+        self.channel: int | None = None  # descriptor of SET_BACKEND_REQ_FD
+        self.memory = MemoryTable()
+        self._sock = sock
+        self._device = device
+        self._reader = MessageReader(sock, messages.check_frontend_request, messages.frontend_name)
+        self._rings: dict[int, _Ring] = {}
+        self._features_set = False
+        self._status = 0
+
+    def fileno(self) -> int:
+        """The main channel, to wait on with a level-triggered selector."""
+        return self._sock.fileno()
+
+    def on_readable(self) -> bool:
+        """Handle the messages that are there. False: the front end closed the connection."""
+        try:
+            for _ in range(MESSAGES_PER_CALL):
+                message = self._reader.read()
+                if message is None:
+                    return True
+                try:
+                    self._handle(message)
+                finally:
+                    message.close()
+        except PeerClosed:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Stop the queues and close every descriptor. The device is not reset. Idempotent."""
+        for ring in self._rings.values():
+            ring.queue.close()
+        self._rings.clear()
+        self.memory.clear()
+        self._set_channel(None)
+        self._reader.close()
+        self._sock.close()
+
+    # ---- one message
+
+    def _handle(self, message: Message) -> None:
+        name = messages.frontend_name(message.request)
+        log.debug("%s: %d bytes, %d fds", name, len(message.payload), len(message.fds))
+        try:
+            answer = self._answer(message)
+            if isinstance(answer, bytes):
+                self._reply(message, answer)
+            elif message.flags & NEED_REPLY and self._has(ProtocolFeature.REPLY_ACK):
+                self._reply(message, U64.pack(answer))
+        except ProtocolError as error:
+            raise ProtocolError(f"{name}: {error}") from error
+
+    def _answer(self, message: Message) -> bytes | int:
+        """The body of the reply, or 0 or REFUSED where a reply is only an acknowledgement."""
+        shape = messages.FRONTEND_SHAPES.get(message.request)
+        handler = _HANDLERS.get(message.request)
+        if shape is None:
+            return REFUSED
+        if handler is not None and shape.feature in self.offered:
+            return handler(self, message)
+        if shape.reply is not None:
+            raise ProtocolError(f"{shape.feature.name or 'its feature'} was not offered")
+        return REFUSED
+
+    def _reply(self, message: Message, payload: bytes) -> None:
+        messages.send(self._sock, messages.encode(message.request, payload, REPLY))
+
+    def _has(self, feature: ProtocolFeature) -> bool:
+        return feature in self.protocol_features
+
+    # ---- features, status, configuration
+
+    def _get_features(self, message: Message) -> bytes:
+        return U64.pack(FEATURES)
+
+    def _set_features(self, message: Message) -> int:
+        (bits,) = U64.unpack(message.payload)
+        if bits & ~FEATURES:
+            raise ProtocolError(f"bits {bits & ~FEATURES:#x} were not offered")
+        if bits != self.features:
+            for ring in self._running():
+                raise ProtocolError(f"bits change to {bits:#x} while queue {ring.index} runs")
+        self.features = VirtioFeature(bits)
+        self._features_set = True
+        self._start_ready()
+        return 0
+
+    def _get_protocol_features(self, message: Message) -> bytes:
+        return U64.pack(self.offered)
+
+    def _set_protocol_features(self, message: Message) -> int:
+        (bits,) = U64.unpack(message.payload)
+        if bits & ~self.offered:
+            raise ProtocolError(f"bits {bits & ~self.offered:#x} were not offered")
+        self.protocol_features = ProtocolFeature(bits)
+        self._connect_calls()
+        return 0
+
+    def _nothing(self, message: Message) -> int:
+        return 0
+
+    def _get_queue_num(self, message: Message) -> bytes:
+        return U64.pack(self._device.queues_max)
+
+    def _get_config(self, message: Message) -> bytes:
+        config = self._device.config
+        offset, size, flags = CONFIG_HEAD.unpack_from(message.payload)
+        if config is None or offset + size > len(config):
+            return CONFIG_HEAD.pack(offset, 0, flags)  # size 0 is the specified error
+        return CONFIG_HEAD.pack(offset, size, flags) + config[offset : offset + size]
+
+    def _set_config(self, message: Message) -> int:
+        return REFUSED  # every field of virtio_fs_config is read-only
+
+    def _get_status(self, message: Message) -> bytes:
+        return U64.pack(self._status)
+
+    def _set_status(self, message: Message) -> int:
+        (status,) = U64.unpack(message.payload)
+        if status == 0 and self._status != 0:
+            self._reset()
+        self._status = status
+        return 0
+
+    def _reset_device(self, message: Message) -> int:
+        self._reset()
+        return 0
+
+    def _reset(self) -> None:
+        # Memory stays: QEMU sends only what changes in it, also after a reset.
+        for ring in self._rings.values():
+            ring.stop()
+            ring.forget()
+        self._status = 0
+        self._device.reset()
+
+    # ---- memory
+
+    def _set_mem_table(self, message: Message) -> int:
+        regions = messages.decode_mem_table(message.payload)
+        with self._rings_moved():
+            self.memory.replace(regions, message.fds)
+        return 0
+
+    def _get_max_mem_slots(self, message: Message) -> bytes:
+        return U64.pack(SLOTS_MAX)
+
+    def _add_mem_reg(self, message: Message) -> int:
+        if not message.fds:
+            raise ProtocolError("no descriptor")
+        running = self._running()
+        for ring in running:
+            ring.queue.pause()
+        try:
+            self.memory.add(Region(*SINGLE_REGION.unpack(message.payload)), message.fds[0])
+        finally:
+            for ring in running:
+                ring.queue.resume()
+        self._start_ready()
+        return 0
+
+    def _rem_mem_reg(self, message: Message) -> int:
+        with self._rings_moved():
+            self.memory.remove(Region(*SINGLE_REGION.unpack(message.payload)))
+        return 0
+
+    @contextmanager
+    def _rings_moved(self) -> Iterator[None]:
+        """Around a change of memory that exists: queues start anew, with the new addresses."""
+        running = self._running()
+        for ring in running:
+            ring.stop()
+        yield
+        self._start_ready()
+        for ring in running:
+            if not ring.running:
+                raise ProtocolError(f"queue {ring.index}: its ring is in no memory region")
+
+    # ---- rings
+
+    def _ring(self, index: int) -> _Ring:
+        if index >= self._device.queues_max:
+            raise ProtocolError(f"queue {index}: there are {self._device.queues_max}")
+        if index not in self._rings:
+            self._rings[index] = _Ring(index, self._device.make_queue(index))
+            self._connect_call(self._rings[index])
+        return self._rings[index]
+
+    def _running(self) -> list[_Ring]:
+        return [ring for ring in self._rings.values() if ring.running]
+
+    def _start_ready(self) -> None:
+        for ring in self._rings.values():
+            self._start_if_ready(ring)
+
+    def _start_if_ready(self, ring: _Ring) -> None:
+        enabled = ring.enabled or VirtioFeature.PROTOCOL_FEATURES not in self.features
+        ready = ring.kicked and enabled and self._features_set and ring.num and len(self.memory)
+        if ring.running or not ready or ring.addr is None:
+            return
+        addr, event_idx = ring.addr, VirtioFeature.EVENT_IDX in self.features
+        try:
+            ring.queue.start(
+                self.memory.guest, ring.num, addr.desc, addr.avail, addr.used, ring.base, event_idx
+            )
+        except ValueError as error:
+            raise ProtocolError(f"queue {ring.index}: {error}") from error
+        ring.running = True
+        ring.queue.set_enabled(True)
+
+    def _set_vring_num(self, message: Message) -> int:
+        index, num = VRING_STATE.unpack(message.payload)
+        ring = self._ring(index)
+        if num & (num - 1) or not 0 < num <= RING_NUM_MAX:
+            why = "no power of two" if num & (num - 1) else f"not 1 to {RING_NUM_MAX}"
+            raise ProtocolError(f"queue {index}: size {num} is {why}")
+        self._refuse_if_changed(ring, "size", ring.num, num)
+        ring.num = num
+        self._start_if_ready(ring)
+        return 0
+
+    def _set_vring_addr(self, message: Message) -> int:
+        addr = VringAddr(*VRING_ADDR.unpack(message.payload))
+        ring = self._ring(addr.queue)
+        if ring.addr is not None:
+            for part in ("desc", "used", "avail"):
+                self._refuse_if_changed(
+                    ring, f"{part} address", getattr(ring.addr, part), getattr(addr, part)
+                )
+        ring.addr = addr
+        self._start_if_ready(ring)
+        return 0
+
+    def _set_vring_base(self, message: Message) -> int:
+        index, base = VRING_STATE.unpack(message.payload)
+        ring = self._ring(index)
+        if base > 0xFFFF:
+            raise ProtocolError(f"queue {index}: index {base} of a split ring has 16 bits")
+        self._refuse_if_changed(ring, "index", ring.base, base)
+        ring.base = base
+        self._start_if_ready(ring)
+        return 0
+
+    def _refuse_if_changed(self, ring: _Ring, what: str, old: int, new: int) -> None:
+        # Sent again with the same value by QEMU, to turn the dirty log on and off.
+        if ring.running and old != new:
+            raise ProtocolError(
+                f"queue {ring.index}: {what} changes from {old:#x} to {new:#x} while it runs"
+            )
+
+    def _get_vring_base(self, message: Message) -> bytes:
+        index, _ = VRING_STATE.unpack(message.payload)
+        ring = self._ring(index)
+        ring.stop()
+        ring.kicked = False
+        return VRING_STATE.pack(index, ring.base)
+
+    def _set_vring_enable(self, message: Message) -> int:
+        index, enable = VRING_STATE.unpack(message.payload)
+        ring = self._ring(index)
+        if enable > 1:
+            raise ProtocolError(f"queue {index}: {enable} is neither 0 nor 1")
+        ring.enabled = bool(enable)
+        if not enable:
+            ring.stop()
+            return 0
+        if self._has(ProtocolFeature.INBAND_NOTIFICATIONS):
+            ring.kicked = True  # user-mode Linux sends no SET_VRING_KICK then
+        self._start_if_ready(ring)
+        return 0
+
+    # ---- notifications
+
+    def _vring_fd(self, message: Message) -> tuple[_Ring, int]:
+        """The ring and its new descriptor, now the caller's; -1: the message says it has none."""
+        (word,) = U64.unpack(message.payload)
+        ring = self._ring(word & VRING_INDEX_MASK)
+        where = f"queue {ring.index}"
+        if word & ~(VRING_INDEX_MASK | VRING_NO_FD):
+            raise ProtocolError(f"{where}: unknown bits in {word:#x}")
+        if word & VRING_NO_FD:
+            if message.fds:
+                raise ProtocolError(f"{where}: a descriptor, and the bit for none")
+            return ring, -1
+        if not message.fds:
+            raise ProtocolError(f"{where}: no descriptor")
+        return ring, message.take_fd()
+
+    def _set_vring_kick(self, message: Message) -> int:
+        ring, fd = self._vring_fd(message)
+        if fd < 0 and not self._has(ProtocolFeature.INBAND_NOTIFICATIONS):
+            raise ProtocolError(f"queue {ring.index}: no descriptor, rings are not polled here")
+        ring.queue.set_kick(fd)
+        ring.kicked = True
+        self._start_if_ready(ring)
+        return 0
+
+    def _set_vring_call(self, message: Message) -> int:
+        ring, fd = self._vring_fd(message)
+        ring.calls_by_fd = fd >= 0
+        if fd >= 0:
+            ring.queue.set_call(fd)
+        else:
+            ring.queue.set_call(-1)
+            self._connect_call(ring)
+        return 0
+
+    def _set_vring_err(self, message: Message) -> int:
+        ring, fd = self._vring_fd(message)
+        ring.queue.set_err(fd)
+        return 0
+
+    def _vring_kick(self, message: Message) -> int:
+        index, _ = VRING_STATE.unpack(message.payload)
+        ring = self._ring(index)
+        ring.kicked = True
+        self._start_if_ready(ring)
+        if ring.running:
+            ring.queue.kick()
+        return 0
+
+    def _set_backend_req_fd(self, message: Message) -> int:
+        if not message.fds:
+            raise ProtocolError("no descriptor")
+        self._set_channel(message.take_fd())
+        self._connect_calls()
+        return 0
+
+    def _set_channel(self, fd: int | None) -> None:
+        if self.channel is not None:
+            os.close(self.channel)
+        self.channel = fd
+
+    def _connect_calls(self) -> None:
+        for ring in self._rings.values():
+            self._connect_call(ring)
+
+    def _connect_call(self, ring: _Ring) -> None:
+        """Where it was agreed on, call the guest by messages on the back-end channel."""
+        inband = self._has(ProtocolFeature.INBAND_NOTIFICATIONS)
+        if inband and self.channel is not None and not ring.calls_by_fd:
+            call = messages.encode(BackendRequest.VRING_CALL, VRING_STATE.pack(ring.index, 0))
+            ring.queue.set_call(os.dup(self.channel), call)
+
+
+_R = FrontendRequest
+_HANDLERS: Final[dict[int, Callable[[Backend, Message], bytes | int]]] = {
+    _R.GET_FEATURES: Backend._get_features,
+    _R.SET_FEATURES: Backend._set_features,
+    _R.SET_OWNER: Backend._nothing,
+    _R.RESET_OWNER: Backend._nothing,
+    _R.SET_MEM_TABLE: Backend._set_mem_table,
+    _R.SET_VRING_NUM: Backend._set_vring_num,
+    _R.SET_VRING_ADDR: Backend._set_vring_addr,
+    _R.SET_VRING_BASE: Backend._set_vring_base,
+    _R.GET_VRING_BASE: Backend._get_vring_base,
+    _R.SET_VRING_KICK: Backend._set_vring_kick,
+    _R.SET_VRING_CALL: Backend._set_vring_call,
+    _R.SET_VRING_ERR: Backend._set_vring_err,
+    _R.GET_PROTOCOL_FEATURES: Backend._get_protocol_features,
+    _R.SET_PROTOCOL_FEATURES: Backend._set_protocol_features,
+    _R.GET_QUEUE_NUM: Backend._get_queue_num,
+    _R.SET_VRING_ENABLE: Backend._set_vring_enable,
+    _R.SET_BACKEND_REQ_FD: Backend._set_backend_req_fd,
+    _R.GET_CONFIG: Backend._get_config,
+    _R.SET_CONFIG: Backend._set_config,
+    _R.RESET_DEVICE: Backend._reset_device,
+    _R.VRING_KICK: Backend._vring_kick,
+    _R.GET_MAX_MEM_SLOTS: Backend._get_max_mem_slots,
+    _R.ADD_MEM_REG: Backend._add_mem_reg,
+    _R.REM_MEM_REG: Backend._rem_mem_reg,
+    _R.SET_STATUS: Backend._set_status,
+    _R.GET_STATUS: Backend._get_status,
+}

@@ -1,0 +1,60 @@
+"""Guest memory as the front end's messages build it up: SET_MEM_TABLE, ADD_MEM_REG, REM_MEM_REG."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from vfsd._ring import GuestMemory
+from vfsd.errors import ProtocolError
+from vfsd.vhost.messages import Region
+
+SLOTS_MAX: Final = 509  # answer of GET_MAX_MEM_SLOTS; below QEMU's own limit of 512
+
+
+class MemoryTable:
+    """The regions of one connection, mapped. Queues hold addresses into it while they run:
+    the caller stops or pauses them around every change.
+
+    Descriptors stay the caller's and are not needed after the call."""
+
+    def __init__(self) -> None:
+        self.guest = GuestMemory()
+
+    def __len__(self) -> int:
+        return len(self.guest)
+
+    def replace(self, regions: Sequence[Region], fds: Sequence[int]) -> None:
+        """SET_MEM_TABLE: these regions and no others.
+
+        ProtocolError, and no memory at all, when one of them cannot be."""
+        self.clear()
+        if len(fds) != len(regions):
+            raise ProtocolError(f"{len(regions)} regions with {len(fds)} descriptors")
+        try:
+            for number, (region, fd) in enumerate(zip(regions, fds, strict=True)):
+                self._map(f"region {number}", region, fd)
+        except ProtocolError:
+            self.clear()
+            raise
+
+    def add(self, region: Region, fd: int) -> None:
+        """ADD_MEM_REG. ProtocolError, and the table as it was, when it cannot be."""
+        if len(self) >= SLOTS_MAX:
+            raise ProtocolError(f"more than {SLOTS_MAX} regions")
+        self._map("region", region, fd)
+
+    def remove(self, region: Region) -> None:
+        """REM_MEM_REG: the region with this gpa, size and uva. ProtocolError if there is none."""
+        try:
+            self.guest.remove(region.gpa, region.size, region.uva)
+        except ValueError as error:
+            raise ProtocolError(str(error)) from error
+
+    def clear(self) -> None:
+        """Unmap everything."""
+        self.guest.clear()
+
+    def _map(self, name: str, region: Region, fd: int) -> None:
+        try:
+            self.guest.add(fd, region.gpa, region.size, region.uva, region.offset)
+        except (ValueError, OSError) as error:
+            raise ProtocolError(f"{name} (gpa {region.gpa:#x}): {error}") from error
