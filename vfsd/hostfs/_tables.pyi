@@ -4,10 +4,10 @@ from typing import Self, final
 @final
 class Pin:
     fd: int
-    type: int
+    kind: int
     def __enter__(self) -> Self: ...
     def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+        self, exc_type: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
 @final

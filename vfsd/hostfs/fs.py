@@ -99,10 +99,10 @@ class HostFs:
 
     def reopen(self, pin: Pin, flags: int) -> int:
         """A new descriptor of what an O_PATH one stands for: regular files and directories only."""
-        if stat.S_ISDIR(pin.type):
+        if stat.S_ISDIR(pin.kind):
             if not flags & os.O_DIRECTORY:
                 raise OSError(EISDIR, "is a directory")
-        elif not stat.S_ISREG(pin.type) or flags & os.O_DIRECTORY:
+        elif not stat.S_ISREG(pin.kind) or flags & os.O_DIRECTORY:
             # Opening a device or a fifo of the host would act on the host.
             raise OSError(EBADF, "special file")
         wanted = (flags | OPEN_ALWAYS) & ~os.O_NOFOLLOW  # the link in /proc is to be followed

@@ -7,8 +7,9 @@ from libc.string cimport memset
 from vfsd cimport _wire as w
 from vfsd.fuse.dispatch cimport Dispatch, request_t, span_limit, span_read, span_t, span_write
 from vfsd.hostfs cimport _host as h
-from vfsd.hostfs cimport _tables as t
-from vfsd.hostfs._tables cimport Tables, tables_t
+from vfsd.hostfs cimport _handles as handles
+from vfsd.hostfs._slots cimport tables_t
+from vfsd.hostfs._tables cimport Tables
 
 from vfsd.fuse.opcodes import NUMBER
 
@@ -55,12 +56,12 @@ cdef int op_read(void *fs, request_t *r) noexcept nogil:
     memset(&arg, 0, sizeof(arg))
     if span_read(&r.body, &arg, sizeof(arg)) < 0 or arg.size > r.reply.bytes:
         return -EINVAL
-    index = t.handle_get(tables, arg.fh, &fd)
+    index = handles.handle_get(tables, arg.fh, &fd)
     if index < 0:
         return <int>index
     span_limit(&r.reply, arg.size)
     done = transfer(read_at, fd, &r.reply, arg.offset)
-    t.handle_put(tables, index)
+    handles.handle_put(tables, index)
     if done < 0:
         return <int>done
     r.reply_bytes = done
@@ -77,7 +78,7 @@ cdef int op_write(void *fs, request_t *r) noexcept nogil:
     memset(&arg, 0, sizeof(arg))
     if span_read(&r.body, &arg, sizeof(arg)) < 0 or arg.size > r.body.bytes or r.reply.bytes < sizeof(out):
         return -EINVAL
-    index = t.handle_get(tables, arg.fh, &fd)
+    index = handles.handle_get(tables, arg.fh, &fd)
     if index < 0:
         return <int>index
     span_limit(&r.body, arg.size)
@@ -85,7 +86,7 @@ cdef int op_write(void *fs, request_t *r) noexcept nogil:
     if arg.flags & h.O_APPEND and not arg.write_flags & w.FUSE_WRITE_CACHE:
         op = append
     done = transfer(op, fd, &r.body, arg.offset)
-    t.handle_put(tables, index)
+    handles.handle_put(tables, index)
     if done < 0:
         return <int>done
     out.size = <uint32_t>done

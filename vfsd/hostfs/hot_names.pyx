@@ -6,8 +6,11 @@ from libc.string cimport memset
 
 from vfsd cimport _wire as w
 from vfsd.fuse.dispatch cimport NAME_MAX, NO_REPLY, Dispatch, name_check, request_t, span_read, span_write
-from vfsd.hostfs cimport _tables as t
-from vfsd.hostfs._tables cimport Tables, tables_t
+from vfsd.hostfs cimport _handles as handles
+from vfsd.hostfs cimport _inodes as inodes
+from vfsd.hostfs._anchors cimport inode_fd
+from vfsd.hostfs._slots cimport tables_t
+from vfsd.hostfs._tables cimport Tables
 
 from vfsd.fuse.opcodes import NUMBER
 
@@ -37,7 +40,7 @@ cdef int op_lookup(void *fs, request_t *r) noexcept nogil:
         return rc
     if r.reply.bytes < sizeof(out):
         return -EINVAL
-    rc = t.lookup(<tables_t *>fs, r.header.nodeid, name, &out)
+    rc = inodes.lookup(<tables_t *>fs, r.header.nodeid, name, &out)
     if rc < 0:
         return rc
     r.reply_bytes = sizeof(out)
@@ -48,7 +51,7 @@ cdef int op_forget(void *fs, request_t *r) noexcept nogil:
     cdef w.fuse_forget_in forget
     if span_read(&r.body, &forget, sizeof(forget)) < 0:
         return -EINVAL
-    t.inode_forget(<tables_t *>fs, r.header.nodeid, forget.nlookup)
+    inodes.inode_forget(<tables_t *>fs, r.header.nodeid, forget.nlookup)
     return NO_REPLY
 
 
@@ -61,7 +64,7 @@ cdef int op_batch_forget(void *fs, request_t *r) noexcept nogil:
         batch.count -= 1
         if span_read(&r.body, &one, sizeof(one)) < 0:
             return -EINVAL
-        t.inode_forget(<tables_t *>fs, one.nodeid, one.nlookup)
+        inodes.inode_forget(<tables_t *>fs, one.nodeid, one.nlookup)
     return NO_REPLY
 
 
@@ -75,19 +78,19 @@ cdef int op_getattr(void *fs, request_t *r) noexcept nogil:
     if span_read(&r.body, &arg, sizeof(arg)) < 0 or r.reply.bytes < sizeof(out):
         return -EINVAL
     if arg.getattr_flags & w.FUSE_GETATTR_FH:
-        index = t.handle_get(tables, arg.fh, &fd)
+        index = handles.handle_get(tables, arg.fh, &fd)
         if index < 0:
             return <int>index
-        rc = t.attr_of(tables, fd, &out)
-        t.handle_put(tables, index)
+        rc = inodes.attr_of(tables, fd, &out)
+        handles.handle_put(tables, index)
     else:
-        index = t.inode_get(tables, r.header.nodeid)
+        index = inodes.inode_get(tables, r.header.nodeid)
         if index < 0:
             return <int>index
-        rc = t.inode_fd(tables, index)
+        rc = inode_fd(tables, index)
         if rc >= 0:
-            rc = t.attr_of(tables, rc, &out)
-        t.inode_put(tables, index)
+            rc = inodes.attr_of(tables, rc, &out)
+        inodes.inode_put(tables, index)
     if rc < 0:
         return rc
     r.reply_bytes = sizeof(out)

@@ -1,0 +1,73 @@
+# Targets: build run test check wheel clean. Each installs what it needs and reads no input.
+# PYTHON names the interpreter to build for, PYTEST_ARGS what to pass to pytest.
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+export PYTHON
+
+venv := .venv
+python := $(venv)/bin/python
+pip := $(venv)/bin/pip --quiet --disable-pip-version-check --no-input
+# Compiled from; a change of a .py file needs no new build.
+sources := $(shell find vfsd -name '*.pyx' -o -name '*.pxd' -o -name '*.h') setup.py pyproject.toml
+stubs := $(shell find vfsd -name '*.pyi')
+modules := $(subst /,.,$(stubs:.pyi=))
+empty := </dev/null
+
+.PHONY: build run test check wheel clean lint types stubs warnings
+.DELETE_ON_ERROR:
+
+build: $(venv)/built
+
+$(venv)/tools: pyproject.toml
+	tools/ensure-packages build
+	$(PYTHON) -m venv $(venv) $(empty)
+	mkdir -p build
+	$(python) tools/requirements.py >build/requirements.txt
+	$(pip) install -r build/requirements.txt $(empty)
+	touch $@
+
+$(venv)/built: $(venv)/tools $(sources)
+	$(pip) install --no-build-isolation --editable . $(empty)
+	touch $@
+
+run: build
+	tools/ensure-packages guest
+	$(python) tools/demo.py $(empty)
+
+# Without a guest's packages its tests are skipped, each with the reason.
+test: build
+	-tools/ensure-packages guest
+	$(python) -m pytest $(PYTEST_ARGS) $(empty)
+
+check: lint types stubs warnings
+
+lint: $(venv)/tools
+	$(venv)/bin/ruff check .
+
+types: $(venv)/tools
+	$(venv)/bin/mypy --strict
+	MYPYPATH=tools $(venv)/bin/mypy --strict tools/guests tools/*.py
+
+stubs: build
+	$(if $(modules),$(python) -m mypy.stubtest $(modules))
+
+# A build of its own, because Cython prints no warning for a file it need not translate again.
+warnings: $(venv)/werror
+
+$(venv)/werror: $(venv)/tools $(sources)
+	rm -rf build/werror
+	mkdir -p build/werror
+	cp -r vfsd setup.py pyproject.toml build/werror
+	find build/werror '(' -name '*.c' -o -name '*.so' ')' -delete
+	cd build/werror && VFSD_WERROR=1 ../../$(python) setup.py --quiet build_ext $(empty)
+	touch $@
+
+wheel: $(venv)/tools
+	rm -rf dist
+	$(python) -m build --no-isolation --outdir dist . $(empty)
+
+clean:
+	rm -rf $(venv) build dist .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find vfsd tools tests -name __pycache__ -prune -exec rm -rf {} +
+	find vfsd '(' -name '*.so' -o -name '*.c' ')' -delete

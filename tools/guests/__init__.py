@@ -1,0 +1,24 @@
+"""Boots real Linux guests with the kernel's own virtio-fs driver, and the daemon that serves them.
+
+Used by the tests in ``tests/guest`` and by ``tools/demo.py``. `UmlGuest` is user-mode Linux: two
+seconds to boot, the machine's own programs inside. `QemuGuest` is QEMU without KVM: a PCI device,
+several request queues, busybox and a Python interpreter inside.
+"""
+
+from guests.daemon import Daemon, DaemonError, StartDaemon, eventually
+from guests.guest import Guest, GuestError, GuestTimeout, Result
+from guests.qemu import QemuGuest
+from guests.uml import UmlGuest
+
+__all__ = [
+    "Daemon",
+    "DaemonError",
+    "Guest",
+    "GuestError",
+    "GuestTimeout",
+    "QemuGuest",
+    "Result",
+    "StartDaemon",
+    "UmlGuest",
+    "eventually",
+]

@@ -1,0 +1,55 @@
+"""User-mode Linux as a guest: a Linux kernel as an ordinary process, without a virtual machine.
+
+Its root is the host's own root directory, mounted read-only, so every program of the host is there.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from guests.guest import HERE, Guest, GuestError
+
+BINARY = "linux.uml"
+VIRTIO_ID_FS = 26
+
+
+class UmlGuest(Guest):
+    """User-mode Linux with a virtio-fs device; the tag comes from the daemon."""
+
+    kind = "user-mode Linux"
+    boot_seconds = 60
+
+    @staticmethod
+    def missing() -> str | None:
+        """Why user-mode Linux cannot be booted here, or None."""
+        if shutil.which(BINARY) is None:
+            return f"{BINARY} is not installed (Debian package user-mode-linux)"
+        if not Path("/bin/busybox").exists():
+            return "/bin/busybox is not installed (Debian package busybox-static)"
+        return None
+
+    def _arguments(self, channel: int, work: Path) -> list[str]:
+        binary = shutil.which(BINARY)
+        if binary is None:
+            raise GuestError(self.missing())
+        init = HERE / "init.sh"
+        device = [] if self.socket_path is None else [f"{self.socket_path}:{VIRTIO_ID_FS}"]
+        for path in (str(init), str(self.host_files or ""), *device):
+            if any(character.isspace() for character in path):
+                raise GuestError(f"a kernel command line cannot hold this path: {path!r}")
+        return [
+            binary,
+            f"mem={self.memory}M",
+            # `ro` is what keeps the guest's root user from writing to this machine's files.
+            *("root=/dev/root", "rootfstype=hostfs", "hostfs=/", "ro"),
+            f"init={init}",
+            *(f"virtio_uml.device={text}" for text in device),
+            *("quiet", "panic=-1", f"uml_dir={work}/"),
+            *("con=null", "con0=null,fd:1", "con1=null"),
+            *("ssl=null", f"ssl0=fd:{channel}"),
+            "GUEST_KIND=uml",
+            f"GUEST_NONCE={self._nonce}",
+            f"GUEST_FILES={self.host_files or ''}",
+            "GUEST_PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        ]

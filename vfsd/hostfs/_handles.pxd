@@ -1,0 +1,13 @@
+"""Open files and directories, by the fh the guest holds."""
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from vfsd.hostfs._slots cimport tables_t
+
+# Index of the handle, referenced, its descriptor in *fd; or -EBADF.
+cdef int64_t handle_get(tables_t *t, uint64_t fh, int *fd) noexcept nogil
+cdef void handle_put(tables_t *t, uint32_t index) noexcept nogil
+# Own fd as a new open handle: *fh. 0 or -ENFILE (fd stays the caller's).
+cdef int handle_open(tables_t *t, int fd, uint64_t *fh) noexcept nogil
+# Give the handle up; its descriptor is closed with the last reference. 0 or -EBADF.
+cdef int handle_release(tables_t *t, uint64_t fh) noexcept nogil

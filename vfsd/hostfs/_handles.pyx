@@ -1,0 +1,67 @@
+"""The handle table."""
+
+from libc.errno cimport EBADF, ENFILE
+
+from vfsd.hostfs cimport _host as h
+from vfsd.hostfs._slots cimport (
+    HANDLES_MAX, OPEN, REFERENCES, add_u64, cas_u64, generation_of, handle_t, load_acquire_u64, reference,
+    store_release_u64,
+)
+
+assert sizeof(handle_t) == 16
+
+
+cdef int64_t handle_get(tables_t *t, uint64_t fh, int *fd) noexcept nogil:
+    cdef uint32_t index = <uint32_t>fh
+    if index == 0 or index >= HANDLES_MAX or not reference(&t.handles[index].state, fh >> 32, OPEN, 0):
+        return -EBADF
+    fd[0] = t.handles[index].fd
+    return index
+
+
+cdef void handle_put(tables_t *t, uint32_t index) noexcept nogil:
+    cdef handle_t *handle = &t.handles[index]
+    if (add_u64(&handle.state, <uint64_t>-1) & REFERENCES) != 0:
+        return
+    h.close(handle.fd)
+    add_u64(&t.n_handles, <uint64_t>-1)
+    h.pthread_mutex_lock(&t.alloc)
+    handle.next = t.handles_free
+    t.handles_free = index
+    store_release_u64(&handle.state, (generation_of(handle.state) + 1) << 32)
+    h.pthread_mutex_unlock(&t.alloc)
+
+
+cdef int handle_open(tables_t *t, int fd, uint64_t *fh) noexcept nogil:
+    cdef uint32_t index
+    cdef handle_t *handle
+    h.pthread_mutex_lock(&t.alloc)
+    index = t.handles_free
+    if index:
+        t.handles_free = t.handles[index].next
+    elif t.handles_top < HANDLES_MAX:
+        index = t.handles_top
+        t.handles_top += 1
+    h.pthread_mutex_unlock(&t.alloc)
+    if index == 0:
+        return -ENFILE
+    handle = &t.handles[index]
+    handle.fd = fd
+    add_u64(&t.n_handles, 1)
+    fh[0] = (generation_of(handle.state) << 32) | index
+    store_release_u64(&handle.state, handle.state | OPEN | 1)
+    return 0
+
+
+cdef int handle_release(tables_t *t, uint64_t fh) noexcept nogil:
+    cdef uint32_t index = <uint32_t>fh
+    cdef uint64_t seen
+    if index == 0 or index >= HANDLES_MAX:
+        return -EBADF
+    while True:
+        seen = load_acquire_u64(&t.handles[index].state)
+        if generation_of(seen) != fh >> 32 or not seen & OPEN:
+            return -EBADF
+        if cas_u64(&t.handles[index].state, seen, seen & ~OPEN):
+            handle_put(t, index)
+            return 0

@@ -1,0 +1,107 @@
+"""Inodes and open handles of one guest: flat tables without pointers, indexed by what the guest holds.
+
+A nodeid or fh is (generation << 32) | index, so one that has been given back is never mistaken
+for the slot's next user. Whoever works with a slot holds a reference (`inode_get`, `handle_get`):
+it keeps the descriptor open while another queue forgets or releases, so a guest that lies can
+never make an operation reach a descriptor that has become something else.
+"""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+from vfsd.hostfs._host cimport pthread_mutex_t, sched_yield
+
+cdef extern from "_atomics.h" nogil:
+    int load_acquire_int(const int *p)
+    void store_release_int(int *p, int v)
+    int cas_int(int *p, int expected, int desired)
+    uint64_t load_acquire_u64(const uint64_t *p)
+    void store_release_u64(uint64_t *p, uint64_t v)
+    int cas_u64(uint64_t *p, uint64_t expected, uint64_t desired)
+    uint64_t add_u64(uint64_t *p, uint64_t v)
+
+cdef extern from * nogil:
+    """
+    #ifndef VFSD_SLOT_FLAG
+    #define VFSD_SLOT_FLAG (UINT64_C(1) << 31)
+    #endif
+    """
+    uint64_t BUSY "VFSD_SLOT_FLAG"              # an inode the evictor has for itself
+    uint64_t OPEN "VFSD_SLOT_FLAG"              # a handle the guest has not released
+    uint64_t REFERENCES "(VFSD_SLOT_FLAG - 1)"
+
+cdef enum:
+    INODES_MAX = 1 << 24       # slots; address space is reserved, memory comes with use
+    HANDLES_MAX = 1 << 20
+    BUCKETS = 1 << 18
+    SHARDS = 64                # locks over the buckets
+    MOUNTS_MAX = 256
+    HANDLE_BYTES_MAX = 64      # room for a host file handle; larger ones are not evicted
+
+
+cdef struct inode_t:           # 128 bytes
+    uint64_t state             # generation << 32 | BUSY | references; a looked-up inode holds one
+    uint64_t dev
+    uint64_t ino
+    uint64_t mnt_id
+    uint64_t nlookup           # under the shard's lock
+    uint32_t next              # hash chain, or free list
+    int fd                     # O_PATH anchor, -1 while evicted
+    uint32_t mode              # S_IFMT bits
+    uint32_t mount             # index of the mount its file handle is opened in
+    int used                   # touched since the evictor's hand passed
+    uint16_t handle_type
+    uint16_t handle_bytes
+    uint8_t handle[HANDLE_BYTES_MAX]
+
+
+cdef struct handle_t:          # 16 bytes
+    uint64_t state             # generation << 32 | OPEN | references; an open handle holds one
+    int fd
+    uint32_t next
+
+
+cdef struct mount_t:
+    uint64_t mnt_id
+    int fd                     # readable descriptor for open_by_handle_at; -1: handles don't work there
+
+
+cdef struct tables_t:
+    inode_t *inodes
+    handle_t *handles
+    uint32_t *buckets          # index of the first inode, 0 = none
+    uint32_t inodes_top        # slots ever used
+    uint32_t inodes_free       # head of the free list, 0 = empty
+    uint32_t handles_top
+    uint32_t handles_free
+    uint64_t n_inodes
+    uint64_t n_handles
+    uint64_t n_anchors         # O_PATH descriptors held
+    uint64_t anchors_max
+    uint64_t evicted           # anchors closed to stay within the budget
+    uint32_t hand              # of the evictor
+    mount_t mounts[MOUNTS_MAX]
+    uint32_t n_mounts
+    uint64_t entry_valid
+    uint64_t attr_valid
+    uint32_t entry_valid_nsec
+    uint32_t attr_valid_nsec
+    pthread_mutex_t shard[SHARDS]
+    pthread_mutex_t alloc      # free lists, tops
+    pthread_mutex_t evict      # hand, mounts
+
+
+cdef inline uint64_t generation_of(uint64_t state) noexcept nogil:
+    return state >> 32
+
+
+cdef inline bint reference(uint64_t *state, uint64_t generation, uint64_t wanted, uint64_t busy) noexcept nogil:
+    """Take a reference if the slot is alive, of that generation and has the `wanted` bits."""
+    cdef uint64_t seen
+    while True:
+        seen = load_acquire_u64(state)
+        if generation_of(seen) != generation or (seen & REFERENCES) == 0 or (seen & wanted) != wanted:
+            return False
+        if seen & busy:
+            sched_yield()
+        elif cas_u64(state, seen, seen + 1):
+            return True
