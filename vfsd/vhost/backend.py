@@ -134,6 +134,15 @@ class _Ring:
             self.running = False
 
 
+@contextmanager
+def _descriptor(ring: _Ring) -> Iterator[None]:
+    """Around handing one over: a regular file, for one, cannot be waited on."""
+    try:
+        yield
+    except OSError as error:
+        raise ProtocolError(f"queue {ring.index}: unusable descriptor: {error}") from error
+
+
 class Backend:
     """The device side of one connection. It owns the socket.
 
@@ -440,7 +449,8 @@ class Backend:
         ring, fd = self._vring_fd(message)
         if fd < 0 and not self._has(ProtocolFeature.INBAND_NOTIFICATIONS):
             raise ProtocolError(f"queue {ring.index}: no descriptor, rings are not polled here")
-        ring.queue.set_kick(fd)
+        with _descriptor(ring):
+            ring.queue.set_kick(fd)
         ring.kicked = True
         self._start_if_ready(ring)
         return 0
@@ -448,16 +458,15 @@ class Backend:
     def _set_vring_call(self, message: Message) -> int:
         ring, fd = self._vring_fd(message)
         ring.calls_by_fd = fd >= 0
-        if fd >= 0:
+        with _descriptor(ring):
             ring.queue.set_call(fd)
-        else:
-            ring.queue.set_call(-1)
-            self._connect_call(ring)
+        self._connect_call(ring)
         return 0
 
     def _set_vring_err(self, message: Message) -> int:
         ring, fd = self._vring_fd(message)
-        ring.queue.set_err(fd)
+        with _descriptor(ring):
+            ring.queue.set_err(fd)
         return 0
 
     def _vring_kick(self, message: Message) -> int:
@@ -490,7 +499,8 @@ class Backend:
         inband = self._has(ProtocolFeature.INBAND_NOTIFICATIONS)
         if inband and self.channel is not None and not ring.calls_by_fd:
             call = messages.encode(BackendRequest.VRING_CALL, VRING_STATE.pack(ring.index, 0))
-            ring.queue.set_call(os.dup(self.channel), call)
+            with _descriptor(ring):
+                ring.queue.set_call(os.dup(self.channel), call)
 
 
 _R = FrontendRequest
