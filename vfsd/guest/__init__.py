@@ -1,1 +1,1 @@
-"""The guest's side of virtio-fs in user space: what Linux's driver and FUSE client do, over a vhost-user socket."""
+"""The guest's side of virtio-fs in user space: Linux's driver and FUSE client, over a vhost-user socket."""

@@ -9,9 +9,9 @@ Linux sends data in elements of one page each, the rest as one element a part (A
 reference): header, in arguments, in pages; out header, out arguments, out pages.
 """
 
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
-from vfsd._ring cimport GuestMemory, driver_t, sg_t
+from vfsd._ring cimport driver_t, sg_t
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_mutex_t:
@@ -23,6 +23,9 @@ cdef enum:
     QUEUE_NAME_LEN = 24    # VQ_NAME_LEN, with the NUL
     SLOT_ARGS = 139264     # bytes: twice an xattr value of 64 KiB, and headers
     KICK_BYTES_MAX = 32
+    OPCODES_MAX = 64
+    FORGET_BYTES = 64      # in header and fuse_forget_in take 48
+    PAGE = 4096
 
 cdef enum:                 # slot_t.flags, set by who submits
     REQ_ARGVAR = 1         # the last out argument may come back shorter
@@ -48,28 +51,36 @@ cdef struct slot_t:
     int error              # 0 or -errno
     uint32_t out_bytes     # of the body that came, arguments and pages together
     # The driver's own.
-    uint16_t queue
-    bint sent              # FR_SENT: on the ring
+    uint32_t queue
+    bint sent              # FR_SENT: on the ring. Who clears it, under the queue's lock, ends the request
     bint finished
     uint64_t unique
     slot_t *next
+    pthread_mutex_t lock
+    pthread_cond_t ended
+
+
+cdef struct forget_t:
+    uint64_t nodeid
+    uint64_t nlookup
 
 
 cdef struct vq_t:
     char name[QUEUE_NAME_LEN]
-    driver_t driver
-    uint32_t num
+    driver_t *driver
+    sg_t *sg               # driver.num elements, under the lock
     int kick_fd
     char kick_bytes[KICK_BYTES_MAX]
     uint32_t kick_len
     int call_fd
     int wake_fd
     bint connected
-    int broken             # 0, or why the device is not believed any more
-    uint64_t in_flight     # on the ring and queued; in end_reqs not
-    slot_t *queued_head    # found the ring full
-    slot_t *queued_tail
-    slot_t *on_ring        # head of the list of what is on the ring, by slot_t.next
+    bint aborted           # nothing that comes back is looked at any more
+    int broken             # 0, or the errno of a device that is not believed any more
+    uint64_t in_flight     # on the ring and queued; what waits for its end only is not counted
+    slot_t *queued         # found the ring full: first and last
+    slot_t *queued_last
+    bint retry             # the ring has room again
     uint64_t requests
     uint64_t kicks
     uint64_t calls
@@ -88,7 +99,26 @@ cdef struct transport_t:
     uint64_t arena_gpa
     uint64_t stride        # bytes from one slot's memory to the next's
     uint64_t unique
-    uint32_t scramble      # 0: elements as Linux makes them; else a seed for odd ones
+    uint32_t scramble      # 0: elements as Linux makes them; else the state of a generator of odd ones
+    uint64_t opcodes[OPCODES_MAX]
+    # Free slots, last used first.
+    slot_t *free
+    pthread_mutex_t free_lock
+    pthread_cond_t freed
+    # The worker's: requests that failed in the context of who submitted them.
+    slot_t *ending
+    slot_t *ending_last
+    pthread_mutex_t work_lock
+    pthread_cond_t work
+    bint stop
+    # Forgets that found hiprio full, and the guest memory of those on it.
+    forget_t *forgets
+    uint64_t n_forgets
+    uint64_t forgets_max
+    char *forget_memory    # FORGET_BYTES for each element of hiprio
+    uint64_t forget_gpa
+    uint32_t *forget_free
+    uint32_t n_forget_free
 
 
 # A free slot, waiting for one if need be; NULL when the transport has been closed.
@@ -109,3 +139,15 @@ cdef void forget_send(transport_t *t, uint64_t nodeid, uint64_t nlookup) noexcep
 
 cdef class Transport:
     cdef transport_t t
+    cdef object memory
+    cdef list rings        # DriverRing objects: own what vq_t.driver points to
+    cdef list threads
+    cdef object places     # threads' queue numbers
+    cdef object lifecycle
+
+    cdef int add_queue(self, uint32_t i, place, bint event_idx) except -1
+    cdef int add_forgets(self, uint64_t gpa, uint32_t n) except -1
+    cdef slot_t *fill(self, uint32_t opcode, uint64_t nodeid, bytes args, uint32_t out, data, uint64_t into,
+                      uint32_t uid, uint32_t gid, uint32_t pid, uint16_t extlen) except NULL
+    cdef uint32_t place(self, queue) except 0
+    cdef object result(self, slot_t *s)

@@ -31,10 +31,12 @@ class Transport:
         event_idx: bool = True,
         scramble: int = 0,
     ) -> Transport: ...
-    names: list[str]
-    max_pages: int
+    @property
+    def names(self) -> list[str]: ...
+    @property
+    def max_pages(self) -> int: ...
     @staticmethod
-    def arena_bytes(slots: int, max_pages: int) -> int:
+    def arena_bytes(slots: int, max_pages: int, hiprio_num: int) -> int:
         """How much guest memory that many slots take."""
     def start(self) -> None:
         """Start the completion threads and the worker."""

@@ -134,6 +134,12 @@ class _Ring:
             self.running = False
 
 
+def _refuse_unoffered(bits: int, offered: int) -> None:
+    # The complement of an IntFlag has only the bits it has names for.
+    if unoffered := bits & ~int(offered):
+        raise ProtocolError(f"bits {unoffered:#x} were not offered")
+
+
 @contextmanager
 def _descriptor(ring: _Ring) -> Iterator[None]:
     """Around handing one over: a regular file, for one, cannot be waited on."""
@@ -234,8 +240,7 @@ class Backend:
 
     def _set_features(self, message: Message) -> int:
         (bits,) = U64.unpack(message.payload)
-        if bits & ~FEATURES:
-            raise ProtocolError(f"bits {bits & ~FEATURES:#x} were not offered")
+        _refuse_unoffered(bits, FEATURES)
         if bits != self.features:
             for ring in self._running():
                 raise ProtocolError(f"bits change to {bits:#x} while queue {ring.index} runs")
@@ -249,8 +254,7 @@ class Backend:
 
     def _set_protocol_features(self, message: Message) -> int:
         (bits,) = U64.unpack(message.payload)
-        if bits & ~self.offered:
-            raise ProtocolError(f"bits {bits & ~self.offered:#x} were not offered")
+        _refuse_unoffered(bits, self.offered)
         self.protocol_features = ProtocolFeature(bits)
         self._connect_calls()
         return 0

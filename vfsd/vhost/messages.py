@@ -27,7 +27,7 @@ FDS_MAX: Final = 8  # per message
 PAYLOAD_MAX: Final = 4096  # bytes; the largest known payload is GET_SHMEM_CONFIG's reply, 2056
 TABLE_REGIONS_MAX: Final = 8  # SET_MEM_TABLE
 CONFIG_MAX: Final = 256  # bytes of config space in one message
-SEND_TIMEOUT_S: Final = 5.0
+SEND_TIMEOUT_S: Final = 1.0  # other front ends wait meanwhile
 
 # The u64 of SET_VRING_KICK, SET_VRING_CALL and SET_VRING_ERR.
 VRING_INDEX_MASK: Final = 0xFF

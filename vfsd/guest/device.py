@@ -1,0 +1,289 @@
+"""A virtio-fs device behind a vhost-user socket: found, set up, reset and removed (virtio_fs_probe)."""
+
+import contextlib
+import itertools
+import logging
+import mmap
+import os
+import select
+import socket
+import threading
+import weakref
+from collections.abc import Callable
+from errno import ECONNREFUSED, EINVAL, EIO, ENODEV
+from struct import Struct
+from typing import Self
+
+from vfsd._ring import GuestMemory
+from vfsd.errors import ProtocolError
+from vfsd.guest._transport import RingPlace, Transport
+from vfsd.vhost import messages
+from vfsd.vhost.frontend import Frontend, RequestRefused, Setup, SharedRegion, Vring
+from vfsd.vhost.messages import (
+    BackendRequest,
+    FrontendRequest,
+    PeerClosed,
+    ProtocolFeature,
+    Region,
+    VirtioFeature,
+)
+
+log = logging.getLogger("vfsd.guest")
+
+CONFIG = Struct("<36sI")  # struct virtio_fs_config: tag, num_request_queues
+HEADER_ELEMENTS = 4  # FUSE_HEADER_OVERHEAD: what a request has besides its pages
+MAX_PAGES = 256  # sysctl fs.fuse.max_pages_limit
+RING_NUM_MIN = 8
+MEMORY_GPA = 1 << 32  # the arena lies above the hole below 4 GiB, as in most guests
+INDIRECT_MAX = 1024  # descriptors of one indirect table
+KICK = (1).to_bytes(8, "little")
+
+_numbers = itertools.count()
+
+
+class Layout:
+    """Where rings, indirect tables and requests lie in the guest's memory, in bytes from its start."""
+
+    def __init__(self, queues: int, num: int, slots: int, max_pages: int, indirect: bool) -> None:
+        self._end = 0
+        self.rings = []
+        for _ in range(queues):
+            desc = self._take(16 * num)
+            avail = self._take(6 + 2 * num)
+            used = self._take(6 + 8 * num)
+            tables = self._take(16 * num * min(num, INDIRECT_MAX)) if indirect else None
+            self.rings.append((desc, avail, used, tables))
+        self.arena = self._take(Transport.arena_bytes(slots, max_pages, num))
+        self.size = self._end
+
+    def _take(self, size: int) -> int:
+        start = self._end
+        self._end = (start + size + mmap.PAGESIZE - 1) & -mmap.PAGESIZE
+        return start
+
+
+class Device:
+    """One device. `transport` has its queues, until `remove()`.
+
+    gone: why there is no device any more, None while there is one. on_gone is called once when the
+    other side goes, in a thread of the device's own.
+    """
+
+    def __init__(
+        self, frontend: Frontend, sock: socket.socket, order: str, queues: int, queue_size: int,
+        indirect: bool, event_idx: bool, scramble: int, slots: int,
+    ) -> None:  # fmt: skip
+        self.frontend = frontend
+        self.order = order
+        self.name = f"virtio{next(_numbers)}"
+        self.tag = ""
+        self.num_request_queues = queues
+        self.queue_size = queue_size
+        self.gone: str | None = None
+        self.on_gone: Callable[[], None] | None = None
+        self._sock = sock
+        self._event_idx = event_idx
+        self._scramble = scramble
+        self._slots = slots
+        self._lock = threading.RLock()
+        self._removed = False
+        max_pages = min(MAX_PAGES, queue_size - HEADER_ELEMENTS)
+        self._layout = Layout(1 + queues, queue_size, slots, max_pages, indirect)
+        self._max_pages = max_pages
+        self._memory = GuestMemory()
+        self._memory_fd = os.memfd_create("vfsd-guest", os.MFD_CLOEXEC)
+        self._kicks = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(1 + queues)]
+        self._calls = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(1 + queues)]
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._watcher: threading.Thread | None = None
+        self.transport: Transport
+
+    @classmethod
+    def connect(
+        cls, path: str | os.PathLike[str], *, order: str = "qemu", queues: int = 1,
+        queue_size: int = 1024, inband: bool = False, event_idx: bool = True, indirect: bool = True,
+        scramble: int = 0, slots: int = 256, timeout_s: float = 10.0,
+    ) -> Self:  # fmt: skip
+        """Find the device, as a front end of that order does, and bring it up.
+
+        queues: request queues. queue_size: a power of two from 8 up. scramble: not 0 for odd
+        element borders. slots: requests at a time. OSError when there is no daemon, it lacks what
+        is asked for, or it answers what can't be.
+        """
+        if queue_size < RING_NUM_MIN or queue_size & (queue_size - 1):
+            raise OSError(EINVAL, f"queue size {queue_size} is no power of two from {RING_NUM_MIN} up")
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(timeout_s)
+            sock.connect(os.fspath(path))
+        except OSError as problem:
+            sock.close()
+            raise OSError(problem.errno or ECONNREFUSED, problem.strerror, os.fspath(path)) from problem
+        frontend = Frontend(sock, timeout_s)
+        device = cls(frontend, sock, order, queues, queue_size, indirect, event_idx, scramble, slots)
+        try:
+            device._probe(inband)
+        except (ProtocolError, PeerClosed, RequestRefused, TimeoutError) as problem:
+            device.remove()
+            raise OSError(EIO, f"the daemon broke off the handshake: {problem or type(problem).__name__}",
+                          os.fspath(path)) from problem  # fmt: skip
+        except BaseException:
+            device.remove()
+            raise
+        return device
+
+    def _probe(self, inband: bool) -> None:
+        os.ftruncate(self._memory_fd, self._layout.size)
+        self._memory.add(self._memory_fd, MEMORY_GPA, self._layout.size, MEMORY_GPA, 0)
+        features = VirtioFeature.VERSION_1 | VirtioFeature.PROTOCOL_FEATURES
+        if self._event_idx:
+            features |= VirtioFeature.EVENT_IDX
+        if self._layout.rings[0][3] is not None:
+            features |= VirtioFeature.INDIRECT_DESC
+        without = messages.NO_FEATURE if inband else ProtocolFeature.INBAND_NOTIFICATIONS
+        region = Region(MEMORY_GPA, self._layout.size, MEMORY_GPA, 0)
+        self._setup = Setup([SharedRegion(region, self._memory_fd)], [], features, without)
+        self.frontend.handshake(self.order, self._with_vrings())
+        if self.frontend.queues_max < 1 + self.num_request_queues:
+            raise OSError(EINVAL, f"the daemon has {self.frontend.queues_max - 1} request queues,"
+                          f" not {self.num_request_queues}")  # fmt: skip
+        self._bring_up()
+        self._read_tag()
+        self._start_watcher()
+
+    def _with_vrings(self) -> Setup:
+        inband = ProtocolFeature.INBAND_NOTIFICATIONS in self.frontend.protocol_features
+        vrings = [
+            Vring(index, self.queue_size, MEMORY_GPA + desc, MEMORY_GPA + avail, MEMORY_GPA + used,
+                  None if inband else self._kicks[index], None if inband else self._calls[index])
+            for index, (desc, avail, used, _) in enumerate(self._layout.rings)
+        ]  # fmt: skip
+        return Setup(self._setup.memory, vrings, self._setup.features, self._setup.without)
+
+    def _bring_up(self) -> None:
+        """Rings anew, empty, and the device started on them."""
+        offered = self.frontend.offered
+        event_idx = self._event_idx and VirtioFeature.EVENT_IDX in offered
+        indirect = VirtioFeature.INDIRECT_DESC in offered
+        inband = ProtocolFeature.INBAND_NOTIFICATIONS in self.frontend.protocol_features
+        places = [
+            RingPlace(
+                self.queue_size, MEMORY_GPA + desc, MEMORY_GPA + avail, MEMORY_GPA + used,
+                None if tables is None or not indirect else MEMORY_GPA + tables,
+                self._sock.fileno() if inband else self._kicks[index],
+                messages.encode(FrontendRequest.VRING_KICK, messages.VRING_STATE.pack(index, 0))
+                if inband else KICK,
+                self._calls[index],
+            )
+            for index, (desc, avail, used, tables) in enumerate(self._layout.rings)
+        ]  # fmt: skip
+        self.transport = Transport(
+            self._memory, places, MEMORY_GPA + self._layout.arena, self._slots, self._max_pages,
+            event_idx, self._scramble,
+        )  # fmt: skip
+        self.frontend.start(self.order, self._with_vrings())
+        self.transport.start()
+
+    def _read_tag(self) -> None:
+        """virtio_fs_read_tag. A front end that has a tag of its own never asks."""
+        if ProtocolFeature.CONFIG not in self.frontend.protocol_features:
+            return
+        text, queues = CONFIG.unpack(self.frontend.config or self.frontend.get_config(0, CONFIG.size))
+        tag = text.split(b"\0")[0]
+        if not tag or b"\n" in tag:
+            raise OSError(EINVAL, f"the device's tag {tag!r} is empty or has a newline")
+        self.tag = os.fsdecode(tag)
+        if queues == 0:
+            raise OSError(EINVAL, "the device has no request queue")
+
+    def reset(self) -> None:
+        """What a reboot of the guest does: everything in flight is lost, the rings start empty."""
+        with self._lock:
+            if self._removed or self.gone:
+                raise OSError(ENODEV, self.gone or "the device was removed")
+            self._stop_watcher()  # some orders open a new back-end channel
+            self.transport.close()
+            self.frontend.stop(self.order, self._with_vrings())
+            self._bring_up()
+            self._start_watcher()
+
+    def remove(self) -> None:
+        """virtio_fs_remove: no new requests, wait for those in flight, stop the device. Idempotent."""
+        with self._lock:
+            if self._removed:
+                return
+            self._removed = True
+            if hasattr(self, "transport"):
+                if self.gone is None:
+                    self.transport.disconnect()
+                    self.transport.drain()
+                    with contextlib.suppress(OSError, ProtocolError, PeerClosed, RequestRefused):
+                        self.frontend.stop(self.order, self._with_vrings())
+                self.transport.close()
+        self._stop_watcher()
+        self.frontend.close()
+        for fd in (self._memory_fd, *self._kicks, *self._calls, self._wake):
+            os.close(fd)
+
+    def _start_watcher(self) -> None:
+        self._watcher = threading.Thread(
+            target=watch, args=(weakref.ref(self), self._sock, self._wake, self.frontend.channel),
+            name=f"{self.name}-watch", daemon=True,
+        )  # fmt: skip
+        self._watcher.start()
+
+    def _stop_watcher(self) -> None:
+        os.eventfd_write(self._wake, 1)
+        if self._watcher is not None and self._watcher is not threading.current_thread():
+            self._watcher.join()
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._wake)
+
+    def _lost(self, why: str) -> None:
+        """The other side has gone: nobody may wait for it any longer."""
+        if self._removed or self.gone:
+            return
+        self.gone = why
+        log.error("%s: %s", self.name, why)
+        self.transport.abort(EIO)
+        if self.on_gone is not None:
+            self.on_gone()
+
+    def _call(self, index: int) -> None:
+        if index < len(self._calls):
+            os.eventfd_write(self._calls[index], 1)
+
+
+def watch(
+    device: "weakref.ref[Device]", sock: socket.socket, wake: int, channel: socket.socket | None
+) -> None:
+    """Notice that the daemon goes, and serve its requests on the back-end channel."""
+    poll = select.poll()
+    poll.register(wake, select.POLLIN)
+    poll.register(sock, select.POLLRDHUP)
+    if channel is not None:
+        poll.register(channel, select.POLLIN)
+    while True:
+        ready = dict(poll.poll())
+        this = device()
+        if this is None or wake in ready:
+            return
+        if sock.fileno() in ready:
+            this._lost("the daemon closed the connection")
+            return
+        try:
+            serve_channel(this)
+        except (ProtocolError, PeerClosed, OSError) as problem:
+            this._lost(f"the back-end channel broke: {problem}")
+            return
+        del this
+
+
+def serve_channel(device: Device) -> None:
+    while (message := device.frontend.read_channel()) is not None:
+        try:
+            if message.request == BackendRequest.VRING_CALL:
+                index, _ = messages.VRING_STATE.unpack(message.payload)
+                device._call(index)
+        finally:
+            message.close()
