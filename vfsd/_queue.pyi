@@ -3,6 +3,8 @@ from typing import final
 from vfsd._ring import GuestMemory
 from vfsd.fuse.dispatch import Dispatch
 
+__all__ = ("Queue",)
+
 @final
 class Queue:
     """One virtqueue of one connection and the thread that serves it."""
@@ -10,7 +12,7 @@ class Queue:
     index: int
     name: str
     num: int
-    def __init__(self, index: int, name: str, dispatch: Dispatch) -> None: ...
+    def __new__(cls, index: int, name: str, dispatch: Dispatch) -> Queue: ...
     def start(
         self, memory: GuestMemory, num: int, desc: int, avail: int, used: int, base: int, event_idx: bool
     ) -> None:

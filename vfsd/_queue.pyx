@@ -18,6 +18,8 @@ import threading
 from vfsd._ring import CHAIN_ERRORS
 from vfsd.fuse.opcodes import NAME as OPCODE_NAME
 
+__all__ = ("Queue",)
+
 log = logging.getLogger("vfsd.queue")
 
 cdef extern from "_atomics.h" nogil:
@@ -263,11 +265,11 @@ cdef class Queue:
         self.num = num
         self.q.broken = 0
         self.q.stop = 0
-        self.thread = threading.Thread(target=self.run, name=self.name, daemon=True)
+        self.thread = threading.Thread(target=self._run, name=self.name, daemon=True)
         self.started = True
         self.thread.start()
 
-    def run(self):
+    def _run(self):
         """The thread's body."""
         with nogil:
             serve(&self.q)

@@ -2,6 +2,8 @@ from collections.abc import Callable
 from struct import Struct
 from typing import Any, final
 
+__all__ = ("Dispatch", "Request")
+
 @final
 class Request:
     unique: int

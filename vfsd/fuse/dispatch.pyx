@@ -15,6 +15,8 @@ from vfsd.fuse.opcodes import NAME as OPCODE_NAME
 from vfsd.fuse.opcodes import NUMBER as OPCODE_NUMBER
 from vfsd.fuse.opcodes import OPCODES_MAX as TABLE_SIZE
 
+__all__ = ("Dispatch", "Request")
+
 log = logging.getLogger("vfsd.fuse")
 
 assert sizeof(w.fuse_in_header) == w.FUSE_IN_HEADER

@@ -5,6 +5,8 @@ from typing_extensions import Buffer
 
 from vfsd._ring import GuestMemory
 
+__all__ = ("RingPlace", "Transport")
+
 class RingPlace(NamedTuple):
     """Where one queue lies and how it is kicked. desc, avail, used: user addresses."""
 

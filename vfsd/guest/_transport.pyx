@@ -22,6 +22,8 @@ from collections import namedtuple
 from vfsd.fuse.opcodes import NAME as OPCODE_NAME
 from vfsd.fuse.opcodes import NUMBER as OPCODE_NUMBER
 
+__all__ = ("RingPlace", "Transport")
+
 log = logging.getLogger("vfsd.guest")
 
 cdef extern from "_atomics.h" nogil:
@@ -713,18 +715,18 @@ cdef class Transport:
 
     def start(self):
         """Start the completion threads and the worker."""
-        loops = [(self.run_completion, (i,), self.t.vqs[i].name.decode()) for i in range(self.t.n_vqs)]
-        for body, args, name in [*loops, (self.run_worker, (), "virtiofs-worker")]:
+        loops = [(self._run_completion, (i,), self.t.vqs[i].name.decode()) for i in range(self.t.n_vqs)]
+        for body, args, name in [*loops, (self._run_worker, (), "virtiofs-worker")]:
             thread = threading.Thread(target=body, args=args, name=name, daemon=True)
             self.threads.append(thread)
             thread.start()
 
-    def run_completion(self, uint32_t queue):
+    def _run_completion(self, uint32_t queue):
         """The body of a queue's completion thread."""
         with nogil:
             completion_loop(&self.t, &self.t.vqs[queue])
 
-    def run_worker(self):
+    def _run_worker(self):
         """The body of the worker thread."""
         with nogil:
             worker_loop(&self.t)
@@ -864,7 +866,7 @@ cdef class Transport:
         for queue in range(self.t.n_vqs):
             self.drain_queue(queue)
 
-    def set_connected(self, bint connected, queue):
+    def _set_connected(self, bint connected, queue):
         for i in range(self.t.n_vqs) if queue is None else (queue,):
             pthread_mutex_lock(&self.t.vqs[i].lock)
             self.t.vqs[i].connected = connected and not self.t.vqs[i].broken
@@ -872,11 +874,11 @@ cdef class Transport:
 
     def disconnect(self, queue=None):
         """New requests on that queue, or all, end with ENOTCONN; new forgets are dropped."""
-        self.set_connected(False, queue)
+        self._set_connected(False, queue)
 
     def connect(self):
         """Undo disconnect()."""
-        self.set_connected(True, None)
+        self._set_connected(True, None)
 
     def restart_unique(self):
         """unique starts at 2 again (a new mount)."""

@@ -1,3 +1,5 @@
+__all__ = ("NOW", "OMIT", "fallocate", "getdents", "renameat2", "reset_thread_ids", "set_thread_ids", "utimens")
+
 NOW: int
 OMIT: int
 

@@ -9,6 +9,8 @@ from libc.string cimport strlen
 
 import os
 
+__all__ = ("NOW", "OMIT", "fallocate", "getdents", "renameat2", "reset_thread_ids", "set_thread_ids", "utimens")
+
 cdef extern from "<unistd.h>" nogil:
     long syscall(long number, ...)
     int64_t lseek(int fd, int64_t offset, int whence)

@@ -1,6 +1,8 @@
 from types import TracebackType
 from typing import Self, final
 
+__all__ = ("Pin", "Tables")
+
 @final
 class Pin:
     fd: int

@@ -17,6 +17,8 @@ from vfsd.hostfs._slots cimport (
 
 import os
 
+__all__ = ("Pin", "Tables")
+
 
 cdef void *reserve(size_t size) except NULL:
     """Zeroed address space; memory is taken page by page as it is touched."""

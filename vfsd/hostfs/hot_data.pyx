@@ -13,6 +13,8 @@ from vfsd.hostfs._tables cimport Tables
 
 from vfsd.fuse.opcodes import NUMBER
 
+__all__ = ("install",)
+
 ctypedef ssize_t (*transfer_t)(int fd, const h.iovec *iov, int n, int64_t offset) noexcept nogil
 
 

@@ -14,6 +14,8 @@ from vfsd.hostfs._tables cimport Tables
 
 from vfsd.fuse.opcodes import NUMBER
 
+__all__ = ("install",)
+
 
 cdef int read_name(request_t *r, char *name) noexcept nogil:
     """The body's name, checked, NUL-terminated; name holds NAME_MAX + 2 bytes."""

@@ -407,9 +407,7 @@ class Backend:
     def _refuse_if_changed(self, ring: _Ring, what: str, old: int, new: int) -> None:
         # Sent again with the same value by QEMU, to turn the dirty log on and off.
         if ring.running and old != new:
-            raise ProtocolError(
-                f"queue {ring.index}: {what} changes from {old:#x} to {new:#x} while it runs"
-            )
+            raise ProtocolError(f"queue {ring.index}: {what} changes from {old:#x} to {new:#x} while it runs")
 
     def _get_vring_base(self, message: Message) -> bytes:
         index, _ = VRING_STATE.unpack(message.payload)

@@ -323,9 +323,7 @@ class Frontend:
         ours, theirs = socket.socketpair()
         self._close_channel()
         self.channel = ours
-        self._channel_reader = MessageReader(
-            ours, messages.check_backend_request, messages.backend_name
-        )
+        self._channel_reader = MessageReader(ours, messages.check_backend_request, messages.backend_name)
         with theirs:
             self._tell(_F.SET_BACKEND_REQ_FD, ack=ack, fds=[theirs.fileno()])
         return ours
@@ -341,9 +339,7 @@ class Frontend:
 
     # ---- request and reply
 
-    def _tell(
-        self, request: int, payload: bytes = b"", ack: bool = False, fds: Sequence[int] = ()
-    ) -> None:
+    def _tell(self, request: int, payload: bytes = b"", ack: bool = False, fds: Sequence[int] = ()) -> None:
         ack = ack and ProtocolFeature.REPLY_ACK in self.protocol_features
         data = messages.encode(request, payload, NEED_REPLY if ack else 0)
         messages.send(self._sock, data, fds, self.timeout_s)
@@ -363,9 +359,7 @@ class Frontend:
         deadline = time.monotonic() + self.timeout_s
         while (message := self._reader.read()) is None:
             if not messages.wait(self._sock, select.POLLIN, deadline):
-                raise TimeoutError(
-                    f"{messages.frontend_name(request)}: no reply for {self.timeout_s:g} s"
-                )
+                raise TimeoutError(f"{messages.frontend_name(request)}: no reply for {self.timeout_s:g} s")
         message.close()
         if message.request != request:
             raise ProtocolError(

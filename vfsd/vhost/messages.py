@@ -398,9 +398,7 @@ class MessageReader:
     def _checked_header(self) -> tuple[int, int, int]:
         request, flags, size = HEADER.unpack(self._buffer)
         if flags & VERSION_MASK != VERSION:
-            raise ProtocolError(
-                f"{self._name(request)}: version {flags & VERSION_MASK}, not {VERSION}"
-            )
+            raise ProtocolError(f"{self._name(request)}: version {flags & VERSION_MASK}, not {VERSION}")
         self._check(request, flags, size, len(self._fds))
         return request, flags, size
 

@@ -95,7 +95,9 @@ def _qemu() -> Order:
 
 
 def _uml() -> Order:
-    """User-mode Linux 6.12: every message asks for an acknowledgement once that is negotiated."""
+    """User-mode Linux: every message asks for an acknowledgement once that is negotiated.
+
+    In-band, 6.1 names no call descriptors; later ones send SET_VRING_CALL without one."""
     inband = _P.INBAND_NOTIFICATIONS
     return Order(
         wants=_P.MQ | _P.REPLY_ACK | _P.BACKEND_REQ | _P.CONFIG | inband,
@@ -113,7 +115,7 @@ def _uml() -> Order:
             Step(_F.SET_MEM_TABLE, ack=True),
             Each(
                 (
-                    Step(_F.SET_VRING_CALL, ack=True),
+                    Step(_F.SET_VRING_CALL, ack=True, unless=inband),
                     Step(_F.SET_VRING_NUM, ack=True),
                     Step(_F.SET_VRING_BASE, ack=True),
                     Step(_F.SET_VRING_ADDR, ack=True),

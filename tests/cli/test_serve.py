@@ -1,0 +1,148 @@
+"""What operators get wrong, and how the daemon begins and ends."""
+
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from guests import StartDaemon
+
+SERVE = [sys.executable, "-m", "vfsd", "serve"]
+NOBODY = 65534
+
+
+def refused(arguments: list[str], before: Sequence[str] = ()) -> str:
+    """The one line a wrong command line gets."""
+    done = subprocess.run(
+        [*before, *SERVE, *arguments], capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL
+    )
+    assert done.returncode == 2, done
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+@pytest.fixture
+def share(tmp_path: Path) -> Path:
+    path = tmp_path / "share"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    return tmp_path / "v.sock"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--shared-dir", "/nonexistent", "does not exist"),
+        ("--shared-dir", "/etc/passwd", "is no directory"),
+        ("--cache", "sometimes", "use never, auto or always"),
+        ("--tag", "t" * 37, "use at most 36"),
+        ("--tag", "ü" * 19, "has 38 bytes"),
+        ("--tag", "a\nb", "newline"),
+        ("--tag", "", "is empty"),
+        ("--socket", "/nonexistent/v.sock", "make it first"),
+        ("--socket", "/tmp/" + "s" * 103, "use a shorter one"),
+        ("--socket", "/etc/passwd", "is no socket"),
+        ("--num-request-queues", "0", "from 1 to 64"),
+        ("--num-request-queues", "two", "from 1 to 64"),
+        ("--log-level", "loud", "'loud' is unknown"),
+    ],
+)
+def test_a_bad_value_is_one_line_that_names_the_option(
+    share: Path, place: Path, option: str, value: str, says: str
+) -> None:
+    given = {"--socket": str(place), "--shared-dir": str(share), option: value}
+    line = refused([word for pair in given.items() for word in pair])
+    assert option in line and says in line
+    assert not place.exists()
+
+
+def test_missing_and_unknown_options_are_named(share: Path, place: Path) -> None:
+    assert "--socket" in refused(["--shared-dir", str(share)])
+    assert "--shared-dir" in refused(["--socket", str(place)])
+    assert "--bogus" in refused(["--socket", str(place), "--shared-dir", str(share), "--bogus"])
+    assert not place.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_a_directory_without_permission_is_refused(share: Path, place: Path) -> None:
+    os.chown(share, NOBODY, NOBODY)
+    share.chmod(0o700)
+    without = "-dac_override,-dac_read_search"  # root like any other user
+    line = refused(
+        ["--socket", str(place), "--shared-dir", str(share)],
+        before=["setpriv", f"--inh-caps={without}", f"--bounding-set={without}"],
+    )
+    assert "--shared-dir" in line and "permission" in line
+    assert not place.exists()
+
+
+def test_a_live_daemons_socket_is_refused_and_left_alone(daemon: StartDaemon, share: Path) -> None:
+    first = daemon(share)
+    line = refused(["--socket", str(first.socket), "--shared-dir", str(share)])
+    assert "--socket" in line and "a daemon listens" in line
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.connect(str(first.socket))
+
+
+def test_a_stale_socket_is_replaced(share: Path, place: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as dead:
+        dead.bind(str(place))
+    with serving(place, share) as process:
+        assert stat.S_IMODE(place.stat().st_mode) == 0o700
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.connect(str(place))
+        end(process, signal.SIGTERM, place)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_cleanly_also_with_a_front_end(
+    share: Path, place: Path, number: signal.Signals
+) -> None:
+    with serving(place, share) as process, socket.socket(socket.AF_UNIX) as front_end:
+        front_end.connect(str(place))
+        end(process, number, place)
+
+
+def test_systemd_is_told_when_it_listens(share: Path, place: Path, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify.bind(str(tmp_path / "notify"))
+        notify.settimeout(30)
+        with serving(place, share, NOTIFY_SOCKET=str(tmp_path / "notify")) as process:
+            assert notify.recv(100) == b"READY=1"
+            end(process, signal.SIGTERM, place)
+
+
+def test_socket_path_is_the_same_option(share: Path, place: Path) -> None:
+    with serving(place, share, option="--socket-path") as process:
+        end(process, signal.SIGTERM, place)
+
+
+def serving(
+    place: Path, share: Path, option: str = "--socket", **environment: str
+) -> "subprocess.Popen[str]":
+    process = subprocess.Popen(
+        [*SERVE, option, str(place), "--shared-dir", str(share)],
+        stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, env=os.environ | environment,
+    )  # fmt: skip
+    assert process.stderr is not None
+    assert "READY" in process.stderr.readline()
+    return process
+
+
+def end(process: "subprocess.Popen[str]", number: signal.Signals, place: Path) -> None:
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 0, stderr
+    assert "Traceback" not in stderr
+    assert not place.exists()
