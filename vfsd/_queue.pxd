@@ -32,12 +32,13 @@ cdef struct queue_t:
     bint kick_is_socket
     int call_fd
     bint call_is_socket
+    bint call_may_block      # an eventfd or pipe without O_NONBLOCK
+    bint owes_call           # a call that found the back-end channel full
     char call_bytes[CALL_BYTES_MAX]
     uint32_t call_len
     int err_fd
     int wake_fd              # ours: stop, resume, in-band kicks
     int epoll_fd
-    bint enabled
     int broken               # 0 or the ring code that stopped this queue
     int stop
     # The gate: the control thread changes what the queue thread uses only while it is closed.

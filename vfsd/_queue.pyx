@@ -1,7 +1,7 @@
 """One virtqueue and its thread (docs/architecture.md, "One request, end to end")."""
 
 cimport cython
-from libc.errno cimport errno
+from libc.errno cimport EAGAIN, errno
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
@@ -51,6 +51,14 @@ cdef extern from "<sys/epoll.h>" nogil:
     unsigned int EPOLLIN
     unsigned int EPOLLET
 
+cdef extern from "<poll.h>" nogil:
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    int poll(pollfd *fds, unsigned long n, int timeout_ms)
+    short POLLOUT
+
 cdef extern from "<sys/eventfd.h>" nogil:
     int eventfd(unsigned int initial, int flags)
     int EFD_CLOEXEC
@@ -69,6 +77,7 @@ cdef extern from "<unistd.h>" nogil:
 cdef enum:
     WAKE = 0
     KICK = 1
+    CHANNEL_POLL_MS = 50
     IOV_SLACK = 1024  # iovecs beyond one per element: a batch, and elements that cross regions
 
 cdef uint64_t ONE = 1
@@ -82,14 +91,30 @@ cdef void call_guest(queue_t *q) noexcept nogil:
     if q.call_fd < 0:
         return
     count_u64(&q.calls, 1)
+    q.owes_call = False
     # A full socket or counter means that the front end has calls to read: none is lost.
     if not q.call_is_socket:
-        c_write(q.call_fd, q.call_bytes, q.call_len)
+        if not q.call_may_block or writable(q.call_fd, 0):
+            c_write(q.call_fd, q.call_bytes, q.call_len)
     elif q.call_len == sizeof(ONE):
         send(q.call_fd, q.call_bytes, q.call_len, MSG_NOSIGNAL | MSG_DONTWAIT)
     else:
-        # A whole message on the back-end channel: it must not be lost.
-        send(q.call_fd, q.call_bytes, q.call_len, MSG_NOSIGNAL)
+        # A whole message on the back-end channel: it must not be lost. Nor may it keep the control
+        # thread waiting, so it is tried again once the gate is open.
+        while send(q.call_fd, q.call_bytes, q.call_len, MSG_NOSIGNAL | MSG_DONTWAIT) < 0:
+            if errno != EAGAIN:
+                return
+            if load_acquire_int(&q.stop) or load_acquire_int(&q.pauses):
+                q.owes_call = True
+                return
+            writable(q.call_fd, CHANNEL_POLL_MS)
+
+
+cdef bint writable(int fd, int timeout_ms) noexcept nogil:
+    cdef pollfd p
+    p.fd = fd
+    p.events = POLLOUT
+    return poll(&p, 1, timeout_ms) == 1
 
 
 cdef void serve_chain(queue_t *q, chain_t *chain, bint pending) noexcept nogil:
@@ -123,8 +148,10 @@ cdef void serve_chain(queue_t *q, chain_t *chain, bint pending) noexcept nogil:
 cdef void work(queue_t *q) noexcept nogil:
     """Answer all that is on the ring, then ask for a kick. Ends early when the gate is to close."""
     cdef int n, i
-    if not q.enabled or q.broken:
+    if q.broken:
         return
+    if q.owes_call:
+        call_guest(q)
     ring.ring_disable_kick(&q.ring)
     while not load_acquire_int(&q.stop) and not load_acquire_int(&q.pauses):
         n = ring.ring_pop_batch(&q.ring, q.chains, BATCH)
@@ -346,6 +373,7 @@ cdef class Queue:
             c_close(self.q.call_fd)
         self.q.call_fd = fd
         self.q.call_is_socket = socket
+        self.q.call_may_block = fd >= 0 and os.get_blocking(fd)
         self.q.call_len = len(message)
         memcpy(self.q.call_bytes, text, len(message))
         self.resume()
@@ -358,18 +386,17 @@ cdef class Queue:
         self.q.err_fd = fd
         self.resume()
 
-    def set_enabled(self, bint enabled):
-        """Take requests from the ring or leave them there (SET_VRING_ENABLE)."""
-        self.pause()
-        self.q.enabled = enabled
-        self.resume()
-
     def close(self):
-        """stop(), and close every descriptor handed over. Idempotent."""
+        """stop(), and close every descriptor. Idempotent; then only counters() works."""
+        if self.q.epoll_fd < 0:
+            return
         self.stop()
         self.set_kick(-1)
         self.set_call(-1)
         self.set_err(-1)
+        c_close(self.q.wake_fd)
+        c_close(self.q.epoll_fd)
+        self.q.wake_fd = self.q.epoll_fd = -1
 
     def counters(self):
         """Since the beginning, by opcode name: requests, errors, bytes_in, bytes_out.

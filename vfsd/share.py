@@ -96,6 +96,7 @@ class Connection:
         self.backend.close()
         self._session.end()
         self._dispatch.close()
+        self._fs.tables.close()
 
     def summary(self) -> str:
         """One line: requests and errors so far, and what went wrong with rings."""

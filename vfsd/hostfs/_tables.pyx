@@ -106,14 +106,7 @@ cdef class Tables:
 
     def __dealloc__(self):
         cdef tables_t *t = &self.t
-        cdef uint32_t i
-        if t.inodes != NULL and t.handles != NULL and t.buckets != NULL:
-            self.clear()
-            if t.inodes[FUSE_ROOT_ID].state:
-                h.close(t.inodes[FUSE_ROOT_ID].fd)
-        for i in range(t.n_mounts):
-            if t.mounts[i].fd >= 0:
-                h.close(t.mounts[i].fd)
+        self.close()
         if t.inodes != NULL:
             h.munmap(t.inodes, INODES_MAX * sizeof(inode_t))
         if t.handles != NULL:
@@ -127,6 +120,20 @@ cdef class Tables:
         self.t.entry_valid_nsec = <uint32_t>((entry_s - <uint64_t>entry_s) * 1e9)
         self.t.attr_valid = <uint64_t>attr_s
         self.t.attr_valid_nsec = <uint32_t>((attr_s - <uint64_t>attr_s) * 1e9)
+
+    def close(self):
+        """Close every descriptor. No request may come any more. Idempotent."""
+        cdef tables_t *t = &self.t
+        cdef uint32_t i
+        if t.inodes != NULL and t.handles != NULL and t.buckets != NULL:
+            self.clear()
+            if t.inodes[FUSE_ROOT_ID].state:
+                h.close(t.inodes[FUSE_ROOT_ID].fd)
+                t.inodes[FUSE_ROOT_ID].state = 0
+        for i in range(t.n_mounts):
+            if t.mounts[i].fd >= 0:
+                h.close(t.mounts[i].fd)
+        t.n_mounts = 0
 
     def clear(self):
         """Forget every inode but the root and release every handle (DESTROY, reset)."""

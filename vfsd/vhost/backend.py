@@ -80,7 +80,6 @@ class VirtQueue(Protocol):
     def set_kick(self, fd: int) -> None: ...
     def set_call(self, fd: int, message: bytes = ...) -> None: ...
     def set_err(self, fd: int) -> None: ...
-    def set_enabled(self, enabled: bool) -> None: ...
     def kick(self) -> None: ...
     def pause(self) -> None: ...
     def resume(self) -> None: ...
@@ -129,7 +128,6 @@ class _Ring:
     def stop(self) -> None:
         """Stop the queue, if it runs, and keep where it was."""
         if self.running:
-            self.queue.set_enabled(False)
             self.base = self.queue.stop()
             self.running = False
 
@@ -369,7 +367,6 @@ class Backend:
         except ValueError as error:
             raise ProtocolError(f"queue {ring.index}: {error}") from error
         ring.running = True
-        ring.queue.set_enabled(True)
 
     def _set_vring_num(self, message: Message) -> int:
         index, num = VRING_STATE.unpack(message.payload)
