@@ -9,6 +9,7 @@ import traceback
 import click
 
 from vfsd import __version__
+from vfsd.cli.mount import mount
 from vfsd.cli.serve import serve
 from vfsd.errors import ConfigError
 
@@ -22,6 +23,7 @@ def vfsd() -> None:
     """virtio-fs for virtual machines."""
 
 
+vfsd.add_command(mount)
 vfsd.add_command(serve)
 
 

@@ -74,6 +74,7 @@ cdef struct vq_t:
     uint32_t kick_len
     int call_fd
     int wake_fd
+    bint polling           # completions are looked for all the time; the device need not call
     bint connected
     bint aborted           # nothing that comes back is looked at any more
     int broken             # 0, or the errno of a device that is not believed any more
@@ -145,7 +146,7 @@ cdef class Transport:
     cdef object places     # threads' queue numbers
     cdef object lifecycle
 
-    cdef int add_queue(self, uint32_t i, place, bint event_idx) except -1
+    cdef int add_queue(self, uint32_t i, place, bint event_idx, bint poll) except -1
     cdef int add_forgets(self, uint64_t gpa, uint32_t n) except -1
     cdef slot_t *fill(self, uint32_t opcode, uint64_t nodeid, bytes args, uint32_t out, data, uint64_t into,
                       uint32_t uid, uint32_t gid, uint32_t pid, uint16_t extlen) except NULL

@@ -32,6 +32,7 @@ class Transport:
         max_pages: int,
         event_idx: bool = True,
         scramble: int = 0,
+        poll: bool = False,
     ) -> Transport: ...
     @property
     def names(self) -> list[str]: ...

@@ -448,7 +448,7 @@ cdef void completion_loop(transport_t *t, vq_t *q) noexcept nogil:
             abort_queue(t, q, EIO)
             report_broken(q)
             return
-        if not driver_enable_call(q.driver):
+        if not q.polling and not driver_enable_call(q.driver):
             wait_call(q)
 
 
@@ -599,11 +599,12 @@ cdef class Transport:
     """The queues of one device. Index 0 is hiprio, 1 and up are request queues.
 
     memory, rings: where they lie (`RingPlace`); the arena of arena_bytes(slots, max_pages) at
-    arena_gpa holds the requests. Descriptors stay the caller's until close().
+    arena_gpa holds the requests. poll: look for completions all the time, on request queues.
+    Descriptors stay the caller's until close().
     """
 
     def __cinit__(self, GuestMemory memory not None, rings, uint64_t arena_gpa, uint32_t slots,
-                  uint32_t max_pages, bint event_idx=True, uint32_t scramble=0):
+                  uint32_t max_pages, bint event_idx=True, uint32_t scramble=0, bint poll=False):
         cdef transport_t *t = &self.t
         cdef uint32_t i
         self.memory = memory
@@ -635,10 +636,10 @@ cdef class Transport:
         t.free = t.slots
         t.n_slots = slots
         for i, place in enumerate(rings):
-            self.add_queue(i, place, event_idx)
+            self.add_queue(i, place, event_idx, poll and i > 0)
         self.add_forgets(arena_gpa + slots * t.stride, rings[0].num)
 
-    cdef int add_queue(self, uint32_t i, place, bint event_idx) except -1:
+    cdef int add_queue(self, uint32_t i, place, bint event_idx, bint poll) except -1:
         cdef vq_t *q = &self.t.vqs[i]
         cdef DriverRing ring = DriverRing(
             self.memory, place.num, place.desc, place.avail, place.used, event_idx, place.indirect)
@@ -658,6 +659,7 @@ cdef class Transport:
         q.call_fd = place.call_fd
         q.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         q.connected = True
+        q.polling = poll
         pthread_mutex_init(&q.lock, NULL)
         pthread_cond_init(&q.zero, NULL)
         self.t.n_vqs = i + 1

@@ -71,7 +71,7 @@ class Device:
 
     def __init__(
         self, frontend: Frontend, sock: socket.socket, order: str, queues: int, queue_size: int,
-        indirect: bool, event_idx: bool, scramble: int, slots: int,
+        indirect: bool, event_idx: bool, scramble: int, slots: int, poll: bool,
     ) -> None:  # fmt: skip
         self.frontend = frontend
         self.order = order
@@ -85,6 +85,7 @@ class Device:
         self._event_idx = event_idx
         self._scramble = scramble
         self._slots = slots
+        self._poll = poll
         self._lock = threading.RLock()
         self._removed = False
         max_pages = min(MAX_PAGES, queue_size - HEADER_ELEMENTS)
@@ -102,12 +103,13 @@ class Device:
     def connect(
         cls, path: str | os.PathLike[str], *, order: str = "qemu", queues: int = 1,
         queue_size: int = 1024, inband: bool = False, event_idx: bool = True, indirect: bool = True,
-        scramble: int = 0, slots: int = 256, timeout_s: float = 10.0,
+        scramble: int = 0, slots: int = 256, poll: bool = False, timeout_s: float = 10.0,
     ) -> Self:  # fmt: skip
         """Find the device, as a front end of that order does, and bring it up.
 
         queues: request queues. queue_size: a power of two from 8 up. scramble: not 0 for odd
-        element borders. slots: requests at a time. OSError when there is no daemon, it lacks what
+        element borders. slots: requests at a time. poll: look for completions all the time, at the
+        cost of a CPU for each request queue. OSError when there is no daemon, it lacks what
         is asked for, or it answers what can't be.
         """
         if queue_size < RING_NUM_MIN or queue_size & (queue_size - 1):
@@ -120,7 +122,8 @@ class Device:
             sock.close()
             raise OSError(problem.errno or ECONNREFUSED, problem.strerror, os.fspath(path)) from problem
         frontend = Frontend(sock, timeout_s)
-        device = cls(frontend, sock, order, queues, queue_size, indirect, event_idx, scramble, slots)
+        device = cls(frontend, sock, order, queues, queue_size, indirect, event_idx, scramble, slots,
+                     poll)
         try:
             device._probe(inband)
         except (ProtocolError, PeerClosed, RequestRefused, TimeoutError) as problem:
@@ -179,7 +182,7 @@ class Device:
         ]  # fmt: skip
         self.transport = Transport(
             self._memory, places, MEMORY_GPA + self._layout.arena, self._slots, self._max_pages,
-            event_idx, self._scramble,
+            event_idx, self._scramble, self._poll,
         )  # fmt: skip
         self.frontend.start(self.order, self._with_vrings())
         self.transport.start()

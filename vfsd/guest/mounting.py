@@ -1,0 +1,189 @@
+"""System calls of a FUSE mount made without fusermount: mount(2) of type fuse, umount2(2), abort.
+
+Sources: fs/fuse/inode.c (fuse_parse_param: the options), fs/fuse/control.c (the abort file),
+fs/namespace.c.
+"""
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import re
+from dataclasses import dataclass
+from errno import ENOENT
+from pathlib import Path
+from typing import NamedTuple
+
+from vfsd.errors import ConfigError
+
+DEVICE = "/dev/fuse"
+FUSE_DEV_IOC_CLONE = 0x8004E500  # _IOR(229, 0, uint32_t)
+FSTYPE = "fuse.virtiofs"  # what follows the dot is shown as the type, nothing more
+
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
+MS_SYNCHRONOUS, MS_DIRSYNC, MS_NOATIME, MS_NODIRATIME = 16, 128, 1024, 2048
+MS_RELATIME, MS_STRICTATIME, MS_LAZYTIME = 1 << 21, 1 << 24, 1 << 25
+MNT_FORCE, MNT_DETACH, UMOUNT_NOFOLLOW = 1, 2, 8
+
+# Of mount(8)'s options, those the kernel keeps to itself: (flag, whether the option sets it).
+OPTIONS = {
+    "defaults": (0, True),
+    "ro": (MS_RDONLY, True),
+    "rw": (MS_RDONLY, False),
+    "nosuid": (MS_NOSUID, True),
+    "suid": (MS_NOSUID, False),
+    "nodev": (MS_NODEV, True),
+    "dev": (MS_NODEV, False),
+    "noexec": (MS_NOEXEC, True),
+    "exec": (MS_NOEXEC, False),
+    "sync": (MS_SYNCHRONOUS, True),
+    "async": (MS_SYNCHRONOUS, False),
+    "dirsync": (MS_DIRSYNC, True),
+    "noatime": (MS_NOATIME, True),
+    "atime": (MS_NOATIME, False),
+    "nodiratime": (MS_NODIRATIME, True),
+    "diratime": (MS_NODIRATIME, False),
+    "relatime": (MS_RELATIME, True),
+    "strictatime": (MS_STRICTATIME, True),
+    "lazytime": (MS_LAZYTIME, True),
+}
+
+SYS_FSOPEN, SYS_FSCONFIG, SYS_FSMOUNT = 430, 431, 432  # the same on every architecture
+FSOPEN_CLOEXEC = FSMOUNT_CLOEXEC = 1
+FSCONFIG_CMD_CREATE = 6
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def mount_flags(options: str) -> int:
+    """Flags of mount(2) for options of mount(8), separated by commas. ConfigError names a stranger."""
+    flags = 0
+    for option in filter(None, options.split(",")):
+        if option not in OPTIONS:
+            known = ", ".join(sorted(OPTIONS))
+            raise ConfigError("-o", f"option {option} is not known; there are {known}")
+        flag, sets = OPTIONS[option]
+        flags = flags | flag if sets else flags & ~flag
+    return flags
+
+
+def open_device() -> int:
+    """/dev/fuse. ConfigError: there is none, or none for us."""
+    try:
+        return os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as problem:
+        raise ConfigError(
+            DEVICE, f"can't be opened ({problem.strerror}); load the module fuse, and be root"
+        ) from problem
+
+
+def clone_device(fd: int) -> int:
+    """Another descriptor of the same connection, with a list of requests of its own."""
+    clone = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(clone, FUSE_DEV_IOC_CLONE, fd.to_bytes(4, "little"))
+    except BaseException:
+        os.close(clone)
+        raise
+    return clone
+
+
+@dataclass(frozen=True)
+class Mounted:
+    """A mounted FUSE file system. number: its st_dev in the kernel's form (the major is 0), as
+    /proc/self/mountinfo and the control directory name it; no request is needed to tell it."""
+
+    number: int
+
+    def points(self) -> list[str]:
+        """Where it is mounted now, the newest first: an operator may move, bind and unmount it."""
+        return [entry.point for entry in mount_table() if entry.number == self.number]
+
+
+class Entry(NamedTuple):
+    """A line of the mount table; number as in Mounted."""
+
+    number: int
+    point: str
+    fstype: str
+
+
+def mount_table() -> list[Entry]:
+    """Every mount that has no block device, the newest first."""
+    table = []
+    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+        left, _, right = line.partition(b" - ")
+        device, _, point = left.split(b" ")[2:5]
+        major, minor = device.split(b":")
+        if major == b"0":
+            plain = re.sub(rb"\\([0-7]{3})", lambda code: bytes([int(code[1], 8)]), point)
+            table.append(Entry(int(minor), os.fsdecode(plain), right.split(b" ")[0].decode()))
+    return table[::-1]
+
+
+def mount(fd: int, directory: str, source: str, flags: int) -> Mounted:
+    """mount(2), with what virtio_fs_fill_super sets: everybody may use it, by the mode bits. OSError."""
+    data = f"fd={fd},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions"
+    place = os.path.realpath(directory)  # once it is mounted, to look there takes an answer
+    done = _libc.mount(
+        os.fsencode(source), os.fsencode(place), FSTYPE.encode(), ctypes.c_ulong(flags), data.encode()
+    )
+    if done < 0:
+        raise _failed(directory)
+    for entry in mount_table():
+        if entry.point == place and entry.fstype == FSTYPE:
+            return Mounted(entry.number)
+    _libc.umount2(os.fsencode(place), MNT_DETACH | UMOUNT_NOFOLLOW)
+    raise OSError(ENOENT, "is mounted but not to be found in the mount table", directory)
+
+
+def unmount(directory: str, flags: int = 0) -> None:
+    """umount2(2). OSError."""
+    if _libc.umount2(os.fsencode(directory), flags | UMOUNT_NOFOLLOW) < 0:
+        raise _failed(directory)
+
+
+def sync(directory: str) -> None:
+    """syncfs(2): write back what is only in the page cache. OSError."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if _libc.syncfs(fd) < 0:
+            raise _failed(directory)
+    finally:
+        os.close(fd)
+
+
+def abort(mounted: Mounted) -> None:
+    """End the connection (fuse_abort_conn): everything that waits for it fails with ECONNABORTED,
+    what comes later with ENOTCONN. Waits for nothing. OSError.
+
+    By the control file system, mounted nowhere for the purpose, which also finds what has been
+    unmounted lazily.
+    """
+    context = _syscall(SYS_FSOPEN, b"fusectl", FSOPEN_CLOEXEC)
+    try:
+        _syscall(SYS_FSCONFIG, context, FSCONFIG_CMD_CREATE, None, None, 0)
+        control = _syscall(SYS_FSMOUNT, context, FSMOUNT_CLOEXEC, 0)
+    finally:
+        os.close(context)
+    try:
+        with contextlib.suppress(FileNotFoundError):  # the connection has ended
+            handle = os.open(f"{mounted.number}/abort", os.O_WRONLY | os.O_CLOEXEC, dir_fd=control)
+            try:
+                os.write(handle, b"1")
+            finally:
+                os.close(handle)
+    finally:
+        os.close(control)
+
+
+def _syscall(*arguments: int | bytes | None) -> int:
+    done = int(_libc.syscall(*(ctypes.c_long(a) if isinstance(a, int) else a for a in arguments)))
+    if done < 0:
+        raise _failed()
+    return done
+
+
+def _failed(path: str | None = None) -> OSError:
+    error = ctypes.get_errno()
+    return OSError(error, os.strerror(error), path)
