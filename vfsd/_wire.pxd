@@ -4,7 +4,7 @@ The others are packed and unpacked by `vfsd.fuse.abi`. Sizes are asserted by `vf
 at import.
 """
 
-from libc.stdint cimport int32_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
 
 cdef enum:
     FUSE_ROOT_ID = 1
@@ -13,6 +13,17 @@ cdef enum:
 
     FUSE_GETATTR_FH = 1
     FUSE_WRITE_CACHE = 1
+    FUSE_FSYNC_FDATASYNC = 1
+
+    FATTR_MODE = 1
+    FATTR_UID = 2
+    FATTR_GID = 4
+    FATTR_SIZE = 8
+    FATTR_ATIME = 16
+    FATTR_MTIME = 32
+    FATTR_FH = 64
+    FATTR_ATIME_NOW = 128
+    FATTR_MTIME_NOW = 256
 
 cdef packed struct fuse_in_header:
     uint32_t len
@@ -100,3 +111,120 @@ cdef packed struct fuse_write_in:
 cdef packed struct fuse_write_out:
     uint32_t size
     uint32_t padding
+
+cdef packed struct fuse_mknod_in:
+    uint32_t mode
+    uint32_t rdev
+    uint32_t umask
+    uint32_t padding
+
+cdef packed struct fuse_mkdir_in:
+    uint32_t mode
+    uint32_t umask
+
+cdef packed struct fuse_rename_in:
+    uint64_t newdir
+
+cdef packed struct fuse_rename2_in:
+    uint64_t newdir
+    uint32_t flags
+    uint32_t padding
+
+cdef packed struct fuse_link_in:
+    uint64_t oldnodeid
+
+cdef packed struct fuse_setattr_in:
+    uint32_t valid
+    uint32_t padding
+    uint64_t fh
+    uint64_t size
+    uint64_t lock_owner
+    int64_t atime
+    int64_t mtime
+    int64_t ctime
+    uint32_t atimensec
+    uint32_t mtimensec
+    uint32_t ctimensec
+    uint32_t mode
+    uint32_t unused4
+    uint32_t uid
+    uint32_t gid
+    uint32_t unused5
+
+cdef packed struct fuse_kstatfs:
+    uint64_t blocks
+    uint64_t bfree
+    uint64_t bavail
+    uint64_t files
+    uint64_t ffree
+    uint32_t bsize
+    uint32_t namelen
+    uint32_t frsize
+    uint32_t padding
+    uint32_t spare[6]
+
+cdef packed struct fuse_open_in:
+    uint32_t flags
+    uint32_t open_flags
+
+cdef packed struct fuse_create_in:
+    uint32_t flags
+    uint32_t mode
+    uint32_t umask
+    uint32_t open_flags
+
+cdef packed struct fuse_open_out:
+    uint64_t fh
+    uint32_t open_flags
+    int32_t backing_id
+
+cdef packed struct fuse_release_in:
+    uint64_t fh
+    uint32_t flags
+    uint32_t release_flags
+    uint64_t lock_owner
+
+cdef packed struct fuse_flush_in:
+    uint64_t fh
+    uint32_t unused
+    uint32_t padding
+    uint64_t lock_owner
+
+cdef packed struct fuse_fsync_in:
+    uint64_t fh
+    uint32_t fsync_flags
+    uint32_t padding
+
+cdef packed struct fuse_fallocate_in:
+    uint64_t fh
+    uint64_t offset
+    uint64_t length
+    uint32_t mode
+    uint32_t padding
+
+cdef packed struct fuse_lseek_in:
+    uint64_t fh
+    uint64_t offset
+    uint32_t whence
+    uint32_t padding
+
+cdef packed struct fuse_lseek_out:
+    uint64_t offset
+
+cdef packed struct fuse_setxattr_in:  # the form without FUSE_SETXATTR_EXT
+    uint32_t size
+    uint32_t flags
+
+cdef packed struct fuse_getxattr_in:
+    uint32_t size
+    uint32_t padding
+
+cdef packed struct fuse_getxattr_out:
+    uint32_t size
+    uint32_t padding
+
+cdef packed struct fuse_dirent:  # the name follows, padded to 8 bytes
+    uint64_t ino
+    uint64_t off
+    uint32_t namelen
+    uint32_t type

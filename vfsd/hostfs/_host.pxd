@@ -1,6 +1,6 @@
-"""System calls of the data path that libc or Cython's own declarations lack."""
+"""System calls of the data path, with the field's own names; libc or Cython lack some of them."""
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from vfsd._ring cimport iovec
 
@@ -26,12 +26,37 @@ cdef extern from "<sys/stat.h>" nogil:
         uint32_t stx_dev_major
         uint32_t stx_dev_minor
         uint64_t stx_mnt_id
+    struct timespec:
+        int64_t tv_sec
+        long tv_nsec
     int statx(int dirfd, const char *path, int flags, unsigned int mask, statx_t *buf)
+    int mkdirat(int dirfd, const char *path, unsigned int mode)
+    int mknodat(int dirfd, const char *path, unsigned int mode, uint64_t dev)
+    int fchmodat(int dirfd, const char *path, unsigned int mode, int flags)
+    int utimensat(int dirfd, const char *path, const timespec *times, int flags)
     unsigned int STATX_BASIC_STATS
     unsigned int STATX_MNT_ID
     unsigned int S_IFMT
     unsigned int S_IFDIR
     unsigned int S_IFREG
+    long UTIME_NOW
+    long UTIME_OMIT
+
+cdef extern from "<sys/sysmacros.h>" nogil:
+    uint64_t makedev(unsigned int major, unsigned int minor)
+
+cdef extern from "<sys/statfs.h>" nogil:
+    struct statfs_t "statfs":
+        long f_type
+        long f_bsize
+        uint64_t f_blocks
+        uint64_t f_bfree
+        uint64_t f_bavail
+        uint64_t f_files
+        uint64_t f_ffree
+        long f_namelen
+        long f_frsize
+    int fstatfs(int fd, statfs_t *buf)
 
 cdef extern from "<fcntl.h>" nogil:
     struct file_handle:
@@ -40,16 +65,34 @@ cdef extern from "<fcntl.h>" nogil:
         unsigned char f_handle[0]
     int name_to_handle_at(int dirfd, const char *path, file_handle *handle, int *mount_id, int flags)
     int open_by_handle_at(int mount_fd, file_handle *handle, int flags)
-    int openat(int dirfd, const char *path, int flags)
+    int openat(int dirfd, const char *path, int flags, ...)
+    int fallocate(int fd, int mode, int64_t offset, int64_t length)
+    int AT_FDCWD
     int AT_EMPTY_PATH
     int AT_SYMLINK_NOFOLLOW
+    int AT_SYMLINK_FOLLOW
     int AT_NO_AUTOMOUNT
-    int O_PATH
-    int O_NOFOLLOW
-    int O_CLOEXEC
+    int AT_REMOVEDIR
+    int O_ACCMODE
     int O_APPEND
-    int O_RDONLY
+    int O_CLOEXEC
+    int O_CREAT
     int O_DIRECTORY
+    int O_DSYNC
+    int O_EXCL
+    int O_NOFOLLOW
+    int O_NONBLOCK
+    int O_PATH
+    int O_RDONLY
+    int O_SYNC
+    int O_TRUNC
+    int O_WRONLY
+
+cdef extern from "<stdio.h>" nogil:
+    int renameat2(int olddir, const char *old, int newdir, const char *new, unsigned int flags)
+    unsigned int RENAME_NOREPLACE
+    unsigned int RENAME_EXCHANGE
+    unsigned int RENAME_WHITEOUT
 
 cdef extern from "<sys/uio.h>" nogil:
     ssize_t preadv(int fd, const iovec *iov, int n, int64_t offset)
@@ -61,6 +104,38 @@ cdef extern from "<sys/uio.h>" nogil:
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)
     int c_dup "dup"(int fd)
+    int fsync(int fd)
+    int fdatasync(int fd)
+    int ftruncate(int fd, int64_t size)
+    int64_t lseek(int fd, int64_t offset, int whence)
+    int linkat(int olddir, const char *old, int newdir, const char *new, int flags)
+    int symlinkat(const char *target, int dirfd, const char *path)
+    int unlinkat(int dirfd, const char *path, int flags)
+    ssize_t readlinkat(int dirfd, const char *path, char *buf, size_t size)
+    int fchownat(int dirfd, const char *path, uint32_t uid, uint32_t gid, int flags)
+    long syscall(long number, ...)
+    int SEEK_SET
+    int SEEK_DATA
+    int SEEK_HOLE
+
+cdef extern from "<sys/syscall.h>" nogil:
+    long SYS_getdents64
+    long SYS_setresuid
+    long SYS_setresgid
+
+cdef extern from "<sys/xattr.h>" nogil:
+    ssize_t getxattr(const char *path, const char *name, void *value, size_t size)
+    ssize_t listxattr(const char *path, char *names, size_t size)
+    int setxattr(const char *path, const char *name, const void *value, size_t size, int flags)
+    int removexattr(const char *path, const char *name)
+    int XATTR_CREATE
+    int XATTR_REPLACE
+
+cdef packed struct linux_dirent64:  # 19 bytes, then the name
+    uint64_t d_ino
+    int64_t d_off
+    uint16_t d_reclen
+    uint8_t d_type
 
 cdef extern from "<sys/mman.h>" nogil:
     void *mmap(void *addr, size_t length, int prot, int flags, int fd, int64_t offset)

@@ -1,6 +1,6 @@
 """The inode table."""
 
-from libc.errno cimport EMFILE, ENFILE, ESTALE, errno
+from libc.errno cimport EMFILE, ENFILE, ENOENT, ESTALE, errno
 
 from vfsd._wire cimport FUSE_ROOT_ID
 from vfsd.hostfs cimport _host as h
@@ -165,26 +165,35 @@ cdef int open_anchor(tables_t *t, int parent, const char *name, h.statx_t *st) n
     return fd
 
 
-cdef int lookup_at(tables_t *t, int parent, const char *name, h.statx_t *st, uint32_t *index) noexcept nogil:
-    """The slot of a name, referenced and with one more lookup. 0 or -errno.
+cdef int find_known(tables_t *t, const h.statx_t *st, uint32_t *index) noexcept nogil:
+    """A known inode, referenced and with one more lookup: 0, -ENOENT, or -errno.
 
-    A known inode costs the one statx: its anchor keeps (dev, ino) from being reused. An evicted
-    one proves itself by its file handle first.
+    Its anchor keeps (dev, ino) from being reused; an evicted one proves itself by its file handle.
     """
     cdef int fd
-    if h.statx(parent, name, h.AT_SYMLINK_NOFOLLOW | h.AT_NO_AUTOMOUNT, ATTR_MASK, st) < 0:
-        return -errno
     index[0] = find(t, st)
-    if index[0]:
-        fd = inode_fd(t, index[0])
-        if fd >= 0:
-            return 0
-        if fd == -ESTALE:
-            unhash(t, index[0])
-        drop_lookups(t, index[0], 1)
-        inode_put(t, index[0])
-        if fd != -ESTALE:
-            return fd
+    if index[0] == 0:
+        return -ENOENT
+    fd = inode_fd(t, index[0])
+    if fd >= 0:
+        return 0
+    if fd == -ESTALE:
+        unhash(t, index[0])
+        fd = -ENOENT
+    drop_lookups(t, index[0], 1)
+    inode_put(t, index[0])
+    return fd
+
+
+cdef int lookup_at(tables_t *t, int parent, const char *name, bint fresh, h.statx_t *st, uint32_t *index) noexcept nogil:
+    """The slot of a name, referenced and with one more lookup. 0 or -errno."""
+    cdef int fd, rc
+    if not fresh:
+        if h.statx(parent, name, h.AT_SYMLINK_NOFOLLOW | h.AT_NO_AUTOMOUNT, ATTR_MASK, st) < 0:
+            return -errno
+        rc = find_known(t, st, index)
+        if rc != -ENOENT:
+            return rc
     fd = open_anchor(t, parent, name, st)
     if fd < 0:
         return fd
@@ -192,17 +201,10 @@ cdef int lookup_at(tables_t *t, int parent, const char *name, h.statx_t *st, uin
     return 0 if index[0] else -ENFILE
 
 
-cdef int lookup(tables_t *t, uint64_t parent, const char *name, fuse_entry_out *out) noexcept nogil:
+cdef int entry_at(tables_t *t, int parent, const char *name, bint fresh, fuse_entry_out *out) noexcept nogil:
     cdef h.statx_t st
     cdef uint32_t index = 0
-    cdef int64_t dir_index = inode_get(t, parent)
-    cdef int rc
-    if dir_index < 0:
-        return <int>dir_index
-    rc = inode_fd(t, dir_index)
-    if rc >= 0:
-        rc = lookup_at(t, rc, name, &st, &index)
-    inode_put(t, dir_index)
+    cdef int rc = lookup_at(t, parent, name, fresh, &st, &index)
     if rc < 0:
         return rc
     out.nodeid = (generation_of(load_acquire_u64(&t.inodes[index].state)) << 32) | index
@@ -214,6 +216,18 @@ cdef int lookup(tables_t *t, uint64_t parent, const char *name, fuse_entry_out *
     attr_fill(&st, &out.attr)
     inode_put(t, index)
     return 0
+
+
+cdef int lookup(tables_t *t, uint64_t parent, const char *name, fuse_entry_out *out) noexcept nogil:
+    cdef int64_t index = inode_get(t, parent)
+    cdef int rc
+    if index < 0:
+        return <int>index
+    rc = inode_fd(t, index)
+    if rc >= 0:
+        rc = entry_at(t, rc, name, False, out)
+    inode_put(t, index)
+    return rc
 
 
 cdef void drop_lookups(tables_t *t, uint32_t index, uint64_t n) noexcept nogil:

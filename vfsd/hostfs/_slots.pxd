@@ -1,4 +1,4 @@
-"""Inodes and open handles of one guest: flat tables without pointers, indexed by what the guest holds.
+"""Inodes and open handles of one guest, and the policy they are used under: flat tables without pointers, indexed by what the guest holds.
 
 A nodeid or fh is (generation << 32) | index, so one that has been given back is never mistaken
 for the slot's next user. Whoever works with a slot holds a reference (`inode_get`, `handle_get`):
@@ -48,7 +48,8 @@ cdef struct inode_t:           # 128 bytes
     int fd                     # O_PATH anchor, -1 while evicted
     uint32_t mode              # S_IFMT bits
     uint32_t mount             # index of the mount its file handle is opened in
-    int used                   # touched since the evictor's hand passed
+    uint16_t used              # touched since the evictor's hand passed
+    uint16_t cold              # a directory whose last name looked up was new: open first, ask then
     uint16_t handle_type
     uint16_t handle_bytes
     uint8_t handle[HANDLE_BYTES_MAX]
@@ -85,6 +86,13 @@ cdef struct tables_t:
     uint64_t attr_valid
     uint32_t entry_valid_nsec
     uint32_t attr_valid_nsec
+    # Policy, compiled into plain values before the first request.
+    uint32_t open_flags        # FOPEN_* of the reply to OPEN and CREATE
+    uint32_t opendir_flags
+    bint xattr
+    int proc_fd                # /proc/self/fd: names what an O_PATH descriptor stands for
+    uint32_t uid               # the daemon's own
+    uint32_t gid
     pthread_mutex_t shard[SHARDS]
     pthread_mutex_t alloc      # free lists, tops
     pthread_mutex_t evict      # hand, mounts

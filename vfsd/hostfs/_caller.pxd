@@ -1,0 +1,161 @@
+"""What operations have in common: the caller's identity, the directory they work in, re-opening.
+
+Every operation is a plain list of steps; these are the steps more than one of them takes.
+"""
+
+from libc.errno cimport EBADF, EINVAL, EISDIR, EMFILE, ENAMETOOLONG, ENFILE, errno
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdio cimport snprintf
+from libc.stdlib cimport abort
+from libc.string cimport memchr, memcpy
+
+from vfsd._wire cimport fuse_entry_out
+from vfsd.fuse.dispatch cimport NAME_MAX, name_check, request_t, span_skip, span_t, span_write
+from vfsd.hostfs cimport _host as h
+from vfsd.hostfs._anchors cimport inode_fd, out_of_descriptors
+from vfsd.hostfs._inodes cimport entry_at, inode_get, inode_put
+from vfsd.hostfs._slots cimport tables_t
+
+cdef enum:
+    NAME_BYTES = NAME_MAX + 1  # with the NUL
+    PATH_BYTES = 4096          # PATH_MAX, with the NUL
+    FD_BYTES = 16              # a descriptor's number as text, with the NUL
+
+
+# --- strings of the body ---
+
+cdef inline int read_string(span_t *s, char *to, size_t room) noexcept nogil:
+    """The next NUL-terminated string: its length, -EINVAL without an end, -ENAMETOOLONG."""
+    cdef size_t n = 0, part
+    cdef char *end
+    while s.bytes:
+        if s.iov.iov_len == 0:
+            s.iov += 1
+            s.n -= 1
+            continue
+        end = <char *>memchr(s.iov.iov_base, 0, s.iov.iov_len)
+        part = s.iov.iov_len if end == NULL else end - <char *>s.iov.iov_base
+        if part > s.bytes:
+            part = s.bytes
+            end = NULL
+        if n + part >= room:
+            return -ENAMETOOLONG
+        memcpy(to + n, s.iov.iov_base, part)
+        n += part
+        span_skip(s, part + (end != NULL))
+        if end != NULL:
+            to[n] = 0
+            return <int>n
+    return -EINVAL
+
+
+cdef inline int read_name(request_t *r, char *to) noexcept nogil:
+    """The next string as the name of a directory entry, into NAME_BYTES: 0 or -errno."""
+    cdef int n = read_string(&r.body, to, NAME_BYTES)
+    return n if n < 0 else name_check(to, n)
+
+
+cdef inline int read_last_name(request_t *r, char *to) noexcept nogil:
+    """The same where only extensions may follow (in_header.total_extlen, in units of 8 bytes)."""
+    cdef int rc = read_name(r, to)
+    if rc == 0 and r.body.bytes != 8 * <uint64_t>r.header.total_extlen:
+        return -EINVAL
+    return rc
+
+
+# --- who ---
+
+cdef inline bint is_other(tables_t *t, request_t *r) noexcept nogil:
+    # Only root can be somebody else; another user's daemon makes everything its own.
+    return t.uid == 0 and (r.header.uid != t.uid or r.header.gid != t.gid)
+
+
+cdef inline int become(tables_t *t, request_t *r) noexcept nogil:
+    """Be the caller, this thread alone (libc's wrappers would change every thread): 0 or -errno."""
+    cdef int rc
+    if not is_other(t, r):
+        return 0
+    # The group first: without uid 0 it could not be changed any more.
+    if h.syscall(h.SYS_setresgid, <long>-1, <long>r.header.gid, <long>-1) < 0:
+        return -errno
+    if h.syscall(h.SYS_setresuid, <long>-1, <long>r.header.uid, <long>-1) < 0:
+        rc = -errno
+        h.syscall(h.SYS_setresgid, <long>-1, <long>t.gid, <long>-1)
+        return rc
+    return 0
+
+
+cdef inline void unbecome(tables_t *t, request_t *r) noexcept nogil:
+    """Back. A thread that stayed somebody else would work with the wrong rights: never go on with one."""
+    if not is_other(t, r):
+        return
+    if (h.syscall(h.SYS_setresuid, <long>-1, <long>t.uid, <long>-1) < 0
+            or h.syscall(h.SYS_setresgid, <long>-1, <long>t.gid, <long>-1) < 0):
+        abort()
+
+
+# --- where ---
+
+cdef struct place_t:
+    uint32_t index
+    int fd
+
+
+cdef inline int place_get(tables_t *t, uint64_t nodeid, place_t *p) noexcept nogil:
+    """An inode's descriptor, kept open until place_put: 0 or -errno."""
+    cdef int64_t index = inode_get(t, nodeid)
+    p.index = 0
+    p.fd = -1
+    if index < 0:
+        return <int>index
+    p.index = <uint32_t>index
+    p.fd = inode_fd(t, p.index)
+    if p.fd < 0:
+        inode_put(t, p.index)
+        return p.fd
+    return 0
+
+
+cdef inline void place_put(tables_t *t, place_t *p) noexcept nogil:
+    inode_put(t, p.index)
+
+
+cdef inline int reply_entry(tables_t *t, request_t *r, int parent, const char *name, bint fresh) noexcept nogil:
+    """Answer with the entry of a name: 0 or -errno. Its room was checked before anything was made."""
+    cdef fuse_entry_out out
+    cdef int rc = entry_at(t, parent, name, fresh, &out)
+    if rc < 0:
+        return rc
+    r.reply_bytes += sizeof(out)
+    return span_write(&r.reply, &out, sizeof(out))
+
+
+# --- re-opening ---
+
+cdef inline const char *fd_name(int fd, char *text) noexcept nogil:
+    """The name below /proc/self/fd (tables_t.proc_fd) of what a descriptor stands for."""
+    snprintf(text, FD_BYTES, b"%d", fd)
+    return text
+
+
+cdef inline int reopen(tables_t *t, place_t *p, int flags) noexcept nogil:
+    """A new descriptor of a regular file, or with O_DIRECTORY of a directory: it or -errno.
+
+    Anything else is refused: opening a device or a fifo of the host would act on the host.
+    """
+    cdef char name[FD_BYTES]
+    cdef uint32_t mode = t.inodes[p.index].mode
+    cdef int fd, rc
+    if mode == h.S_IFDIR and not flags & h.O_DIRECTORY:
+        return -EISDIR
+    if mode != (h.S_IFDIR if flags & h.O_DIRECTORY else h.S_IFREG):
+        return -EBADF
+    fd_name(p.fd, name)
+    while True:
+        # O_NONBLOCK: never wait for a lease.
+        fd = h.openat(t.proc_fd, name, flags | h.O_CLOEXEC | h.O_NONBLOCK)
+        if fd >= 0:
+            return fd
+        rc = errno
+        if not out_of_descriptors(t, rc):
+            return -ENFILE if rc == EMFILE else -rc

@@ -1,0 +1,151 @@
+"""GETATTR, SETATTR, STATFS."""
+
+from libc.errno cimport EINVAL, errno
+from libc.stdint cimport int64_t, uint32_t
+from libc.string cimport memset
+
+from vfsd cimport _wire as w
+from vfsd.fuse.dispatch cimport Dispatch, request_t, span_read, span_write
+from vfsd.hostfs cimport _host as h
+from vfsd.hostfs._caller cimport FD_BYTES, fd_name, place_get, place_put, place_t, reopen
+from vfsd.hostfs._handles cimport handle_get, handle_put
+from vfsd.hostfs._inodes cimport attr_of
+from vfsd.hostfs._slots cimport tables_t
+from vfsd.hostfs._tables cimport Tables
+
+from vfsd.fuse.opcodes import NUMBER
+
+__all__ = ("install",)
+
+
+cdef int reply_attr(tables_t *t, request_t *r, int fd) noexcept nogil:
+    cdef w.fuse_attr_out out
+    cdef int rc = attr_of(t, fd, &out)
+    if rc < 0:
+        return rc
+    r.reply_bytes = sizeof(out)
+    return span_write(&r.reply, &out, sizeof(out))
+
+
+cdef int op_getattr(void *fs, request_t *r) noexcept nogil:
+    cdef tables_t *t = <tables_t *>fs
+    cdef w.fuse_getattr_in arg
+    cdef place_t p
+    cdef int64_t index
+    cdef int fd = -1, rc
+    memset(&arg, 0, sizeof(arg))
+    if span_read(&r.body, &arg, sizeof(arg)) < 0 or r.reply.bytes < sizeof(w.fuse_attr_out):
+        return -EINVAL
+    if arg.getattr_flags & w.FUSE_GETATTR_FH:
+        index = handle_get(t, arg.fh, &fd)
+        if index < 0:
+            return <int>index
+        rc = reply_attr(t, r, fd)
+        handle_put(t, index)
+        return rc
+    rc = place_get(t, r.header.nodeid, &p)
+    if rc < 0:
+        return rc
+    rc = reply_attr(t, r, p.fd)
+    place_put(t, &p)
+    return rc
+
+
+cdef int set_size(tables_t *t, place_t *p, const w.fuse_setattr_in *arg) noexcept nogil:
+    """Through the guest's own handle if it named one: it may be the only one allowed to write."""
+    cdef int fd = -1, rc
+    cdef int64_t index
+    if arg.valid & w.FATTR_FH:
+        index = handle_get(t, arg.fh, &fd)
+        if index < 0:
+            return <int>index
+        rc = -errno if h.ftruncate(fd, arg.size) < 0 else 0
+        handle_put(t, index)
+        return rc
+    fd = reopen(t, p, h.O_WRONLY)
+    if fd < 0:
+        return fd
+    rc = -errno if h.ftruncate(fd, arg.size) < 0 else 0
+    h.close(fd)
+    return rc
+
+
+cdef int set_times(tables_t *t, const char *name, const w.fuse_setattr_in *arg) noexcept nogil:
+    cdef h.timespec times[2]
+    times[0].tv_sec = arg.atime
+    times[0].tv_nsec = arg.atimensec
+    times[1].tv_sec = arg.mtime
+    times[1].tv_nsec = arg.mtimensec
+    if not arg.valid & w.FATTR_ATIME:
+        times[0].tv_nsec = h.UTIME_OMIT
+    elif arg.valid & w.FATTR_ATIME_NOW:
+        times[0].tv_nsec = h.UTIME_NOW
+    if not arg.valid & w.FATTR_MTIME:
+        times[1].tv_nsec = h.UTIME_OMIT
+    elif arg.valid & w.FATTR_MTIME_NOW:
+        times[1].tv_nsec = h.UTIME_NOW
+    return -errno if h.utimensat(t.proc_fd, name, times, 0) < 0 else 0
+
+
+cdef int op_setattr(void *fs, request_t *r) noexcept nogil:
+    cdef tables_t *t = <tables_t *>fs
+    cdef w.fuse_setattr_in arg
+    cdef place_t p
+    cdef char name[FD_BYTES]
+    cdef uint32_t nobody = 0xffffffff  # chown(2): leave that id alone
+    cdef int rc
+    memset(&arg, 0, sizeof(arg))
+    if span_read(&r.body, &arg, sizeof(arg)) < 0 or r.reply.bytes < sizeof(w.fuse_attr_out):
+        return -EINVAL
+    rc = place_get(t, r.header.nodeid, &p)
+    if rc < 0:
+        return rc
+    fd_name(p.fd, name)
+    # The owner first: a change of owner takes set-uid bits away, which the mode may ask for.
+    if arg.valid & (w.FATTR_UID | w.FATTR_GID):
+        rc = h.fchownat(p.fd, b"", arg.uid if arg.valid & w.FATTR_UID else nobody,
+                        arg.gid if arg.valid & w.FATTR_GID else nobody, h.AT_EMPTY_PATH)
+        rc = -errno if rc < 0 else 0
+    if rc == 0 and arg.valid & w.FATTR_MODE:
+        rc = -errno if h.fchmodat(t.proc_fd, name, arg.mode & 0o7777, 0) < 0 else 0
+    if rc == 0 and arg.valid & w.FATTR_SIZE:
+        rc = set_size(t, &p, &arg)
+    if rc == 0 and arg.valid & (w.FATTR_ATIME | w.FATTR_MTIME):
+        rc = set_times(t, name, &arg)
+    if rc == 0:
+        rc = reply_attr(t, r, p.fd)
+    place_put(t, &p)
+    return rc
+
+
+cdef int op_statfs(void *fs, request_t *r) noexcept nogil:
+    cdef tables_t *t = <tables_t *>fs
+    cdef w.fuse_kstatfs out
+    cdef h.statfs_t st
+    cdef place_t p
+    cdef int rc = place_get(t, r.header.nodeid, &p)
+    if rc < 0:
+        return rc
+    rc = -errno if h.fstatfs(p.fd, &st) < 0 else 0
+    place_put(t, &p)
+    if rc < 0:
+        return rc
+    memset(&out, 0, sizeof(out))
+    out.blocks = st.f_blocks
+    out.bfree = st.f_bfree
+    out.bavail = st.f_bavail
+    out.files = st.f_files
+    out.ffree = st.f_ffree
+    out.bsize = <uint32_t>st.f_bsize
+    out.namelen = <uint32_t>st.f_namelen
+    out.frsize = <uint32_t>st.f_frsize
+    r.reply_bytes = sizeof(out)
+    return span_write(&r.reply, &out, sizeof(out))
+
+
+def install(Dispatch dispatch, Tables tables):
+    """Make these operations, on `tables`, the dispatch's."""
+    cdef tables_t *t = &tables.t
+    dispatch.set_hot(NUMBER["GETATTR"], op_getattr, t, tables)
+    dispatch.set_hot(NUMBER["SETATTR"], op_setattr, t, tables)
+    dispatch.set_hot(NUMBER["STATFS"], op_statfs, t, tables)

@@ -1,0 +1,316 @@
+"""Files: open, read, write, close. READ and WRITE go straight between the file and guest memory."""
+
+from libc.errno cimport EEXIST, EINVAL, EMFILE, ENFILE, EOVERFLOW, errno
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memset
+
+from vfsd cimport _wire as w
+from vfsd.fuse.dispatch cimport Dispatch, request_t, span_limit, span_read, span_t, span_write
+from vfsd.hostfs cimport _host as h
+from vfsd.hostfs._anchors cimport out_of_descriptors
+from vfsd.hostfs._caller cimport (
+    NAME_BYTES, become, place_get, place_put, place_t, read_last_name, reopen, unbecome,
+)
+from vfsd.hostfs._handles cimport handle_get, handle_open, handle_put, handle_release
+from vfsd.hostfs._inodes cimport attr_of, entry_at, inode_forget
+from vfsd.hostfs._slots cimport tables_t
+from vfsd.hostfs._tables cimport Tables
+
+from vfsd.fuse.opcodes import NUMBER
+
+__all__ = ("install",)
+
+# What of open(2)'s flags a guest may choose. O_APPEND is applied to each write; O_DIRECT would
+# demand the host's alignment, O_NOATIME the owner's rights.
+cdef int OPEN_FLAGS = h.O_ACCMODE | h.O_TRUNC | h.O_SYNC | h.O_DSYNC
+
+ctypedef ssize_t (*transfer_t)(int fd, const h.iovec *iov, int n, int64_t offset) noexcept nogil
+
+
+# --- opening ---
+
+cdef int reply_open(tables_t *t, request_t *r, int fd) noexcept nogil:
+    """Answer with a new handle that owns fd: 0, or -errno with fd closed."""
+    cdef w.fuse_open_out out
+    cdef uint64_t fh = 0
+    cdef int rc = handle_open(t, fd, &fh)
+    if rc < 0:
+        h.close(fd)
+        return rc
+    out.fh = fh
+    out.open_flags = t.open_flags
+    out.backing_id = 0
+    r.reply_bytes += sizeof(out)
+    return span_write(&r.reply, &out, sizeof(out))
+
+
+cdef int op_open(void *fs, request_t *r) noexcept nogil:
+    cdef tables_t *t = <tables_t *>fs
+    cdef w.fuse_open_in arg
+    cdef place_t p
+    cdef int rc
+    if span_read(&r.body, &arg, sizeof(arg)) < 0 or r.reply.bytes < sizeof(w.fuse_open_out):
+        return -EINVAL
+    rc = place_get(t, r.header.nodeid, &p)
+    if rc < 0:
+        return rc
+    rc = reopen(t, &p, arg.flags & OPEN_FLAGS)
+    place_put(t, &p)
+    return rc if rc < 0 else reply_open(t, r, rc)
+
+
+cdef int make(tables_t *t, request_t *r, int parent, const char *name, const w.fuse_create_in *arg) noexcept nogil:
+    """A new file of the caller's: its descriptor or -errno."""
+    cdef int flags = <int>arg.flags & OPEN_FLAGS
+    cdef int fd, rc
+    flags |= h.O_CREAT | h.O_EXCL | h.O_NOFOLLOW | h.O_CLOEXEC | h.O_NONBLOCK
+    while True:
+        rc = become(t, r)
+        if rc < 0:
+            return rc
+        fd = h.openat(parent, name, flags, arg.mode & 0o7777)
+        rc = errno
+        unbecome(t, r)
+        if fd >= 0:
+            return fd
+        if not out_of_descriptors(t, rc):
+            return -ENFILE if rc == EMFILE else -rc
+
+
+cdef int open_existing(tables_t *t, w.fuse_entry_out *entry, int flags) noexcept nogil:
+    """As OPEN would, following nothing; the entry then says what the file has become."""
+    cdef w.fuse_attr_out now
+    cdef place_t p
+    cdef int fd = place_get(t, entry.nodeid, &p)
+    if fd == 0:
+        fd = reopen(t, &p, flags)
+        if fd >= 0 and attr_of(t, fd, &now) == 0:
+            entry.attr = now.attr
+        place_put(t, &p)
+    return fd
+
+
+cdef int op_create(void *fs, request_t *r) noexcept nogil:
+    cdef tables_t *t = <tables_t *>fs
+    cdef w.fuse_create_in arg
+    cdef w.fuse_entry_out entry
+    cdef place_t p
+    cdef char name[NAME_BYTES]
+    cdef int fd, rc
+    memset(&entry, 0, sizeof(entry))
+    if span_read(&r.body, &arg, sizeof(arg)) < 0:
+        return -EINVAL
+    rc = read_last_name(r, name)
+    if rc < 0:
+        return rc
+    if r.reply.bytes < sizeof(entry) + sizeof(w.fuse_open_out):
+        return -EINVAL
+    rc = place_get(t, r.header.nodeid, &p)
+    if rc < 0:
+        return rc
+    fd = make(t, r, p.fd, name, &arg)
+    rc = fd
+    # Or the host made the name after the guest had looked.
+    if fd >= 0 or (fd == -EEXIST and not arg.flags & h.O_EXCL):
+        rc = entry_at(t, p.fd, name, fd >= 0, &entry)
+    place_put(t, &p)
+    if rc == 0 and fd < 0:
+        fd = open_existing(t, &entry, arg.flags & OPEN_FLAGS)
+        rc = fd if fd < 0 else 0
+    if rc == 0:
+        span_write(&r.reply, &entry, sizeof(entry))
+        r.reply_bytes = sizeof(entry)
+        rc = reply_open(t, r, fd)
+    elif fd >= 0:
+        h.close(fd)
+    if rc < 0 and entry.nodeid:
+        inode_forget(t, entry.nodeid, 1)  # the guest never sees this entry
+    return rc
+
+
+# --- the data ---
+
+cdef ssize_t read_at(int fd, const h.iovec *iov, int n, int64_t offset) noexcept nogil:
+    return h.preadv(fd, iov, n, offset)
+
+
+cdef ssize_t write_at(int fd, const h.iovec *iov, int n, int64_t offset) noexcept nogil:
+    return h.pwritev(fd, iov, n, offset)
+
+
+cdef ssize_t append(int fd, const h.iovec *iov, int n, int64_t offset) noexcept nogil:
+    return h.pwritev2(fd, iov, n, offset, h.RWF_APPEND)
+
+
+cdef int64_t transfer(transfer_t op, int fd, span_t *s, int64_t offset) noexcept nogil:
+    """Move the whole span in as few system calls as IOV_MAX allows: bytes moved, or -errno."""
+    cdef int64_t done = 0, asked
+    cdef ssize_t moved
+    cdef uint32_t at = 0, n, i
+    while at < s.n:
+        n = s.n - at if s.n - at < <uint32_t>h.IOV_MAX else <uint32_t>h.IOV_MAX
+        asked = 0
+        for i in range(n):
+            asked += s.iov[at + i].iov_len
+        moved = op(fd, &s.iov[at], n, offset + done)
+        if moved < 0:
+            return done if done else -errno
+        done += moved
+        if moved < asked:
+            return done
+        at += n
+    return done
+
+
+cdef int op_read(void *fs, request_t *r) noexcept nogil:
+    cdef tables_t *t = <tables_t *>fs
+    cdef w.fuse_read_in arg
+    cdef int64_t index, done
+    cdef int fd = -1
+    memset(&arg, 0, sizeof(arg))
+    if span_read(&r.body, &arg, sizeof(arg)) < 0 or arg.size > r.reply.bytes:
+        return -EINVAL
+    index = handle_get(t, arg.fh, &fd)
+    if index < 0:
+        return <int>index
+    span_limit(&r.reply, arg.size)
+    done = transfer(read_at, fd, &r.reply, arg.offset)
+    handle_put(t, index)
+    if done < 0:
+        return <int>done
+    r.reply_bytes = done
+    return 0
+
+
+cdef int op_write(void *fs, request_t *r) noexcept nogil:
+    cdef tables_t *t = <tables_t *>fs
+    cdef w.fuse_write_in arg
+    cdef w.fuse_write_out out
+    cdef transfer_t op = write_at
+    cdef int64_t index, done
+    cdef int fd = -1
+    memset(&arg, 0, sizeof(arg))
+    if span_read(&r.body, &arg, sizeof(arg)) < 0 or arg.size > r.body.bytes or r.reply.bytes < sizeof(out):
+        return -EINVAL
+    index = handle_get(t, arg.fh, &fd)
+    if index < 0:
+        return <int>index
+    span_limit(&r.body, arg.size)
+    # Files are opened without O_APPEND: another guest, or the host, may have moved the end.
+    if arg.flags & h.O_APPEND and not arg.write_flags & w.FUSE_WRITE_CACHE:
+        op = append
+    done = transfer(op, fd, &r.body, arg.offset)
+    handle_put(t, index)
+    if done < 0:
+        return <int>done
+    out.size = <uint32_t>done
+    out.padding = 0
+    r.reply_bytes = sizeof(out)
+    return span_write(&r.reply, &out, sizeof(out))
+
+
+# --- the rest of a handle's life ---
+
+cdef int op_release(void *fs, request_t *r) noexcept nogil:
+    cdef w.fuse_release_in arg
+    if span_read(&r.body, &arg, sizeof(arg)) < 0:
+        return -EINVAL
+    return handle_release(<tables_t *>fs, arg.fh)
+
+
+cdef int op_flush(void *fs, request_t *r) noexcept nogil:
+    """Each close(2) in the guest; closing a duplicate reports what a network file system held back."""
+    cdef tables_t *t = <tables_t *>fs
+    cdef w.fuse_flush_in arg
+    cdef int64_t index
+    cdef int fd = -1, rc
+    memset(&arg, 0, sizeof(arg))
+    if span_read(&r.body, &arg, sizeof(arg)) < 0:
+        return -EINVAL
+    index = handle_get(t, arg.fh, &fd)
+    if index < 0:
+        return <int>index
+    rc = h.c_dup(fd)
+    if rc < 0 and out_of_descriptors(t, errno):
+        rc = h.c_dup(fd)
+    rc = -errno if rc < 0 or h.close(rc) < 0 else 0
+    handle_put(t, index)
+    return rc
+
+
+cdef int op_fsync(void *fs, request_t *r) noexcept nogil:
+    cdef tables_t *t = <tables_t *>fs
+    cdef w.fuse_fsync_in arg
+    cdef int64_t index
+    cdef int fd = -1, rc
+    memset(&arg, 0, sizeof(arg))
+    if span_read(&r.body, &arg, sizeof(arg)) < 0:
+        return -EINVAL
+    index = handle_get(t, arg.fh, &fd)
+    if index < 0:
+        return <int>index
+    rc = h.fdatasync(fd) if arg.fsync_flags & w.FUSE_FSYNC_FDATASYNC else h.fsync(fd)
+    rc = -errno if rc < 0 else 0
+    handle_put(t, index)
+    return rc
+
+
+cdef int op_fallocate(void *fs, request_t *r) noexcept nogil:
+    cdef tables_t *t = <tables_t *>fs
+    cdef w.fuse_fallocate_in arg
+    cdef int64_t index
+    cdef int fd = -1, rc
+    memset(&arg, 0, sizeof(arg))
+    if span_read(&r.body, &arg, sizeof(arg)) < 0:
+        return -EINVAL
+    index = handle_get(t, arg.fh, &fd)
+    if index < 0:
+        return <int>index
+    rc = -errno if h.fallocate(fd, arg.mode, arg.offset, arg.length) < 0 else 0
+    handle_put(t, index)
+    return rc
+
+
+cdef int op_lseek(void *fs, request_t *r) noexcept nogil:
+    cdef tables_t *t = <tables_t *>fs
+    cdef w.fuse_lseek_in arg
+    cdef w.fuse_lseek_out out
+    cdef int64_t index, found
+    cdef int fd = -1
+    memset(&arg, 0, sizeof(arg))
+    if span_read(&r.body, &arg, sizeof(arg)) < 0 or r.reply.bytes < sizeof(out):
+        return -EINVAL
+    # Only these reach the host; other kinds would move a position that nobody uses.
+    if arg.whence != <uint32_t>h.SEEK_DATA and arg.whence != <uint32_t>h.SEEK_HOLE:
+        return -EINVAL
+    if <int64_t>arg.offset < 0:
+        return -EOVERFLOW
+    index = handle_get(t, arg.fh, &fd)
+    if index < 0:
+        return <int>index
+    found = h.lseek(fd, arg.offset, arg.whence)
+    if found < 0:
+        found = -errno
+    handle_put(t, index)
+    if found < 0:
+        return <int>found
+    out.offset = found
+    r.reply_bytes = sizeof(out)
+    return span_write(&r.reply, &out, sizeof(out))
+
+
+def install(Dispatch dispatch, Tables tables):
+    """Make these operations, on `tables`, the dispatch's."""
+    cdef tables_t *t = &tables.t
+    dispatch.set_hot(NUMBER["OPEN"], op_open, t, tables)
+    dispatch.set_hot(NUMBER["CREATE"], op_create, t, tables)
+    dispatch.set_hot(NUMBER["READ"], op_read, t, tables)
+    dispatch.set_hot(NUMBER["WRITE"], op_write, t, tables)
+    dispatch.set_hot(NUMBER["RELEASE"], op_release, t, tables)
+    dispatch.set_hot(NUMBER["FLUSH"], op_flush, t, tables)
+    dispatch.set_hot(NUMBER["FSYNC"], op_fsync, t, tables)
+    dispatch.set_hot(NUMBER["FALLOCATE"], op_fallocate, t, tables)
+    dispatch.set_hot(NUMBER["LSEEK"], op_lseek, t, tables)
+    # An open directory is a handle like any other.
+    dispatch.set_hot(NUMBER["RELEASEDIR"], op_release, t, tables)
+    dispatch.set_hot(NUMBER["FSYNCDIR"], op_fsync, t, tables)

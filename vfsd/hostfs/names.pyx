@@ -1,0 +1,256 @@
+"""LOOKUP and FORGET, and the operations that make, remove and move names."""
+
+from libc.errno cimport EINVAL, errno
+from libc.stdint cimport uint32_t, uint64_t
+
+from vfsd cimport _wire as w
+from vfsd.fuse.dispatch cimport NO_REPLY, Dispatch, request_t, span_read, span_write
+from vfsd.hostfs cimport _host as h
+from vfsd.hostfs._caller cimport (
+    FD_BYTES, NAME_BYTES, PATH_BYTES, become, fd_name, place_get, place_put, place_t, read_last_name, read_name,
+    read_string, reply_entry, unbecome,
+)
+from vfsd.hostfs._inodes cimport inode_forget, lookup
+from vfsd.hostfs._slots cimport tables_t
+from vfsd.hostfs._tables cimport Tables
+
+from vfsd.fuse.opcodes import NUMBER
+
+__all__ = ("install",)
+
+cdef uint32_t RENAME_FLAGS = h.RENAME_NOREPLACE | h.RENAME_EXCHANGE | h.RENAME_WHITEOUT
+
+
+cdef int op_lookup(void *fs, request_t *r) noexcept nogil:
+    cdef char name[NAME_BYTES]
+    cdef w.fuse_entry_out out
+    cdef int rc = read_last_name(r, name)
+    if rc < 0:
+        return rc
+    if r.reply.bytes < sizeof(out):
+        return -EINVAL
+    rc = lookup(<tables_t *>fs, r.header.nodeid, name, &out)
+    if rc < 0:
+        return rc
+    r.reply_bytes = sizeof(out)
+    return span_write(&r.reply, &out, sizeof(out))
+
+
+cdef int op_forget(void *fs, request_t *r) noexcept nogil:
+    cdef w.fuse_forget_in forget
+    if span_read(&r.body, &forget, sizeof(forget)) < 0:
+        return -EINVAL
+    inode_forget(<tables_t *>fs, r.header.nodeid, forget.nlookup)
+    return NO_REPLY
+
+
+cdef int op_batch_forget(void *fs, request_t *r) noexcept nogil:
+    cdef w.fuse_batch_forget_in batch
+    cdef w.fuse_forget_one one
+    if span_read(&r.body, &batch, sizeof(batch)) < 0:
+        return -EINVAL
+    while batch.count:
+        batch.count -= 1
+        if span_read(&r.body, &one, sizeof(one)) < 0:
+            return -EINVAL
+        inode_forget(<tables_t *>fs, one.nodeid, one.nlookup)
+    return NO_REPLY
+
+
+cdef int op_readlink(void *fs, request_t *r) noexcept nogil:
+    cdef tables_t *t = <tables_t *>fs
+    cdef place_t p
+    cdef char target[PATH_BYTES]
+    cdef ssize_t n
+    cdef int rc = place_get(t, r.header.nodeid, &p)
+    if rc < 0:
+        return rc
+    n = h.readlinkat(p.fd, b"", target, PATH_BYTES)
+    rc = -errno if n < 0 else 0
+    place_put(t, &p)
+    if rc < 0:
+        return rc
+    r.reply_bytes = n
+    return span_write(&r.reply, target, n)
+
+
+cdef int op_symlink(void *fs, request_t *r) noexcept nogil:
+    cdef tables_t *t = <tables_t *>fs
+    cdef place_t p
+    cdef char name[NAME_BYTES]
+    cdef char target[PATH_BYTES]
+    cdef int rc = read_name(r, name)
+    if rc < 0:
+        return rc
+    rc = read_string(&r.body, target, PATH_BYTES)
+    if rc < 0:
+        return rc
+    if r.reply.bytes < sizeof(w.fuse_entry_out):
+        return -EINVAL
+    rc = place_get(t, r.header.nodeid, &p)
+    if rc < 0:
+        return rc
+    rc = become(t, r)
+    if rc == 0:
+        rc = -errno if h.symlinkat(target, p.fd, name) < 0 else 0
+        unbecome(t, r)
+    if rc == 0:
+        rc = reply_entry(t, r, p.fd, name, True)
+    place_put(t, &p)
+    return rc
+
+
+cdef int op_mknod(void *fs, request_t *r) noexcept nogil:
+    cdef tables_t *t = <tables_t *>fs
+    cdef place_t p
+    cdef w.fuse_mknod_in arg
+    cdef char name[NAME_BYTES]
+    cdef uint64_t device
+    cdef int rc
+    if span_read(&r.body, &arg, sizeof(arg)) < 0:
+        return -EINVAL
+    rc = read_last_name(r, name)
+    if rc < 0:
+        return rc
+    if r.reply.bytes < sizeof(w.fuse_entry_out):
+        return -EINVAL
+    rc = place_get(t, r.header.nodeid, &p)
+    if rc < 0:
+        return rc
+    # new_decode_dev() of linux/kdev_t.h
+    device = h.makedev((arg.rdev >> 8) & 0xfff, (arg.rdev & 0xff) | ((arg.rdev >> 12) & 0xfff00))
+    rc = become(t, r)
+    if rc == 0:
+        rc = -errno if h.mknodat(p.fd, name, arg.mode, device) < 0 else 0
+        unbecome(t, r)
+    if rc == 0:
+        rc = reply_entry(t, r, p.fd, name, True)
+    place_put(t, &p)
+    return rc
+
+
+cdef int op_mkdir(void *fs, request_t *r) noexcept nogil:
+    cdef tables_t *t = <tables_t *>fs
+    cdef place_t p
+    cdef w.fuse_mkdir_in arg
+    cdef char name[NAME_BYTES]
+    cdef int rc
+    if span_read(&r.body, &arg, sizeof(arg)) < 0:
+        return -EINVAL
+    rc = read_last_name(r, name)
+    if rc < 0:
+        return rc
+    if r.reply.bytes < sizeof(w.fuse_entry_out):
+        return -EINVAL
+    rc = place_get(t, r.header.nodeid, &p)
+    if rc < 0:
+        return rc
+    rc = become(t, r)
+    if rc == 0:
+        rc = -errno if h.mkdirat(p.fd, name, arg.mode & 0o7777) < 0 else 0
+        unbecome(t, r)
+    if rc == 0:
+        rc = reply_entry(t, r, p.fd, name, True)
+    place_put(t, &p)
+    return rc
+
+
+cdef int op_link(void *fs, request_t *r) noexcept nogil:
+    cdef tables_t *t = <tables_t *>fs
+    cdef place_t old, p
+    cdef w.fuse_link_in arg
+    cdef char name[NAME_BYTES]
+    cdef char old_name[FD_BYTES]
+    cdef int rc
+    if span_read(&r.body, &arg, sizeof(arg)) < 0:
+        return -EINVAL
+    rc = read_last_name(r, name)
+    if rc < 0:
+        return rc
+    if r.reply.bytes < sizeof(w.fuse_entry_out):
+        return -EINVAL
+    rc = place_get(t, arg.oldnodeid, &old)
+    if rc < 0:
+        return rc
+    rc = place_get(t, r.header.nodeid, &p)
+    if rc == 0:
+        # Through the link in /proc: AT_EMPTY_PATH would need CAP_DAC_READ_SEARCH.
+        rc = h.linkat(t.proc_fd, fd_name(old.fd, old_name), p.fd, name, h.AT_SYMLINK_FOLLOW)
+        rc = -errno if rc < 0 else reply_entry(t, r, p.fd, name, False)
+        place_put(t, &p)
+    place_put(t, &old)
+    return rc
+
+
+cdef int remove(void *fs, request_t *r, int flags) noexcept nogil:
+    cdef tables_t *t = <tables_t *>fs
+    cdef place_t p
+    cdef char name[NAME_BYTES]
+    cdef int rc = read_last_name(r, name)
+    if rc < 0:
+        return rc
+    rc = place_get(t, r.header.nodeid, &p)
+    if rc < 0:
+        return rc
+    rc = -errno if h.unlinkat(p.fd, name, flags) < 0 else 0
+    place_put(t, &p)
+    return rc
+
+
+cdef int op_unlink(void *fs, request_t *r) noexcept nogil:
+    return remove(fs, r, 0)
+
+
+cdef int op_rmdir(void *fs, request_t *r) noexcept nogil:
+    return remove(fs, r, h.AT_REMOVEDIR)
+
+
+cdef int move(void *fs, request_t *r, uint64_t new_dir, uint32_t flags) noexcept nogil:
+    cdef tables_t *t = <tables_t *>fs
+    cdef place_t old, new
+    cdef char old_name[NAME_BYTES]
+    cdef char new_name[NAME_BYTES]
+    cdef int rc = read_name(r, old_name)
+    if rc == 0:
+        rc = read_last_name(r, new_name)
+    if rc == 0:
+        rc = place_get(t, r.header.nodeid, &old)
+    if rc < 0:
+        return rc
+    rc = place_get(t, new_dir, &new)
+    if rc == 0:
+        rc = -errno if h.renameat2(old.fd, old_name, new.fd, new_name, flags) < 0 else 0
+        place_put(t, &new)
+    place_put(t, &old)
+    return rc
+
+
+cdef int op_rename(void *fs, request_t *r) noexcept nogil:
+    cdef w.fuse_rename_in arg
+    if span_read(&r.body, &arg, sizeof(arg)) < 0:
+        return -EINVAL
+    return move(fs, r, arg.newdir, 0)
+
+
+cdef int op_rename2(void *fs, request_t *r) noexcept nogil:
+    cdef w.fuse_rename2_in arg
+    if span_read(&r.body, &arg, sizeof(arg)) < 0 or arg.flags & ~RENAME_FLAGS:
+        return -EINVAL
+    return move(fs, r, arg.newdir, arg.flags)
+
+
+def install(Dispatch dispatch, Tables tables):
+    """Make these operations, on `tables`, the dispatch's."""
+    cdef tables_t *t = &tables.t
+    dispatch.set_hot(NUMBER["LOOKUP"], op_lookup, t, tables)
+    dispatch.set_hot(NUMBER["FORGET"], op_forget, t, tables)
+    dispatch.set_hot(NUMBER["BATCH_FORGET"], op_batch_forget, t, tables)
+    dispatch.set_hot(NUMBER["READLINK"], op_readlink, t, tables)
+    dispatch.set_hot(NUMBER["SYMLINK"], op_symlink, t, tables)
+    dispatch.set_hot(NUMBER["MKNOD"], op_mknod, t, tables)
+    dispatch.set_hot(NUMBER["MKDIR"], op_mkdir, t, tables)
+    dispatch.set_hot(NUMBER["LINK"], op_link, t, tables)
+    dispatch.set_hot(NUMBER["UNLINK"], op_unlink, t, tables)
+    dispatch.set_hot(NUMBER["RMDIR"], op_rmdir, t, tables)
+    dispatch.set_hot(NUMBER["RENAME"], op_rename, t, tables)
+    dispatch.set_hot(NUMBER["RENAME2"], op_rename2, t, tables)
