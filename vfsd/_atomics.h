@@ -32,6 +32,15 @@ static inline int cas_int(int *p, int expected, int desired)
 }
 static inline uint64_t add_u64(uint64_t *p, uint64_t v) { return __atomic_add_fetch(p, v, __ATOMIC_ACQ_REL); }
 
+static inline void cpu_relax(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+	__builtin_ia32_pause();
+#elif defined(__aarch64__)
+	__asm__ volatile("yield");
+#endif
+}
+
 /* A counter with one writer: readers see a whole value, the writer pays no locked instruction. */
 static inline void count_u64(uint64_t *p, uint64_t v)
 {

@@ -2,8 +2,9 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
+from vfsd._pool cimport pool_t, task_t
 from vfsd._ring cimport RING_ERRORS, chain_t, iovec, ring_t
-from vfsd.fuse.dispatch cimport OPCODES_MAX, dispatch_t
+from vfsd.fuse.dispatch cimport OPCODES_MAX, dispatch_t, request_t
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_mutex_t:
@@ -14,6 +15,7 @@ cdef extern from "<pthread.h>" nogil:
 cdef enum:
     BATCH = 32          # chains taken at a time
     CALL_BYTES_MAX = 32
+    JOBS_MAX = 64       # requests of one queue that the pool has at a time; the next waits inline
 
 
 # What was done for one opcode. One writer (the queue thread); read at any time.
@@ -24,9 +26,25 @@ cdef struct op_count_t:
     uint64_t bytes_out  # whole reply
 
 
+# A request the pool runs: everything about it that the queue's own arrays would lose.
+cdef struct job_t:
+    task_t task
+    queue_t *queue
+    request_t request
+    uint64_t readable_bytes
+    uint32_t head
+    iovec *iov
+    job_t *next
+
+
 cdef struct queue_t:
     ring_t ring
     dispatch_t *dispatch
+    pool_t *pool
+    job_t *jobs
+    job_t *free_jobs         # under used_lock
+    uint64_t poll_ns         # how long to look for more before sleeping, now
+    uint64_t poll_max_ns
     chain_t chains[BATCH]
     int kick_fd
     bint kick_is_socket
@@ -43,9 +61,11 @@ cdef struct queue_t:
     int stop
     # The gate: the control thread changes what the queue thread uses only while it is closed.
     pthread_mutex_t gate
+    pthread_mutex_t used_lock   # the used ring and the counters: queue thread and pool
     pthread_cond_t gate_changed
     int pauses
     bint working
+    int jobs_out             # with the pool; the gate is closed only when there are none
     op_count_t ops[OPCODES_MAX + 1]  # the last: opcodes past the table
     uint64_t ring_errors[RING_ERRORS]
     uint64_t unanswered      # chains without a whole in header, or without room for an out header
@@ -60,9 +80,13 @@ cdef class Queue:
     cdef readonly bint started
     cdef readonly int num     # elements of the ring
     cdef object dispatch
+    cdef object pool
     cdef object memory
     cdef object thread
     cdef iovec *iov
+    cdef iovec *job_iov
 
     cdef int watch(self, int fd, int what) except -1
     cdef void wake(self) noexcept
+    cdef void wait_jobs(self) noexcept
+    cdef int make_jobs(self, uint32_t iov_max) except -1

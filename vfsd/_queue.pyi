@@ -1,5 +1,6 @@
 from typing import final
 
+from vfsd._pool import Pool
 from vfsd._ring import GuestMemory
 from vfsd.fuse.dispatch import Dispatch
 
@@ -12,7 +13,9 @@ class Queue:
     index: int
     name: str
     num: int
-    def __new__(cls, index: int, name: str, dispatch: Dispatch) -> Queue: ...
+    def __new__(
+        cls, index: int, name: str, dispatch: Dispatch, pool: Pool, poll_us: int = 0
+    ) -> Queue: ...
     def start(
         self, memory: GuestMemory, num: int, desc: int, avail: int, used: int, base: int, event_idx: bool
     ) -> None:

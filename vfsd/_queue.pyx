@@ -8,7 +8,10 @@ from libc.string cimport memcpy
 
 from vfsd cimport _ring as ring
 from vfsd._ring cimport GuestMemory, chain_t
-from vfsd.fuse.dispatch cimport Dispatch, request_parse, request_run, request_t, span_t
+from vfsd._pool cimport Pool, pool_submit, task_t
+from vfsd.fuse.dispatch cimport (
+    WOULD_BLOCK, Dispatch, request_blocks, request_parse, request_reply, request_run, request_t, span_t,
+)
 
 import logging
 import os
@@ -22,7 +25,20 @@ __all__ = ("Queue",)
 
 log = logging.getLogger("vfsd.queue")
 
+cdef extern from *:
+    """
+    #include <time.h>
+    static inline uint64_t clock_ns(void)
+    {
+    	struct timespec now;
+    	clock_gettime(CLOCK_MONOTONIC, &now);
+    	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+    }
+    """
+    uint64_t clock_ns() noexcept nogil
+
 cdef extern from "_atomics.h" nogil:
+    void cpu_relax()
     int load_acquire_int(const int *p)
     void store_release_int(int *p, int v)
     uint64_t load_relaxed_u64(const uint64_t *p)
@@ -78,6 +94,8 @@ cdef enum:
     WAKE = 0
     KICK = 1
     CHANNEL_POLL_MS = 50
+    POLL_MIN_NS = 4000
+    CLOCK_EVERY = 32  # looks at the ring for one at the clock
     IOV_SLACK = 1024  # iovecs beyond one per element: a batch, and elements that cross regions
 
 cdef uint64_t ONE = 1
@@ -117,32 +135,145 @@ cdef bint writable(int fd, int timeout_ms) noexcept nogil:
     return poll(&p, 1, timeout_ms) == 1
 
 
-cdef void serve_chain(queue_t *q, chain_t *chain, bint pending) noexcept nogil:
-    """One request from parse to used element. pending: replies the guest has not been called for."""
+cdef void finish(queue_t *q, request_t *r, uint32_t head, uint64_t bytes_in, int rc) noexcept nogil:
+    """Write the reply, count, give the chain back."""
+    cdef uint32_t opcode = r.header.opcode
+    cdef op_count_t *count = &q.ops[opcode if opcode < OPCODES_MAX else OPCODES_MAX]
+    cdef uint32_t written = request_reply(r, rc)
+    pthread_mutex_lock(&q.used_lock)
+    count_u64(&count.requests, 1)
+    count_u64(&count.bytes_in, bytes_in)
+    count_u64(&count.bytes_out, written)
+    if rc < 0:
+        count_u64(&count.errors, 1)
+    ring.ring_push(&q.ring, <uint16_t>head, written)
+    pthread_mutex_unlock(&q.used_lock)
+
+
+cdef void call_if_wanted(queue_t *q) noexcept nogil:
+    cdef bint wanted
+    pthread_mutex_lock(&q.used_lock)
+    wanted = ring.ring_wants_call(&q.ring)
+    pthread_mutex_unlock(&q.used_lock)
+    if wanted:
+        call_guest(q)
+
+
+cdef void serve_chain(queue_t *q, chain_t *chain) noexcept nogil:
+    """One request from parse to used element, or to the pool."""
     cdef request_t r
     cdef span_t readable, writable
-    cdef op_count_t *count
-    cdef uint32_t written = 0
-    cdef int error = 0
+    cdef int rc
     readable.iov = chain.readable
     readable.n = chain.n_readable
     readable.bytes = chain.readable_bytes
     writable.iov = chain.writable
     writable.n = chain.n_writable
     writable.bytes = chain.writable_bytes
-    if request_parse(q.dispatch, readable, writable, &r):
-        if r.may_block and pending and ring.ring_wants_call(&q.ring):
-            call_guest(q)
-        written = request_run(q.dispatch, &r, &error)
-        count = &q.ops[r.header.opcode if r.header.opcode < OPCODES_MAX else OPCODES_MAX]
-        count_u64(&count.requests, 1)
-        count_u64(&count.bytes_in, chain.readable_bytes)
-        count_u64(&count.bytes_out, written)
-        if error:
-            count_u64(&count.errors, 1)
-    else:
+    if not request_parse(q.dispatch, readable, writable, &r):
+        pthread_mutex_lock(&q.used_lock)
         count_u64(&q.unanswered, 1)
-    ring.ring_push(&q.ring, chain.head, written)
+        ring.ring_push(&q.ring, chain.head, 0)
+        pthread_mutex_unlock(&q.used_lock)
+        return
+    rc = WOULD_BLOCK
+    if not request_blocks(q.dispatch, &r):
+        if r.in_python:
+            call_if_wanted(q)
+        rc = request_run(q.dispatch, &r)
+        r.resumed = rc == WOULD_BLOCK
+    if rc == WOULD_BLOCK:
+        if offload(q, chain, &r):
+            return
+        call_if_wanted(q)
+        r.may_wait = True
+        rc = request_run(q.dispatch, &r)
+    finish(q, &r, chain.head, chain.readable_bytes, rc)
+
+
+# --- the pool's side ---
+
+cdef uint32_t keep_iov(span_t *s, iovec *to) noexcept nogil:
+    """Move a span's iovecs out of the queue's array, which the next batch overwrites."""
+    memcpy(to, s.iov, s.n * sizeof(iovec))
+    s.iov = to
+    return s.n
+
+
+cdef bint offload(queue_t *q, chain_t *chain, request_t *r) noexcept nogil:
+    """Have the pool run it. False: it has enough of this queue's already."""
+    cdef job_t *job
+    cdef uint32_t n
+    pthread_mutex_lock(&q.used_lock)
+    job = q.free_jobs
+    if job != NULL:
+        q.free_jobs = job.next
+    pthread_mutex_unlock(&q.used_lock)
+    if job == NULL:
+        return False
+    job.request = r[0]
+    job.request.may_wait = True
+    job.head = chain.head
+    job.readable_bytes = chain.readable_bytes
+    n = keep_iov(&job.request.body, job.iov)
+    keep_iov(&job.request.reply, job.iov + n)
+    pthread_mutex_lock(&q.gate)
+    q.jobs_out += 1
+    pthread_mutex_unlock(&q.gate)
+    pool_submit(q.pool, &job.task)
+    return True
+
+
+cdef void run_job(task_t *task) noexcept nogil:
+    cdef job_t *job = <job_t *>task
+    cdef queue_t *q = job.queue
+    finish(q, &job.request, job.head, job.readable_bytes, request_run(q.dispatch, &job.request))
+    call_if_wanted(q)
+    pthread_mutex_lock(&q.used_lock)
+    job.next = q.free_jobs
+    q.free_jobs = job
+    pthread_mutex_unlock(&q.used_lock)
+    pthread_mutex_lock(&q.gate)
+    q.jobs_out -= 1
+    if q.jobs_out == 0:
+        pthread_cond_broadcast(&q.gate_changed)
+    pthread_mutex_unlock(&q.gate)
+
+
+# --- the queue thread's loop ---
+
+cdef inline bint closing(queue_t *q) noexcept nogil:
+    return load_acquire_int(&q.stop) or load_acquire_int(&q.pauses)
+
+
+cdef bint look_for_more(queue_t *q) noexcept nogil:
+    """Poll the ring for a while before sleeping: a wake-up costs far more. True: there is more.
+
+    The driver does not kick meanwhile.
+    """
+    cdef uint64_t until
+    cdef int spins
+    if q.poll_ns == 0:
+        return False
+    until = clock_ns() + q.poll_ns
+    while not closing(q):
+        spins = CLOCK_EVERY
+        while spins:
+            if ring.ring_has_chains(&q.ring):
+                return True
+            cpu_relax()
+            spins -= 1
+        if clock_ns() >= until:
+            return False
+    return False
+
+
+cdef void adapt(queue_t *q, uint64_t slept_ns) noexcept nogil:
+    """Poll longer where that would have caught the kick, less where the guest was away for long."""
+    if slept_ns > q.poll_max_ns:
+        q.poll_ns = q.poll_ns // 2 if q.poll_ns > POLL_MIN_NS else 0
+    elif slept_ns > q.poll_ns:
+        q.poll_ns = min(q.poll_max_ns, max(<uint64_t>POLL_MIN_NS, 2 * q.poll_ns))
 
 
 cdef void work(queue_t *q) noexcept nogil:
@@ -153,19 +284,18 @@ cdef void work(queue_t *q) noexcept nogil:
     if q.owes_call:
         call_guest(q)
     ring.ring_disable_kick(&q.ring)
-    while not load_acquire_int(&q.stop) and not load_acquire_int(&q.pauses):
+    while not closing(q):
         n = ring.ring_pop_batch(&q.ring, q.chains, BATCH)
         for i in range(n):
-            serve_chain(q, &q.chains[i], i > 0)
+            serve_chain(q, &q.chains[i])
         if n > 0:
-            if ring.ring_wants_call(&q.ring):
-                call_guest(q)
+            call_if_wanted(q)
         elif n < 0:
             break_ring(q, n)
             return
-        elif not ring.ring_enable_kick(&q.ring):
-            return
-        else:
+        elif not look_for_more(q) and not closing(q):
+            if not ring.ring_enable_kick(&q.ring):
+                return
             ring.ring_disable_kick(&q.ring)
 
 
@@ -220,10 +350,13 @@ cdef void wait_kick(queue_t *q) noexcept nogil:
 
 
 cdef void serve(queue_t *q) noexcept nogil:
+    cdef uint64_t since
     while enter(q):
         work(q)
         if not leave(q):
+            since = clock_ns()
             wait_kick(q)
+            adapt(q, clock_ns() - since)
 
 
 # --- the control thread ---
@@ -237,17 +370,22 @@ cdef class Queue:
     """One virtqueue of one connection and the thread that serves it.
 
     All methods are for the control thread. Descriptors handed over are the queue's own from then
-    on. index: 0 is hiprio. dispatch: where requests go.
+    on. index: 0 is hiprio. dispatch: where requests go. pool: runs what may block. poll_us: the most
+    to poll before sleeping.
     """
 
-    def __cinit__(self, int index, str name, Dispatch dispatch not None):
+    def __cinit__(self, int index, str name, Dispatch dispatch not None, Pool pool not None, int poll_us=0):
         self.index = index
         self.name = name
         self.dispatch = dispatch
+        self.pool = pool
+        self.q.pool = &pool.p
+        self.q.poll_max_ns = self.q.poll_ns = 1000 * poll_us
         self.q.dispatch = &dispatch.table
         self.q.kick_fd = self.q.call_fd = self.q.err_fd = -1
         self.q.wake_fd = self.q.epoll_fd = -1
         pthread_mutex_init(&self.q.gate, NULL)
+        pthread_mutex_init(&self.q.used_lock, NULL)
         pthread_cond_init(&self.q.gate_changed, NULL)
         self.q.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
         self.q.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
@@ -260,6 +398,9 @@ cdef class Queue:
             if fd >= 0:
                 c_close(fd)
         free(self.iov)
+        free(self.q.jobs)
+        free(self.job_iov)
+        pthread_mutex_destroy(&self.q.used_lock)
         pthread_cond_destroy(&self.q.gate_changed)
         pthread_mutex_destroy(&self.q.gate)
 
@@ -283,6 +424,7 @@ cdef class Queue:
         self.iov = <iovec *>calloc(iov_max, sizeof(iovec))
         if self.iov == NULL:
             raise MemoryError
+        self.make_jobs(iov_max)
         if ring.ring_init(&self.q.ring, &memory.table, num, desc, avail, used, base, event_idx,
                           self.iov, iov_max) < 0:
             raise ValueError(
@@ -295,6 +437,24 @@ cdef class Queue:
         self.thread = threading.Thread(target=self._run, name=self.name, daemon=True)
         self.started = True
         self.thread.start()
+
+    cdef int make_jobs(self, uint32_t iov_max) except -1:
+        """Room for what the pool may have at a time; memory is taken as it is touched."""
+        cdef uint32_t i
+        free(self.q.jobs)
+        free(self.job_iov)
+        self.q.jobs = <job_t *>calloc(JOBS_MAX, sizeof(job_t))
+        self.job_iov = <iovec *>calloc(<size_t>JOBS_MAX * iov_max, sizeof(iovec))
+        if self.q.jobs == NULL or self.job_iov == NULL:
+            raise MemoryError
+        self.q.free_jobs = NULL
+        for i in range(<uint32_t>JOBS_MAX):
+            self.q.jobs[i].task.run = run_job
+            self.q.jobs[i].queue = &self.q
+            self.q.jobs[i].iov = self.job_iov + <size_t>i * iov_max
+            self.q.jobs[i].next = self.q.free_jobs
+            self.q.free_jobs = &self.q.jobs[i]
+        return 0
 
     def _run(self):
         """The thread's body."""
@@ -312,6 +472,7 @@ cdef class Queue:
         self.wake()
         self.thread.join()
         self.thread = None
+        self.wait_jobs()
         self.memory = None
         self.started = False
         return self.q.ring.last_avail
@@ -328,14 +489,19 @@ cdef class Queue:
         """Look at the ring (in-band kicks)."""
         self.wake()
 
-    def pause(self):
-        """Return when no request of this queue is being worked on; none is begun until resume()."""
+    cdef void wait_jobs(self) noexcept:
         with nogil:
             pthread_mutex_lock(&self.q.gate)
-            store_release_int(&self.q.pauses, self.q.pauses + 1)
-            while self.q.working:
+            while self.q.working or self.q.jobs_out:
                 pthread_cond_wait(&self.q.gate_changed, &self.q.gate)
             pthread_mutex_unlock(&self.q.gate)
+
+    def pause(self):
+        """Return when no request of this queue is being worked on; none is begun until resume()."""
+        pthread_mutex_lock(&self.q.gate)
+        store_release_int(&self.q.pauses, self.q.pauses + 1)
+        pthread_mutex_unlock(&self.q.gate)
+        self.wait_jobs()
 
     def resume(self):
         """End one pause(); the thread looks at the ring again."""

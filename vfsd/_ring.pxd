@@ -101,6 +101,8 @@ cdef int ring_init(ring_t *r, const memory_t *m, uint32_t num, uint64_t desc_uva
 # Up to max chains: number taken, 0 ring empty, < 0 one of the codes above. Chains before a bad
 # one are returned first; the bad one stays at the front and is reported by the next call.
 cdef int ring_pop_batch(ring_t *r, chain_t *chains, int max) noexcept nogil
+# Whether the driver has made chains available that were not taken yet.
+cdef bint ring_has_chains(ring_t *r) noexcept nogil
 # One chain given back: written and published (used.idx released) at once.
 cdef void ring_push(ring_t *r, uint16_t head, uint32_t written) noexcept nogil
 # n chains given back with one release of used.idx.

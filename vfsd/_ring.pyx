@@ -306,6 +306,10 @@ cdef int ring_walk(ring_t *r, chain_t *c, iovec *iov) noexcept nogil:
     return rc
 
 
+cdef bint ring_has_chains(ring_t *r) noexcept nogil:
+    return load_acquire_u16(&r.avail[1]) != r.last_avail
+
+
 cdef int ring_pop_batch(ring_t *r, chain_t *chains, int max) noexcept nogil:
     cdef iovec *iov = r.iov
     cdef uint16_t idx

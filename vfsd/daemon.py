@@ -52,6 +52,7 @@ def open_share(options: ServeOptions) -> Share:
         num_request_queues=options.num_request_queues,
         inband=options.inband_notifications,
         anchors_max=int(files * ANCHORS_SHARE),
+        poll_us=options.poll_us,
     )
     try:
         return Share(settings)

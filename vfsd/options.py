@@ -14,6 +14,7 @@ from vfsd.share import TAG_BYTES
 
 SOCKET_PATH_BYTES = 107  # sun_path of unix(7), without the NUL
 REQUEST_QUEUES_MAX = 64
+POLL_US_MAX = 1000
 LOG_LEVELS = ("error", "warning", "info", "debug")
 
 
@@ -44,6 +45,7 @@ class ServeOptions:
     cache: CacheMode
     num_request_queues: int
     xattr: bool
+    poll_us: int
     inband_notifications: bool
     log_level: str
 
@@ -93,10 +95,13 @@ def check_choice(*choices: str) -> Callable[[str, str], str]:
     return check
 
 
-def check_request_queues(option: str, text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= REQUEST_QUEUES_MAX:
-        raise ConfigError(option, f"{text!r} is no number from 1 to {REQUEST_QUEUES_MAX}; use one")
-    return int(text)
+def check_number(least: int, most: int) -> Callable[[str, str], int]:
+    def check(option: str, text: str) -> int:
+        if not text.isascii() or not text.isdigit() or not least <= int(text) <= most:
+            raise ConfigError(option, f"{text!r} is no number from {least} to {most}; use one")
+        return int(text)
+
+    return check
 
 
 SERVE_OPTIONS = (
@@ -118,7 +123,12 @@ SERVE_OPTIONS = (
     Option(
         "--num-request-queues", "Offer at most this many request queues; the front end sets up as"
         " many as it wants.",
-        check_request_queues, "N", default="8",
+        check_number(1, REQUEST_QUEUES_MAX), "N", default="8",
+    ),
+    Option(
+        "--poll-us", "Poll a busy request queue up to this many microseconds before sleeping; 0 never"
+        " polls.",
+        check_number(0, POLL_US_MAX), "N", default="50",
     ),
     Option("--xattr", "Pass extended attributes through."),
     Option(

@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import dataclass
 from struct import Struct
 
+from vfsd._pool import Pool
 from vfsd._queue import Queue
 from vfsd.fuse.abi import Init
 from vfsd.fuse.dispatch import Dispatch
@@ -21,6 +22,7 @@ from vfsd.vhost.backend import Backend
 log = logging.getLogger("vfsd.share")
 
 TAG_BYTES = 36
+OFFLOAD_THREADS_MAX = 64  # per guest; they come only as requests block
 CONFIG = Struct(f"<{TAG_BYTES}sI")  # struct virtio_fs_config: tag, num_request_queues
 
 INIT_FLAGS = (
@@ -41,6 +43,7 @@ class ShareSettings:
 
     tag: None leaves the config space, and so the tag, to the front end.
     anchors_max: O_PATH descriptors a guest's inodes may hold.
+    poll_us: the longest a request queue polls before it sleeps.
     """
 
     path: str
@@ -49,6 +52,7 @@ class ShareSettings:
     num_request_queues: int
     inband: bool
     anchors_max: int
+    poll_us: int
 
 
 class Share:
@@ -79,13 +83,17 @@ class Connection:
         self._queues: dict[int, Queue] = {}
         self._fs = HostFs(share.root_fd, settings.policy, settings.anchors_max)
         self._dispatch = Dispatch(self._fs)
+        self._pool = Pool("offload", OFFLOAD_THREADS_MAX)
+        self._poll_us = settings.poll_us
         self._fs.install(self._dispatch)
         self._session = Session(self._dispatch, self._offer, self._fs.tables.clear)
         self.backend = Backend(sock, self)
 
     def make_queue(self, index: int) -> Queue:
         name = "hiprio" if index == 0 else f"requests.{index - 1}"
-        self._queues[index] = Queue(index, name, self._dispatch)
+        # Nobody waits for a forget, so hiprio need not poll.
+        poll_us = self._poll_us if index > 0 else 0
+        self._queues[index] = Queue(index, name, self._dispatch, self._pool, poll_us)
         return self._queues[index]
 
     def reset(self) -> None:
@@ -94,6 +102,7 @@ class Connection:
     def close(self) -> None:
         """Drop the guest's state: stop its queues, close its handles, forget its inodes."""
         self.backend.close()
+        self._pool.close()
         self._session.end()
         self._dispatch.close()
         self._fs.tables.close()

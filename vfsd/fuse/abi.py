@@ -33,6 +33,7 @@ RELEASE_IN = Struct("=QIIQ")  # fh, flags, release_flags, lock_owner
 FLUSH_IN = Struct("=QIIQ")  # fh, unused, padding, lock_owner
 FSYNC_IN = Struct("=QII")  # fh, fsync_flags, padding
 READ_IN = Struct("=QQIIQII")  # fh, offset, size, read_flags, lock_owner, flags, padding
+WRITE_IN = READ_IN  # the same, with write_flags; the data follows
 SETXATTR_IN = Struct("=II")  # size, flags (the form without FUSE_SETXATTR_EXT)
 GETXATTR_IN = Struct("=II")  # size, padding
 GETXATTR_OUT = Struct("=II")  # size, padding

@@ -14,7 +14,9 @@ cdef enum:
     NAME_MAX = 255           # bytes, without the NUL (limits.h)
     PYTHON_BODY_MAX = 262144 # bytes copied for a Python operation: names, or an xattr of 64 KiB
     FUSE_OUT_PIECES = 16
+    SCRATCH_BYTES = 64
     NO_REPLY = 1             # an operation's answer when the guest expects none
+    WOULD_BLOCK = 2          # its answer when it would have to wait: run it again with may_wait
 
 
 # A stream over iovecs; reading and skipping consume it (the iovecs are the caller's own copies).
@@ -30,12 +32,15 @@ cdef struct request_t:
     span_t reply            # room after the out header
     uint64_t reply_bytes    # of the body, set by the operation
     int error               # 0 or -errno of a request that is refused before it is run
-    bint may_block          # runs in Python
+    bint in_python
+    bint may_wait           # the operation may block: no queue waits for it
+    bint resumed            # run again after WOULD_BLOCK; its arguments are in scratch, the body is consumed
+    char scratch[SCRATCH_BYTES]
     iovec head[FUSE_OUT_PIECES]  # where the out header goes: at most 16 pieces of one byte
     uint32_t n_head
 
 
-# 0, -errno, or NO_REPLY. On 0 reply_bytes of r.reply have been filled.
+# 0, -errno, NO_REPLY, or if not r.may_wait WOULD_BLOCK. On 0 reply_bytes of r.reply have been filled.
 ctypedef int (*hot_op_t)(void *fs, request_t *r) noexcept nogil
 
 
@@ -44,6 +49,7 @@ cdef struct dispatch_t:
     void *hot_fs
     void *owner             # the Dispatch: borrowed
     unsigned char python[OPCODES_MAX]
+    unsigned char blocks[OPCODES_MAX]  # always handed to the pool
     int initialized         # INIT has been answered and DESTROY has not come
 
 
@@ -60,8 +66,14 @@ cdef int name_check(const char *name, size_t n) noexcept nogil
 
 # False: no in header, or no room for an out header where a reply is due: give the chain back unanswered.
 cdef bint request_parse(dispatch_t *d, span_t readable, span_t writable, request_t *r) noexcept nogil
-# Run it and write the reply. Bytes written to the guest, 0 for none. *error: 0 or -errno.
-cdef uint32_t request_run(dispatch_t *d, request_t *r, int *error) noexcept nogil
+# Whether to hand it to the pool before it is even tried.
+cdef bint request_blocks(dispatch_t *d, request_t *r) noexcept nogil
+# Run it: 0, -errno, NO_REPLY or WOULD_BLOCK.
+cdef int request_run(dispatch_t *d, request_t *r) noexcept nogil
+# Write the out header of what request_run came to. Bytes written to the guest, 0 for none.
+cdef uint32_t request_reply(request_t *r, int rc) noexcept nogil
+# Take the next arguments of a fixed size, also when run again after WOULD_BLOCK. 0 or -EINVAL.
+cdef int request_args(request_t *r, void *to, uint32_t n) noexcept nogil
 
 
 cdef class Dispatch:

@@ -13,6 +13,7 @@ import logging
 
 from vfsd.fuse.opcodes import NAME as OPCODE_NAME
 from vfsd.fuse.opcodes import NUMBER as OPCODE_NUMBER
+from vfsd.fuse.opcodes import OPERATIONS
 from vfsd.fuse.opcodes import OPCODES_MAX as TABLE_SIZE
 
 __all__ = ("Dispatch", "Request")
@@ -120,7 +121,7 @@ cdef bint request_parse(dispatch_t *d, span_t readable, span_t writable, request
     r.reply_bytes = 0
     r.error = 0
     r.n_head = 0
-    r.may_block = False
+    r.in_python = r.may_wait = r.resumed = False
     if span_read(&r.body, &r.header, w.FUSE_IN_HEADER) < 0:
         memset(&r.header, 0, sizeof(r.header))
         return False
@@ -137,27 +138,35 @@ cdef bint request_parse(dispatch_t *d, span_t readable, span_t writable, request
         r.error = -EIO
     else:
         span_limit(&r.body, r.header.len - w.FUSE_IN_HEADER)
-        r.may_block = d.hot[opcode] == NULL
+        r.in_python = d.hot[opcode] == NULL
     return True
 
 
-cdef uint32_t request_run(dispatch_t *d, request_t *r, int *error) noexcept nogil:
-    cdef int rc = r.error
-    if rc == 0:
-        if r.may_block:
-            rc = run_python(d, r)
-        else:
-            rc = d.hot[r.header.opcode](d.hot_fs, r)
-    error[0] = rc if rc < 0 else 0
-    if rc == NO_REPLY or r.n_head == 0:
-        return 0
-    return write_head(r, rc)
+cdef bint request_blocks(dispatch_t *d, request_t *r) noexcept nogil:
+    return r.error == 0 and d.blocks[r.header.opcode]
 
 
-cdef uint32_t write_head(request_t *r, int rc) noexcept nogil:
+cdef int request_run(dispatch_t *d, request_t *r) noexcept nogil:
+    if r.error:
+        return r.error
+    if r.in_python:
+        return run_python(d, r)
+    return d.hot[r.header.opcode](d.hot_fs, r)
+
+
+cdef int request_args(request_t *r, void *to, uint32_t n) noexcept nogil:
+    if not r.resumed and span_read(&r.body, r.scratch, n) < 0:
+        return -EINVAL
+    memcpy(to, r.scratch, n)
+    return 0
+
+
+cdef uint32_t request_reply(request_t *r, int rc) noexcept nogil:
     cdef fuse_out_header out
     cdef char *at = <char *>&out
     cdef uint32_t i
+    if rc == NO_REPLY or r.n_head == 0:
+        return 0
     out.len = w.FUSE_OUT_HEADER + (<uint32_t>r.reply_bytes if rc == 0 else 0)
     out.error = rc
     out.unique = r.header.unique
@@ -271,6 +280,8 @@ cdef class Dispatch:
         self.fs = fs
         self.handlers = [None] * OPCODES_MAX
         self.table.owner = <void *>self
+        for op in OPERATIONS:
+            self.table.blocks[<int>op.number] = op.blocks
 
     cdef int set_hot(self, uint32_t opcode, hot_op_t op, void *fs, object owner) except -1:
         self.table.hot[opcode] = op

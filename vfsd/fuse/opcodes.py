@@ -1,4 +1,4 @@
-"""The table of FUSE operations: number, name and where each one lives.
+"""The table of FUSE operations: number, name, where each one lives and whether it may block.
 
 An operation has exactly one home. `HOT` ones are Cython functions that never take the GIL; the
 others are the Python function of the operation's name, in lower case, in the module named.
@@ -21,6 +21,7 @@ class Op(NamedTuple):
     name: str
     home: Home
     module: str  # below vfsd
+    blocks: bool = False  # may wait for a disk: always handed to the pool
 
 
 OPERATIONS = (
@@ -41,7 +42,7 @@ OPERATIONS = (
     Op(16, "WRITE", Home.HOT, "hostfs.data"),
     Op(17, "STATFS", Home.HOT, "hostfs.attributes"),
     Op(18, "RELEASE", Home.HOT, "hostfs.data"),
-    Op(20, "FSYNC", Home.HOT, "hostfs.data"),
+    Op(20, "FSYNC", Home.HOT, "hostfs.data", blocks=True),
     Op(21, "SETXATTR", Home.HOT, "hostfs.xattrs"),
     Op(22, "GETXATTR", Home.HOT, "hostfs.xattrs"),
     Op(23, "LISTXATTR", Home.HOT, "hostfs.xattrs"),
@@ -51,11 +52,11 @@ OPERATIONS = (
     Op(27, "OPENDIR", Home.HOT, "hostfs.directories"),
     Op(28, "READDIR", Home.HOT, "hostfs.directories"),
     Op(29, "RELEASEDIR", Home.HOT, "hostfs.data"),
-    Op(30, "FSYNCDIR", Home.HOT, "hostfs.data"),
+    Op(30, "FSYNCDIR", Home.HOT, "hostfs.data", blocks=True),
     Op(35, "CREATE", Home.HOT, "hostfs.data"),
     Op(38, "DESTROY", Home.PYTHON, "fuse.init"),
     Op(42, "BATCH_FORGET", Home.HOT, "hostfs.names"),
-    Op(43, "FALLOCATE", Home.HOT, "hostfs.data"),
+    Op(43, "FALLOCATE", Home.HOT, "hostfs.data", blocks=True),
     Op(44, "READDIRPLUS", Home.HOT, "hostfs.directories"),
     Op(45, "RENAME2", Home.HOT, "hostfs.names"),
     Op(46, "LSEEK", Home.HOT, "hostfs.data"),

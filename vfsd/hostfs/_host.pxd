@@ -36,6 +36,7 @@ cdef extern from "<sys/stat.h>" nogil:
     int utimensat(int dirfd, const char *path, const timespec *times, int flags)
     unsigned int STATX_BASIC_STATS
     unsigned int STATX_MNT_ID
+    unsigned int STATX_SIZE
     unsigned int S_IFMT
     unsigned int S_IFDIR
     unsigned int S_IFREG
@@ -57,6 +58,10 @@ cdef extern from "<sys/statfs.h>" nogil:
         long f_namelen
         long f_frsize
     int fstatfs(int fd, statfs_t *buf)
+
+cdef extern from "<linux/magic.h>" nogil:
+    long TMPFS_MAGIC
+    long RAMFS_MAGIC
 
 cdef extern from "<fcntl.h>" nogil:
     struct file_handle:
@@ -96,9 +101,11 @@ cdef extern from "<stdio.h>" nogil:
 
 cdef extern from "<sys/uio.h>" nogil:
     ssize_t preadv(int fd, const iovec *iov, int n, int64_t offset)
+    ssize_t preadv2(int fd, const iovec *iov, int n, int64_t offset, int flags)
     ssize_t pwritev(int fd, const iovec *iov, int n, int64_t offset)
     ssize_t pwritev2(int fd, const iovec *iov, int n, int64_t offset, int flags)
     int RWF_APPEND
+    int RWF_NOWAIT
     int IOV_MAX "1024"
 
 cdef extern from "<unistd.h>" nogil:

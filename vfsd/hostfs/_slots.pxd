@@ -90,6 +90,7 @@ cdef struct tables_t:
     uint32_t open_flags        # FOPEN_* of the reply to OPEN and CREATE
     uint32_t opendir_flags
     bint xattr
+    bint in_memory             # the share lies on a file system without a disk: nothing blocks
     int proc_fd                # /proc/self/fd: names what an O_PATH descriptor stands for
     uint32_t uid               # the daemon's own
     uint32_t gid

@@ -65,8 +65,12 @@ cdef class Tables:
     cdef int set_root(self, int root_fd) except -1:
         cdef inode_t *root = &self.t.inodes[FUSE_ROOT_ID]
         cdef h.statx_t st
+        cdef h.statfs_t fs
         if h.statx(root_fd, b"", h.AT_EMPTY_PATH, ATTR_MASK, &st) < 0:
             raise OSError(errno, os.strerror(errno))
+        if h.fstatfs(root_fd, &fs) < 0:
+            raise OSError(errno, os.strerror(errno))
+        self.t.in_memory = fs.f_type == h.TMPFS_MAGIC or fs.f_type == h.RAMFS_MAGIC
         root.fd = h.c_dup(root_fd)
         if root.fd < 0:
             raise OSError(errno, os.strerror(errno))

@@ -1,11 +1,13 @@
 """Files: open, read, write, close. READ and WRITE go straight between the file and guest memory."""
 
-from libc.errno cimport EEXIST, EINVAL, EMFILE, ENFILE, EOVERFLOW, errno
+from libc.errno cimport EAGAIN, EEXIST, EINVAL, EMFILE, ENFILE, EOPNOTSUPP, EOVERFLOW, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from vfsd cimport _wire as w
-from vfsd.fuse.dispatch cimport Dispatch, request_t, span_limit, span_read, span_t, span_write
+from vfsd.fuse.dispatch cimport (
+    WOULD_BLOCK, Dispatch, request_args, request_t, span_limit, span_read, span_t, span_write,
+)
 from vfsd.hostfs cimport _host as h
 from vfsd.hostfs._anchors cimport out_of_descriptors
 from vfsd.hostfs._caller cimport (
@@ -134,6 +136,11 @@ cdef ssize_t read_at(int fd, const h.iovec *iov, int n, int64_t offset) noexcept
     return h.preadv(fd, iov, n, offset)
 
 
+cdef ssize_t read_cached(int fd, const h.iovec *iov, int n, int64_t offset) noexcept nogil:
+    """What the page cache holds; EAGAIN where it holds nothing, EOPNOTSUPP where that can't be asked."""
+    return h.preadv2(fd, iov, n, offset, h.RWF_NOWAIT)
+
+
 cdef ssize_t write_at(int fd, const h.iovec *iov, int n, int64_t offset) noexcept nogil:
     return h.pwritev(fd, iov, n, offset)
 
@@ -162,20 +169,34 @@ cdef int64_t transfer(transfer_t op, int fd, span_t *s, int64_t offset) noexcept
     return done
 
 
+cdef bint at_end(int fd, int64_t offset) noexcept nogil:
+    """Whether a short read was short because the file ends there, not the page cache."""
+    cdef h.statx_t st
+    return h.statx(fd, b"", h.AT_EMPTY_PATH, h.STATX_SIZE, &st) == 0 and offset >= <int64_t>st.stx_size
+
+
 cdef int op_read(void *fs, request_t *r) noexcept nogil:
     cdef tables_t *t = <tables_t *>fs
     cdef w.fuse_read_in arg
     cdef int64_t index, done
     cdef int fd = -1
+    cdef bint waits = False
     memset(&arg, 0, sizeof(arg))
-    if span_read(&r.body, &arg, sizeof(arg)) < 0 or arg.size > r.reply.bytes:
+    if request_args(r, &arg, sizeof(arg)) < 0 or arg.size > r.reply.bytes:
         return -EINVAL
     index = handle_get(t, arg.fh, &fd)
     if index < 0:
         return <int>index
     span_limit(&r.reply, arg.size)
-    done = transfer(read_at, fd, &r.reply, arg.offset)
+    if r.may_wait or t.in_memory:
+        done = transfer(read_at, fd, &r.reply, arg.offset)
+    else:
+        done = transfer(read_cached, fd, &r.reply, arg.offset)
+        waits = (done == -EAGAIN or done == -EOPNOTSUPP
+                 or (0 < done < arg.size and not at_end(fd, arg.offset + done)))
     handle_put(t, index)
+    if waits:
+        return WOULD_BLOCK
     if done < 0:
         return <int>done
     r.reply_bytes = done
@@ -190,8 +211,10 @@ cdef int op_write(void *fs, request_t *r) noexcept nogil:
     cdef int64_t index, done
     cdef int fd = -1
     memset(&arg, 0, sizeof(arg))
-    if span_read(&r.body, &arg, sizeof(arg)) < 0 or arg.size > r.body.bytes or r.reply.bytes < sizeof(out):
+    if request_args(r, &arg, sizeof(arg)) < 0 or arg.size > r.body.bytes or r.reply.bytes < sizeof(out):
         return -EINVAL
+    if arg.flags & (h.O_SYNC | h.O_DSYNC) and not r.may_wait:
+        return WOULD_BLOCK
     index = handle_get(t, arg.fh, &fd)
     if index < 0:
         return <int>index
