@@ -47,10 +47,12 @@ lint: $(venv)/tools
 
 types: $(venv)/tools
 	$(venv)/bin/mypy --strict
-	MYPYPATH=tools $(venv)/bin/mypy --strict tools/guests tools/*.py
+	MYPYPATH=tools:tests/guest $(venv)/bin/mypy --strict --explicit-package-bases \
+	    tools/guests tools/*.py tests/guest tests/package
 
+# A stub promises what others may use; a module of Cython's has more names than that.
 stubs: build
-	$(if $(modules),$(python) -m mypy.stubtest $(modules))
+	$(python) -m mypy.stubtest --concise --ignore-missing-stub $(modules)
 
 # A build of its own, because Cython prints no warning for a file it need not translate again.
 warnings: $(venv)/werror
@@ -58,7 +60,7 @@ warnings: $(venv)/werror
 $(venv)/werror: $(venv)/tools $(sources)
 	rm -rf build/werror
 	mkdir -p build/werror
-	cp -r vfsd setup.py pyproject.toml build/werror
+	cp -r vfsd setup.py pyproject.toml $(wildcard README.md) build/werror
 	find build/werror '(' -name '*.c' -o -name '*.so' ')' -delete
 	cd build/werror && VFSD_WERROR=1 ../../$(python) setup.py --quiet build_ext $(empty)
 	touch $@

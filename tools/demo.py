@@ -111,7 +111,7 @@ def attach() -> None:
         *device_arguments(socket, TAG),
     ]
     say("To share a directory with a QEMU guest of your own:")
-    print(f"  {program} serve --socket {socket} --shared-dir /srv/share --tag {TAG}")
+    print(f"  {program} serve --socket {socket} --shared-dir /srv/share")
     print(f"  {shlex.join(qemu)}")
     print("  (with your disk, network and so on added; accel=kvm where there is KVM)")
     print("  then, as root in the guest:")

@@ -27,11 +27,13 @@ class Share:
         make_guest: Callable[[Daemon], Guest],
         *,
         cache: str = "auto",
+        tag: str | None = "myfs",
     ) -> None:
         self.host = host
         self._start_daemon = start_daemon
         self._make_guest = make_guest
         self._cache = cache
+        self._tag = tag
         self._daemon: Daemon | None = None
         self._guest: Guest | None = None
 
@@ -42,7 +44,7 @@ class Share:
         if self._guest is not None:
             self._guest.kill()
         if self._daemon is None or not self._daemon.running():
-            self._daemon = self._start_daemon(self.host, cache=self._cache)
+            self._daemon = self._start_daemon(self.host, cache=self._cache, tag=self._tag)
         self._guest = self._make_guest(self._daemon).start()
         self._guest.mount()
         return self

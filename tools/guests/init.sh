@@ -38,7 +38,8 @@ echo "$nonce 0 0"
 while read -r id script; do
     [ "$id" != poweroff ] || break
     echo "$script" | $b base64 -d >/run/step
-    sh /run/step </dev/null 2>&1
+    # By its path: busybox would run its own shell, which prefers busybox to the programs in PATH.
+    /bin/sh /run/step </dev/null 2>&1
     printf '\n%s %s %s\n' "$nonce" "$id" "$?"
 done
 $b poweroff -f

@@ -30,7 +30,7 @@ KERNEL_MODULES = (
 )
 
 PYTHON_MODULES = (
-    "argparse,collections,contextlib,ctypes,dataclasses,encodings.ascii,encodings.idna,"
+    "__future__,argparse,collections,contextlib,ctypes,dataclasses,encodings.ascii,encodings.idna,"
     "encodings.latin_1,encodings.utf_8,errno,fcntl,hashlib,json,mmap,os,pathlib,random,select,"
     "shutil,signal,socket,sqlite3,stat,struct,subprocess,sys,tarfile,threading,time,zlib"
 )

@@ -69,12 +69,15 @@ def make_tree(top: str | os.PathLike[str], files: int) -> None:
         os.chmod(path, 0o600 + number % 64)
         os.utime(path, ns=(number, 1_600_000_000_000_000_000 + number * 1_000_003))
         if number % 50 == 49:
-            os.symlink(f"file {number}.bin", os.path.join(directory, "link"))
+            link = os.path.join(directory, "link")
+            os.symlink(f"file {number}.bin", link)
+            # Long ago: rsync takes two times within one second for the same.
+            os.utime(link, ns=(number, 1_500_000_000_123_456_789), follow_symlinks=False)
 
 
 def main() -> None:
-    """Print `tree_sum` of the argument."""
-    print(json.dumps(tree_sum(sys.argv[1])))
+    """Print `tree_sum` of the first argument, with times if the second says so."""
+    print(json.dumps(tree_sum(sys.argv[1], times="times" in sys.argv[2:])))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import sys
+from collections.abc import Callable
 
 
 def main() -> None:
@@ -29,14 +30,15 @@ def main() -> None:
         pass
     os.mkdir("inherited/directory")
     os.chown("file", -1, extra)
-    refused = {}
-    for name, call in {
+    calls: dict[str, Callable[[], object]] = {
         "chown": lambda: os.chown("file", 0, 0),
         "create in root's directory": lambda: os.mkdir("private/x"),
         "read root's file": lambda: os.open("secret", os.O_RDONLY),
         "mknod": lambda: os.mknod("device", 0o020600, os.makedev(1, 3)),
         "chmod root's file": lambda: os.chmod("secret", 0o777),
-    }.items():
+    }
+    refused = {}
+    for name, call in calls.items():
         try:
             call()
             refused[name] = "none"

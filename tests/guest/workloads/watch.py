@@ -1,6 +1,7 @@
-"""How long until the guest sees a file as given: FILE CONTENT SECONDS.
+"""How long until the guest sees a change of the host: FILE HOW WANTED LIMIT.
 
-Asks again and again, each time opening anew, with stat first. Prints the seconds it took, or null.
+HOW is `content` (opens the file anew each time), `size` (asks for attributes only) or `open` (opens
+it once, makes FILE.opened, and reads from the descriptor). Prints seconds, or null after LIMIT.
 """
 
 from __future__ import annotations
@@ -9,22 +10,40 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
+
+
+def changed(path: str, what: str, wanted: str) -> bool:
+    """Whether the file looks as wanted now. `size` alone reads nothing.
+
+    A read would make the guest's kernel forget the time of access, and ask for all attributes anew.
+    """
+    try:
+        size = os.stat(path).st_size
+        if what == "size":
+            return size == int(wanted)
+        with open(path, "rb") as file:
+            return file.read() == wanted.encode() and size == len(wanted)
+    except FileNotFoundError:
+        return False
+
+
+def held(path: str) -> Callable[[str], bool]:
+    """Opens and reads the file; the value reads it again."""
+    descriptor = os.open(path, os.O_RDONLY)
+    os.pread(descriptor, 4096, 0)
+    os.close(os.open(f"{path}.opened", os.O_CREAT))
+    return lambda wanted: os.pread(descriptor, 4096, 0) == wanted.encode()
 
 
 def main() -> None:
-    """Content and size have to be right together."""
-    path, wanted, limit = sys.argv[1], sys.argv[2].encode(), float(sys.argv[3])
+    """Ask until the answer is right or it is too late."""
+    path, what, wanted, limit = *sys.argv[1:4], float(sys.argv[4])
+    right = held(path) if what == "open" else lambda wanted: changed(path, what, wanted)
     started = time.monotonic()
-    while (elapsed := time.monotonic() - started) < limit:
-        try:
-            size = os.stat(path).st_size
-            with open(path, "rb") as file:
-                if file.read() == wanted and size == len(wanted):
-                    print(json.dumps(elapsed))
-                    return
-        except FileNotFoundError:
-            continue
-    print("null")
+    while not (seen := right(wanted)) and time.monotonic() - started < limit:
+        continue
+    print(json.dumps(time.monotonic() - started if seen else None))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,112 @@
+"""The wheel, installed into an empty environment, serves a directory."""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+BUILD_SECONDS = 400
+
+# vhost-user: request, flags (version 1, reply bit 2), size of the payload; one message.
+HEADER = struct.Struct("<III")
+GET_FEATURES = 1
+REPLY = 0x5
+VIRTIO_F_VERSION_1 = 32
+
+
+def run(*command: str | Path, cwd: Path, timeout: float = BUILD_SECONDS) -> None:
+    """Run a command; what it printed is part of the failure."""
+    done = subprocess.run(
+        [str(word) for word in command],
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+        env=os.environ | {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"},
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout[-8000:]}"
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`vfsd` of a new environment that holds the wheel and what it depends on, nothing else."""
+    work = tmp_path_factory.mktemp("package")
+    # A copy, so that nothing built here before gets into the package; the sdist comes first, so
+    # that the wheel is made of what an sdist holds.
+    source = work / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
+        if (ROOT / name).exists():
+            shutil.copy(ROOT / name, source)
+    shutil.copytree(
+        ROOT / "vfsd", source / "vfsd", ignore=shutil.ignore_patterns("*.so", "*.c", "__pycache__")
+    )
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", work / "dist", cwd=source)
+    wheels = list((work / "dist").glob("*.whl"))
+    assert len(wheels) == 1
+
+    environment = work / "environment"
+    run(sys.executable, "-m", "venv", environment, cwd=work)
+    run(environment / "bin/pip", "install", "--quiet", wheels[0], cwd=work)
+    return environment / "bin/vfsd"
+
+
+@pytest.fixture
+def served(installed: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The running daemon and its socket, below a directory that does not hold this project."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    # Relative, because a socket's path is at most 107 bytes long.
+    process = subprocess.Popen(
+        [installed, "serve", "--socket", "socket", "--shared-dir", shared],
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+    )
+    try:
+        yield process, "socket"
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stderr is not None
+        process.stderr.close()
+
+
+def test_wheel_serves_from_an_empty_environment(
+    served: tuple[subprocess.Popen[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process, path = served
+    assert process.stderr is not None
+    assert select.select([process.stderr], [], [], 20)[0], "no READY in time"
+    first = process.stderr.readline()
+    assert "READY" in first, first + process.communicate(timeout=20)[1]
+
+    monkeypatch.chdir(tmp_path)
+    with socket.socket(socket.AF_UNIX) as front_end:
+        front_end.settimeout(10)
+        front_end.connect(path)
+        front_end.sendall(HEADER.pack(GET_FEATURES, 1, 0))
+        answer = front_end.recv(HEADER.size + 8, socket.MSG_WAITALL)
+    assert HEADER.unpack_from(answer) == (GET_FEATURES, REPLY, 8)
+    (features,) = struct.unpack_from("<Q", answer, HEADER.size)
+    assert features >> VIRTIO_F_VERSION_1 & 1
+
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0
+    assert "Traceback" not in process.stderr.read()
+    assert not (tmp_path / path).exists()
