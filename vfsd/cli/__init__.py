@@ -3,28 +3,39 @@
 Exit status: 0 done, 2 the operator's mistake (one line on stderr), 70 a bug of ours (traceback).
 """
 
+import importlib
 import sys
 import traceback
 
 import click
 
 from vfsd import __version__
-from vfsd.cli.mount import mount
-from vfsd.cli.serve import serve
 from vfsd.errors import ConfigError
+
+COMMANDS = ("mount", "serve")  # each in the module of its name
 
 EXIT_USAGE = 2
 EXIT_BUG = 70
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Commands(click.Group):
+    """Imports a command only when it is asked for: the daemon loads nothing of the guest's."""
+
+    def list_commands(self, _context: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, _context: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        command = getattr(importlib.import_module(f"vfsd.cli.{name}"), name)
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="vfsd")
 def vfsd() -> None:
     """virtio-fs for virtual machines."""
-
-
-vfsd.add_command(mount)
-vfsd.add_command(serve)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -237,7 +237,9 @@ cdef void reply(slot_t *s, void *owner) noexcept nogil:
     if p.opcode == INIT:
         reply_init(s, p)
         return
-    if s.error:
+    if s.error and p.b.t.vqs[s.queue].aborted:
+        answer_error(p.b, p.fd, p.unique, -ECONNABORTED)  # as fuse_abort_conn has it
+    elif s.error:
         answer_error(p.b, p.fd, p.unique, s.error if s.error >= -ERRNO_MAX else -EIO)
     else:
         args = s.out_bytes if s.out_bytes < s.out_args else s.out_args

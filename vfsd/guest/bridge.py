@@ -26,6 +26,8 @@ UNMOUNTED = "it was unmounted"
 # After a plain umount2 the threads find the connection ended at once, unless another mount
 # namespace still has the file system.
 LEFTOVER_S = 0.5
+# A daemon that let us wait in vain is told of the end, but hardly waited for again.
+SILENT_S = 1.0
 
 
 def ready(timeout_s: float | None, *fds: int) -> bool:
@@ -54,6 +56,7 @@ class Mount:
         self._timeout_s = timeout_s
         self._closing = threading.Lock()
         self._closed = False
+        self._silent = False  # the daemon lives and does not answer
         self._fds: list[int] = []
         self._threads: list[threading.Thread] = []
         self._mounted: Mounted | None = None
@@ -141,13 +144,17 @@ class Mount:
                 return
             self._closed = True
             if self._mounted is not None:
-                with self._watched(self.abort):
+                with self._watched(self._give_up_waiting):
                     self._unmount(self._mounted)
             for thread in self._threads:
                 thread.join()
             with self._watched(self._give_up_device):
-                self._destroy()
+                if self._silent:
+                    self._give_up_device()
+                else:
+                    self._destroy()
                 self.device.remove()
+            self.device.on_gone = None
             # Replies are written until the device has been removed.
             for fd in (*self._fds, self._init, self._end):
                 os.close(fd)
@@ -162,6 +169,7 @@ class Mount:
             yield
         finally:
             timer.cancel()
+            timer.join()
 
     def _unmount(self, mounted: Mounted) -> None:
         if self._bridge is None:  # nobody could answer what a plain umount2 may ask
@@ -184,8 +192,13 @@ class Mount:
         self.wait(timeout_s=LEFTOVER_S)
         self.abort()
 
-    def _give_up_device(self) -> None:
+    def _give_up_waiting(self) -> None:
+        self._silent = True
         log.error("%s: the daemon did not answer for %g s", self.directory, self._timeout_s)
+        self.abort()
+
+    def _give_up_device(self) -> None:
+        self.device.frontend.timeout_s = min(self.device.frontend.timeout_s, SILENT_S)
         self.device.transport.abort(errno.ETIMEDOUT)
 
     def _destroy(self) -> None:
