@@ -77,7 +77,7 @@ def test_each_operation_has_one_home() -> None:
     from vfsd.fuse.init import Session
     from vfsd.fuse.opcodes import OPERATIONS, Home
 
-    assert len({op.number for op in OPERATIONS}) == len({op.name for op in OPERATIONS}) == len(OPERATIONS)
+    assert len({op.opcode for op in OPERATIONS}) == len(OPERATIONS)
     for op in OPERATIONS:
         module = importlib.import_module(f"vfsd.{op.module}")
         home = Session if op.module == "fuse.init" else module

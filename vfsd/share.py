@@ -106,6 +106,8 @@ class Connection:
         self._session.end()
         self._dispatch.close()
         self._fs.tables.close()
+        # Both refer back to this object: it shall go now, not at a garbage collection.
+        del self.backend, self._session
 
     def summary(self) -> str:
         """One line: requests and errors so far, and what went wrong with rings."""

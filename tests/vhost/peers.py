@@ -214,6 +214,7 @@ class Driver:
         kick: Callable[[], None] | None = None,
         wait_call: Callable[[], None] | None = None,
         at: int = Guest.DATA,
+        kick_always: bool = False,
     ) -> None:
         """One request and its reply, notified through the guest's descriptors by default."""
         self.unique += 2
@@ -221,7 +222,7 @@ class Driver:
         self.guest.memory.write(at, request)
         self.ring.add([(at, INIT.size)], [(at + 0x1000, 80)], self.unique)
         self.ring.publish()
-        if self.ring.wants_kick():
+        if self.ring.wants_kick() or kick_always:
             (kick or (lambda: self.guest.kick(self.index)))()
         while (used := self.ring.pop_used()) is None:
             if not self.ring.enable_call():

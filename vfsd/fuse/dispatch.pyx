@@ -281,7 +281,7 @@ cdef class Dispatch:
         self.handlers = [None] * OPCODES_MAX
         self.table.owner = <void *>self
         for op in OPERATIONS:
-            self.table.blocks[<int>op.number] = op.blocks
+            self.table.blocks[<int>op.opcode] = op.blocks
 
     cdef int set_hot(self, uint32_t opcode, hot_op_t op, void *fs, object owner) except -1:
         self.table.hot[opcode] = op

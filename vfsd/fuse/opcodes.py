@@ -5,10 +5,66 @@ others are the Python function of the operation's name, in lower case, in the mo
 An opcode that is not in the table is answered with ENOSYS.
 """
 
-from enum import Enum
+from enum import Enum, IntEnum
 from typing import NamedTuple
 
 OPCODES_MAX = 64  # dispatch tables have this many slots; larger opcodes are ENOSYS
+
+
+class Opcode(IntEnum):
+    """Every opcode a virtio-fs guest can send, served here or not."""
+
+    LOOKUP = 1
+    FORGET = 2
+    GETATTR = 3
+    SETATTR = 4
+    READLINK = 5
+    SYMLINK = 6
+    MKNOD = 8
+    MKDIR = 9
+    UNLINK = 10
+    RMDIR = 11
+    RENAME = 12
+    LINK = 13
+    OPEN = 14
+    READ = 15
+    WRITE = 16
+    STATFS = 17
+    RELEASE = 18
+    FSYNC = 20
+    SETXATTR = 21
+    GETXATTR = 22
+    LISTXATTR = 23
+    REMOVEXATTR = 24
+    FLUSH = 25
+    INIT = 26
+    OPENDIR = 27
+    READDIR = 28
+    RELEASEDIR = 29
+    FSYNCDIR = 30
+    GETLK = 31
+    SETLK = 32
+    SETLKW = 33
+    ACCESS = 34
+    CREATE = 35
+    INTERRUPT = 36
+    BMAP = 37
+    DESTROY = 38
+    IOCTL = 39
+    POLL = 40
+    NOTIFY_REPLY = 41
+    BATCH_FORGET = 42
+    FALLOCATE = 43
+    READDIRPLUS = 44
+    RENAME2 = 45
+    LSEEK = 46
+    COPY_FILE_RANGE = 47
+    SETUPMAPPING = 48
+    REMOVEMAPPING = 49
+    SYNCFS = 50
+    TMPFILE = 51
+    STATX = 52
+    COPY_FILE_RANGE_64 = 53
 
 
 class Home(Enum):
@@ -17,50 +73,53 @@ class Home(Enum):
 
 
 class Op(NamedTuple):
-    number: int
-    name: str
+    opcode: Opcode
     home: Home
     module: str  # below vfsd
     blocks: bool = False  # may wait for a disk: always handed to the pool
 
+    @property
+    def name(self) -> str:
+        return self.opcode.name
+
 
 OPERATIONS = (
-    Op(1, "LOOKUP", Home.HOT, "hostfs.names"),
-    Op(2, "FORGET", Home.HOT, "hostfs.names"),
-    Op(3, "GETATTR", Home.HOT, "hostfs.attributes"),
-    Op(4, "SETATTR", Home.HOT, "hostfs.attributes"),
-    Op(5, "READLINK", Home.HOT, "hostfs.names"),
-    Op(6, "SYMLINK", Home.HOT, "hostfs.names"),
-    Op(8, "MKNOD", Home.HOT, "hostfs.names"),
-    Op(9, "MKDIR", Home.HOT, "hostfs.names"),
-    Op(10, "UNLINK", Home.HOT, "hostfs.names"),
-    Op(11, "RMDIR", Home.HOT, "hostfs.names"),
-    Op(12, "RENAME", Home.HOT, "hostfs.names"),
-    Op(13, "LINK", Home.HOT, "hostfs.names"),
-    Op(14, "OPEN", Home.HOT, "hostfs.data"),
-    Op(15, "READ", Home.HOT, "hostfs.data"),
-    Op(16, "WRITE", Home.HOT, "hostfs.data"),
-    Op(17, "STATFS", Home.HOT, "hostfs.attributes"),
-    Op(18, "RELEASE", Home.HOT, "hostfs.data"),
-    Op(20, "FSYNC", Home.HOT, "hostfs.data", blocks=True),
-    Op(21, "SETXATTR", Home.HOT, "hostfs.xattrs"),
-    Op(22, "GETXATTR", Home.HOT, "hostfs.xattrs"),
-    Op(23, "LISTXATTR", Home.HOT, "hostfs.xattrs"),
-    Op(24, "REMOVEXATTR", Home.HOT, "hostfs.xattrs"),
-    Op(25, "FLUSH", Home.HOT, "hostfs.data"),
-    Op(26, "INIT", Home.PYTHON, "fuse.init"),
-    Op(27, "OPENDIR", Home.HOT, "hostfs.directories"),
-    Op(28, "READDIR", Home.HOT, "hostfs.directories"),
-    Op(29, "RELEASEDIR", Home.HOT, "hostfs.data"),
-    Op(30, "FSYNCDIR", Home.HOT, "hostfs.data", blocks=True),
-    Op(35, "CREATE", Home.HOT, "hostfs.data"),
-    Op(38, "DESTROY", Home.PYTHON, "fuse.init"),
-    Op(42, "BATCH_FORGET", Home.HOT, "hostfs.names"),
-    Op(43, "FALLOCATE", Home.HOT, "hostfs.data", blocks=True),
-    Op(44, "READDIRPLUS", Home.HOT, "hostfs.directories"),
-    Op(45, "RENAME2", Home.HOT, "hostfs.names"),
-    Op(46, "LSEEK", Home.HOT, "hostfs.data"),
+    Op(Opcode.LOOKUP, Home.HOT, "hostfs.names"),
+    Op(Opcode.FORGET, Home.HOT, "hostfs.names"),
+    Op(Opcode.GETATTR, Home.HOT, "hostfs.attributes"),
+    Op(Opcode.SETATTR, Home.HOT, "hostfs.attributes"),
+    Op(Opcode.READLINK, Home.HOT, "hostfs.names"),
+    Op(Opcode.SYMLINK, Home.HOT, "hostfs.names"),
+    Op(Opcode.MKNOD, Home.HOT, "hostfs.names"),
+    Op(Opcode.MKDIR, Home.HOT, "hostfs.names"),
+    Op(Opcode.UNLINK, Home.HOT, "hostfs.names"),
+    Op(Opcode.RMDIR, Home.HOT, "hostfs.names"),
+    Op(Opcode.RENAME, Home.HOT, "hostfs.names"),
+    Op(Opcode.LINK, Home.HOT, "hostfs.names"),
+    Op(Opcode.OPEN, Home.HOT, "hostfs.data"),
+    Op(Opcode.READ, Home.HOT, "hostfs.data"),
+    Op(Opcode.WRITE, Home.HOT, "hostfs.data"),
+    Op(Opcode.STATFS, Home.HOT, "hostfs.attributes"),
+    Op(Opcode.RELEASE, Home.HOT, "hostfs.data"),
+    Op(Opcode.FSYNC, Home.HOT, "hostfs.data", blocks=True),
+    Op(Opcode.SETXATTR, Home.HOT, "hostfs.xattrs"),
+    Op(Opcode.GETXATTR, Home.HOT, "hostfs.xattrs"),
+    Op(Opcode.LISTXATTR, Home.HOT, "hostfs.xattrs"),
+    Op(Opcode.REMOVEXATTR, Home.HOT, "hostfs.xattrs"),
+    Op(Opcode.FLUSH, Home.HOT, "hostfs.data"),
+    Op(Opcode.INIT, Home.PYTHON, "fuse.init"),
+    Op(Opcode.OPENDIR, Home.HOT, "hostfs.directories"),
+    Op(Opcode.READDIR, Home.HOT, "hostfs.directories"),
+    Op(Opcode.RELEASEDIR, Home.HOT, "hostfs.data"),
+    Op(Opcode.FSYNCDIR, Home.HOT, "hostfs.data", blocks=True),
+    Op(Opcode.CREATE, Home.HOT, "hostfs.data"),
+    Op(Opcode.DESTROY, Home.PYTHON, "fuse.init"),
+    Op(Opcode.BATCH_FORGET, Home.HOT, "hostfs.names"),
+    Op(Opcode.FALLOCATE, Home.HOT, "hostfs.data", blocks=True),
+    Op(Opcode.READDIRPLUS, Home.HOT, "hostfs.directories"),
+    Op(Opcode.RENAME2, Home.HOT, "hostfs.names"),
+    Op(Opcode.LSEEK, Home.HOT, "hostfs.data"),
 )
 
-NUMBER = {op.name: op.number for op in OPERATIONS}
-NAME = {op.number: op.name for op in OPERATIONS}
+NUMBER = {opcode.name: opcode.value for opcode in Opcode}
+NAME = {opcode.value: opcode.name for opcode in Opcode}
