@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import checks
 import pytest
+from guests.qemu import QemuGuest
 from share import Share
 
 pytestmark = pytest.mark.qemu
@@ -48,3 +49,13 @@ def test_appends_from_two_processes_keep_every_record(qemu_share: Share) -> None
 
 def test_random_writes_are_read_back(qemu_share: Share) -> None:
     checks.random_writes_are_read_back(qemu_share, 500)
+
+
+def test_a_paused_guest_goes_on_with_its_open_files(qemu_share: Share) -> None:
+    guest = qemu_share.guest
+    assert isinstance(guest, QemuGuest)
+    guest.check(f"exec 7>{guest.share}/open; echo before >&7; sleep 1000 7>&7 & echo $! >/tmp/holder")
+    guest.monitor("stop")
+    guest.monitor("cont")
+    guest.check("echo after >>/proc/$(cat /tmp/holder)/fd/7 && kill $(cat /tmp/holder)")
+    assert (qemu_share.host / "open").read_text() == "before\nafter\n"

@@ -110,9 +110,11 @@ def stop(server: Daemon) -> None:
     """SIGSTOP, and wait until no thread runs any more."""
     os.kill(server.pid, signal.SIGSTOP)
     tasks = Path(f"/proc/{server.pid}/task")
-    assert eventually(
-        lambda: all((task / "stat").read_text().rpartition(")")[2].split()[0] == "T" for task in tasks.iterdir())
-    )
+
+    def state(task: Path) -> str:
+        return (task / "stat").read_text().rpartition(")")[2].split()[0]
+
+    assert eventually(lambda: all(state(task) == "T" for task in tasks.iterdir()))
 
 
 def files_for_callers(shared: Path, count: int = CALLERS) -> None:

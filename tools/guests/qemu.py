@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 from pathlib import Path
 
 from guests import initrd
@@ -71,8 +72,25 @@ class QemuGuest(Guest):
             *("-kernel", str(image), "-initrd", str(archive)),
             *("-append", " ".join(["console=ttyS0", "quiet", "panic=-1", *words])),
             *("-serial", "stdio"),
+            *("-monitor", f"unix:{work}/monitor,server=on,wait=off"),
             *("-chardev", f"socket,id=channel,fd={channel}", "-serial", "chardev:channel"),
         ]
+
+    def monitor(self, command: str) -> None:
+        """Have QEMU carry out a command of its monitor, and wait until it has."""
+        assert self._work is not None
+        prompt = b"(qemu) "
+        with socket.socket(socket.AF_UNIX) as monitor:
+            monitor.settimeout(30)
+            monitor.connect(str(self._work / "monitor"))
+            for line in (b"", command.encode() + b"\n"):
+                monitor.sendall(line)
+                seen = b""
+                while not seen.endswith(prompt):
+                    data = monitor.recv(4096)
+                    if not data:
+                        raise GuestError(self._describe(f"closed its monitor during: {command}"))
+                    seen += data
 
     def _device_arguments(self, socket_path: Path) -> list[str]:
         return device_arguments(

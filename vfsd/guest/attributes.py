@@ -149,11 +149,13 @@ def setattr_now(
         out, _ = conn.call(Opcode.SETATTR, inode.nodeid, args, out=abi.ATTR_OUT_SIZE)
         take_attr(inode, out, asked)
         return
+    old = inode.size
     with size_changing(inode):
         out, _ = conn.call(Opcode.SETATTR, inode.nodeid, args, out=abi.ATTR_OUT_SIZE)
     inode.set_size(size)
     take_attr(inode, out, conn.attr_version)
-    inode.pages.clear()
+    if old != size:
+        inode.pages.clear()
 
 
 class size_changing:

@@ -251,10 +251,13 @@ def read_args(file: OpenFile, position: int, size: int) -> bytes:
 def read_at(file: OpenFile, position: int, into: memoryview) -> int:
     """fuse_file_read_iter"""
     file.check(write=False)
-    done = read_direct(file, position, into) if file.direct else read_cached(file, position, into)
+    return read_direct(file, position, into) if file.direct else read_cached(file, position, into)
+
+
+def atime_changed(file: OpenFile) -> None:
+    """fuse_invalidate_atime, after each READ"""
     if not file.mount.readonly:
         file.inode.invalidate(STATX_ATIME)
-    return done
 
 
 def read_direct(file: OpenFile, position: int, into: memoryview) -> int:
@@ -276,6 +279,7 @@ def read_direct(file: OpenFile, position: int, into: memoryview) -> int:
         done += count
         if count < len(part):
             break
+    atime_changed(file)
     return done
 
 
@@ -311,6 +315,7 @@ def fetch(file: OpenFile, first: int, last: int, sequential: bool) -> None:
         for at in range(start, end, most)
     ]
     version = inode.pages.version
+    atime_changed(file)
     if len(runs) > 1 and conn.has(Init.ASYNC_READ):
         fetch_many(file, runs, version)
         return

@@ -5,7 +5,6 @@ fs/namespace.c.
 """
 
 import contextlib
-import ctypes
 import fcntl
 import os
 import re
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vfsd.errors import ConfigError
+from vfsd.guest import _mount
 
 DEVICE = "/dev/fuse"
 FUSE_DEV_IOC_CLONE = 0x8004E500  # _IOR(229, 0, uint32_t)
@@ -47,12 +47,6 @@ OPTIONS = {
     "strictatime": (MS_STRICTATIME, True),
     "lazytime": (MS_LAZYTIME, True),
 }
-
-SYS_FSOPEN, SYS_FSCONFIG, SYS_FSMOUNT = 430, 431, 432  # the same on every architecture
-FSOPEN_CLOEXEC = FSMOUNT_CLOEXEC = 1
-FSCONFIG_CMD_CREATE = 6
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def mount_flags(options: str) -> int:
@@ -125,32 +119,37 @@ def mount(fd: int, directory: str, source: str, flags: int) -> Mounted:
     """mount(2), with what virtio_fs_fill_super sets: everybody may use it, by the mode bits. OSError."""
     data = f"fd={fd},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions"
     place = os.path.realpath(directory)  # once it is mounted, to look there takes an answer
-    done = _libc.mount(
-        os.fsencode(source), os.fsencode(place), FSTYPE.encode(), ctypes.c_ulong(flags), data.encode()
-    )
-    if done < 0:
-        raise _failed(directory)
+    try:
+        _mount.mount(os.fsencode(source), os.fsencode(place), FSTYPE.encode(), flags, data.encode())
+    except OSError as problem:
+        raise named(problem, directory) from None
     for entry in mount_table():
         if entry.point == place and entry.fstype == FSTYPE:
             return Mounted(entry.number)
-    _libc.umount2(os.fsencode(place), MNT_DETACH | UMOUNT_NOFOLLOW)
+    unmount(place, MNT_DETACH)
     raise OSError(ENOENT, "is mounted but not to be found in the mount table", directory)
 
 
 def unmount(directory: str, flags: int = 0) -> None:
     """umount2(2). OSError."""
-    if _libc.umount2(os.fsencode(directory), flags | UMOUNT_NOFOLLOW) < 0:
-        raise _failed(directory)
+    try:
+        _mount.umount2(os.fsencode(directory), flags | UMOUNT_NOFOLLOW)
+    except OSError as problem:
+        raise named(problem, directory) from None
 
 
 def sync(directory: str) -> None:
     """syncfs(2): write back what is only in the page cache. OSError."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        if _libc.syncfs(fd) < 0:
-            raise _failed(directory)
+        _mount.syncfs(fd)
     finally:
         os.close(fd)
+
+
+def named(problem: OSError, path: str) -> OSError:
+    """The same error, of this path."""
+    return OSError(problem.errno, problem.strerror, path)
 
 
 def abort(mounted: Mounted) -> None:
@@ -160,12 +159,7 @@ def abort(mounted: Mounted) -> None:
     By the control file system, mounted nowhere for the purpose, which also finds what has been
     unmounted lazily.
     """
-    context = _syscall(SYS_FSOPEN, b"fusectl", FSOPEN_CLOEXEC)
-    try:
-        _syscall(SYS_FSCONFIG, context, FSCONFIG_CMD_CREATE, None, None, 0)
-        control = _syscall(SYS_FSMOUNT, context, FSMOUNT_CLOEXEC, 0)
-    finally:
-        os.close(context)
+    control = _mount.open_control()
     try:
         with contextlib.suppress(FileNotFoundError):  # the connection has ended
             handle = os.open(f"{mounted.number}/abort", os.O_WRONLY | os.O_CLOEXEC, dir_fd=control)
@@ -176,14 +170,3 @@ def abort(mounted: Mounted) -> None:
     finally:
         os.close(control)
 
-
-def _syscall(*arguments: int | bytes | None) -> int:
-    done = int(_libc.syscall(*(ctypes.c_long(a) if isinstance(a, int) else a for a in arguments)))
-    if done < 0:
-        raise _failed()
-    return done
-
-
-def _failed(path: str | None = None) -> OSError:
-    error = ctypes.get_errno()
-    return OSError(error, os.strerror(error), path)

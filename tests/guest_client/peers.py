@@ -1,0 +1,116 @@
+"""The daemons that the guest's tests run against: vfsd, QEMU's in C, and the Rust one where given.
+
+VFSD_PEER_RUST is its command, with {socket} and {dir} to be filled in.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Self
+
+QEMU_VIRTIOFSD = "/usr/lib/qemu/virtiofsd"
+RUST = os.environ.get("VFSD_PEER_RUST", "")
+PEERS = ("vfsd", "qemu-virtiofsd", *(["rust-virtiofsd"] if RUST else []))
+READY = {
+    "vfsd": "READY",
+    "qemu-virtiofsd": "Waiting for vhost-user socket connection",
+    "rust-virtiofsd": "Waiting for vhost-user socket connection",
+}
+
+
+def missing(kind: str) -> str | None:
+    """Why that daemon can't be run here."""
+    if kind == "qemu-virtiofsd":
+        if not os.access(QEMU_VIRTIOFSD, os.X_OK):
+            return f"there is no {QEMU_VIRTIOFSD}"
+        if os.geteuid() != 0:
+            return "QEMU's virtiofsd needs root"
+    return None
+
+
+def command(kind: str, socket: Path, shared: Path, cache: str, options: tuple[str, ...]) -> list[str]:
+    """options: xattr, or what only that daemon knows."""
+    if kind == "vfsd":
+        return [sys.executable, "-m", "vfsd", "serve", "--socket", str(socket), "--shared-dir", str(shared),
+                "--cache", cache, *(f"--{option}" for option in options)]  # fmt: skip
+    if kind == "qemu-virtiofsd":
+        cache = {"never": "none"}.get(cache, cache)
+        argv = [QEMU_VIRTIOFSD, "-f", f"--socket-path={socket}", "-o", f"source={shared}",
+                "-o", "sandbox=chroot", "-o", f"cache={cache}"]  # fmt: skip
+        return argv + [word for option in options for word in ("-o", option)]
+    return [*shlex.split(RUST.format(socket=socket, dir=shared)), *(f"--{option}" for option in options)]
+
+
+class Peer:
+    """A running daemon; a context manager. `log` is what it has said."""
+
+    def __init__(self, kind: str, shared: Path, *, cache: str, options: tuple[str, ...] = ()) -> None:
+        self.kind = kind
+        self._directory = Path(tempfile.mkdtemp(prefix="vfsd-"))
+        self.socket = self._directory / "socket"
+        self._lines: list[str] = []
+        self._ready = threading.Event()
+        self.process = subprocess.Popen(
+            command(kind, self.socket, shared, cache, options), stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace",
+        )  # fmt: skip
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self._ready.wait(20)
+        if not self.socket.exists():
+            self.end()
+            raise RuntimeError(f"{kind} did not start:\n{self.log}")
+
+    @property
+    def log(self) -> str:
+        return "".join(self._lines)
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        with self.process.stderr as stream:
+            for line in stream:
+                self._lines.append(line)
+                if READY[self.kind] in line:
+                    self._ready.set()
+        self._ready.set()
+
+    def descriptors(self) -> int:
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+    def stop(self) -> None:
+        """Hold it, so that it answers nothing."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.terminate()
+            try:
+                self.process.wait(20)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+        self.process.wait()
+        self._reader.join()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.end()
+        assert "Traceback" not in self.log, self.log

@@ -1,0 +1,11 @@
+def mount(source: bytes, target: bytes, fstype: bytes, flags: int, data: bytes) -> None:
+    """mount(2). This and the others: OSError without a file name."""
+
+def umount2(target: bytes, flags: int) -> None:
+    """umount2(2)"""
+
+def syncfs(fd: int) -> None:
+    """syncfs(2)"""
+
+def open_control() -> int:
+    """A descriptor of the root of a fusectl file system that is mounted nowhere (fsmount(2))."""
