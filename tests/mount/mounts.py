@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,7 +134,9 @@ class Mounted:
 
 
 @contextlib.contextmanager
-def mounting(directory: Path, peer: str, serve: tuple[str, ...] = (), options: tuple[str, ...] = ()):
+def mounting(
+    directory: Path, peer: str, serve: tuple[str, ...] = (), options: tuple[str, ...] = ()
+) -> Iterator[Mounted]:
     """Start the daemon and mount it, with the share and the mount point below `directory`."""
     share, root = directory / "share", directory / "mnt"
     share.mkdir(exist_ok=True)

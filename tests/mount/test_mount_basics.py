@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mounts import Mounted, mount_table
+from mounts import Mounted
+
+from vfsd.guest.mounting import mount_table
 
 FS_IOC_GETFLAGS = 0x80086601
 

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 from guests import Daemon, eventually
-from mounts import WORKLOADS, MountCommand, force_unmount, is_mounted, mount_table, readable
+from mounts import WORKLOADS, MountCommand, force_unmount, is_mounted, readable
 
 from vfsd.cli.mount import check
 from vfsd.errors import ConfigError
 from vfsd.guest.bridge import UNMOUNTED, Mount
 from vfsd.guest.device import Device
-from vfsd.guest.mounting import MNT_DETACH, mount_flags, unmount
+from vfsd.guest.mounting import MNT_DETACH, mount_flags, mount_table, unmount
 
 MOUNTS = 1000
 CALLERS = 200
