@@ -90,7 +90,7 @@ REQUESTS: dict[str, Callable[[Held], tuple[int, bytes, int]]] = {
     "RENAME2": lambda h: (ROOT, abi.RENAME2_IN.pack(h.dir, 1, 0) + b"file\0new\0", 0),
     "LSEEK": lambda h: (h.file, abi.LSEEK_IN.pack(h.fh, 0, abi.SeekWhence.HOLE, 0), 0),
 }
-assert REQUESTS.keys() == NUMBER.keys()
+assert REQUESTS.keys() == wire.SERVED.keys()
 
 # Bodies of what takes a name (with its NUL) in the directory it is for, the two renames apart.
 BY_NAME: dict[str, Callable[[Held, bytes], bytes]] = {

@@ -28,7 +28,7 @@ from guests import Daemon
 
 from vfsd.fuse import abi
 from vfsd.fuse.abi import Fattr
-from vfsd.fuse.opcodes import NUMBER, OPERATIONS
+from vfsd.fuse.opcodes import NUMBER
 
 from . import wire
 from .conftest import held
@@ -43,7 +43,7 @@ UNKNOWN_HANDLES = (0, 1, 2, 2**20, 2**32, 2**32 + 1, U64 - 1, 1 << 63)
 OUTSIDE_NAMES = (b"/etc/passwd", b"../outside/secret", b"a/b", b"/", b"dir/", b"./x")
 BAD_NAMES = (b"", b".", b"..", *OUTSIDE_NAMES)
 LONG_NAMES = (b"n" * 256, b"n" * 4096, b"n" * 70_000)
-CALLS = [op.name for op in OPERATIONS if op.name not in ("INIT", "DESTROY", "FORGET", "BATCH_FORGET")]
+CALLS = [name for name in wire.SERVED if name not in ("INIT", "DESTROY", "FORGET", "BATCH_FORGET")]
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from guests import Daemon
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vfsd.fuse.opcodes import NAME, NUMBER
+from vfsd.fuse.opcodes import NAME
 
 from . import wire
 from .conftest import StartGuest
@@ -159,7 +159,7 @@ def test_random_requests(target: Guest, served: Daemon, share: Path, outer: Path
 def test_every_opcode_with_every_number(target: Guest, served: Daemon, share: Path, outer: Path) -> None:
     """Each 32-bit word of each good body, replaced by each number at an edge."""
     before = snapshot(outer)
-    for name in sorted(NUMBER):
+    for name in sorted(wire.SERVED):
         for number in (0, 1, 2**31 - 1, 2**31, 2**32 - 1):
             furnish(share, outer)
             held = known(target)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from struct import Struct
 from typing import NamedTuple
 
-from vfsd.fuse.opcodes import NAME, NUMBER
+from vfsd.fuse.opcodes import NAME, NUMBER, OPERATIONS
 
 IN_HEADER = Struct("=IIQQIIIHH")  # len, opcode, unique, nodeid, uid, gid, pid, extlen, padding
 OUT_HEADER = Struct("=IiQ")  # len, error, unique
@@ -52,6 +52,7 @@ FIXED = {
     )
     for name in names.split()
 }
+SERVED = {op.name: NUMBER[op.name] for op in OPERATIONS}
 NO_REPLY = (NUMBER["FORGET"], NUMBER["BATCH_FORGET"])
 
 

@@ -190,6 +190,8 @@ class RingMachine(RuleBasedStateMachine):
         waiting = self.device.enable_kick()
         assert waiting == bool(self.visible)
         self.device_kicks = "asked" if waiting else "asleep"
+        if not waiting:
+            self.kick_due = False  # it has taken all there is: nothing is owed to it
 
     @rule()
     def device_polls(self) -> None:

@@ -7,6 +7,8 @@ from vfsd.hostfs._slots cimport tables_t
 cdef enum:
     EVICT_BATCH = 16  # anchors closed at a time, so that the search is paid once for several
 
+# Once the root has its anchor: see whether file handles work in its mount.
+cdef void note_root(tables_t *t) noexcept nogil
 # The anchor of a referenced inode, re-opened when evicted, or -errno. Valid until inode_put.
 cdef int inode_fd(tables_t *t, uint32_t index) noexcept nogil
 # Try to close up to n anchors that nobody uses. The number closed.

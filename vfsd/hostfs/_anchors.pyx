@@ -26,24 +26,43 @@ cdef enum:
     EVICT_STEPS = 4096  # slots the evictor's hand passes in one call
 
 
+cdef bint handles_work(int fd, vfsd_handle *handle) noexcept nogil:
+    """Whether that file handle can be opened in the mount of fd."""
+    cdef int probe = h.open_by_handle_at(fd, <h.file_handle *>handle, h.O_PATH | h.O_CLOEXEC)
+    if probe >= 0:
+        h.close(probe)
+    return probe >= 0
+
+
+cdef void note_root(tables_t *t) noexcept nogil:
+    """The share's own mount, while there are descriptors: later, evicting must not need one."""
+    cdef inode_t *root = &t.inodes[FUSE_ROOT_ID]
+    cdef vfsd_handle handle
+    cdef int mnt_id = 0
+    handle.handle_bytes = HANDLE_BYTES_MAX
+    t.mounts[0].mnt_id = root.mnt_id
+    t.mounts[0].fd = -1
+    t.n_mounts = 1
+    if (h.name_to_handle_at(root.fd, b"", <h.file_handle *>&handle, &mnt_id, h.AT_EMPTY_PATH) == 0
+            and handles_work(root.fd, &handle)):
+        t.mounts[0].fd = root.fd
+
+
 cdef int mount_of(tables_t *t, inode_t *inode, vfsd_handle *handle) noexcept nogil:
     """Index of the mount the inode's file handle can be opened in, or -1. Under t.evict."""
     cdef uint32_t i
-    cdef int fd, probe
+    cdef int fd
     cdef char path[32]
     for i in range(t.n_mounts):
         if t.mounts[i].mnt_id == inode.mnt_id:
             return i if t.mounts[i].fd >= 0 else -1
-    # Only what can be opened without side effects may stand for its mount.
-    if t.n_mounts == MOUNTS_MAX or (inode.mode != h.S_IFDIR and inode.mode != h.S_IFREG):
+    # A directory stands for its mount: a file would be kept on disk when it is removed.
+    if t.n_mounts == MOUNTS_MAX or inode.mode != h.S_IFDIR:
         return -1
     snprintf(path, sizeof(path), b"/proc/self/fd/%d", inode.fd)
     fd = h.openat(-1, path, h.O_RDONLY | h.O_CLOEXEC)
     if fd >= 0:
-        probe = h.open_by_handle_at(fd, <h.file_handle *>handle, h.O_PATH | h.O_CLOEXEC)
-        if probe >= 0:
-            h.close(probe)
-        else:
+        if not handles_work(fd, handle):
             h.close(fd)
             fd = -1
     elif errno == EMFILE or errno == ENFILE:

@@ -6,6 +6,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from vfsd._wire cimport FUSE_ROOT_ID
 from vfsd.hostfs cimport _host as h
+from vfsd.hostfs._anchors cimport note_root
 from vfsd.hostfs._handles cimport handle_release
 from vfsd.hostfs._inodes cimport ATTR_MASK, device_of, inode_forget
 from vfsd.hostfs._slots cimport (
@@ -81,6 +82,7 @@ cdef class Tables:
         root.mode = st.stx_mode & h.S_IFMT
         root.nlookup = 1
         root.state = 1
+        note_root(&self.t)
         return 0
 
     def __dealloc__(self):
@@ -107,7 +109,7 @@ cdef class Tables:
             self.clear()
             if t.inodes[FUSE_ROOT_ID].state:
                 h.close(t.inodes[FUSE_ROOT_ID].fd)
-        for i in range(t.n_mounts):
+        for i in range(1, t.n_mounts):  # the first is the root's own
             if t.mounts[i].fd >= 0:
                 h.close(t.mounts[i].fd)
         t.n_mounts = 0
