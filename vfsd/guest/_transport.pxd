@@ -54,6 +54,7 @@ cdef struct slot_t:
     uint32_t queue
     bint sent              # FR_SENT: on the ring. Who clears it, under the queue's lock, ends the request
     bint finished
+    bint counted           # REQ_MAY_BLOCK: in flight until its own thread has ended it
     uint64_t unique
     slot_t *next
     pthread_mutex_t lock
@@ -112,6 +113,7 @@ cdef struct transport_t:
     pthread_mutex_t work_lock
     pthread_cond_t work
     bint stop
+    bint worker_gone       # who submits ends it then
     # Forgets that found hiprio full, and the guest memory of those on it.
     forget_t *forgets
     uint64_t n_forgets
@@ -145,6 +147,7 @@ cdef class Transport:
     cdef list threads
     cdef object places     # threads' queue numbers
     cdef object lifecycle
+    cdef public object on_broken  # called with the reason in the thread of a queue that is given up
 
     cdef int add_queue(self, uint32_t i, place, bint event_idx, bint poll) except -1
     cdef int add_forgets(self, uint64_t gpa, uint32_t n) except -1

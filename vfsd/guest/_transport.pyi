@@ -34,6 +34,7 @@ class Transport:
         scramble: int = 0,
         poll: bool = False,
     ) -> Transport: ...
+    on_broken: Callable[[str], None] | None  # a queue is given up: called with the reason in its thread
     @property
     def names(self) -> list[str]: ...
     @property

@@ -79,7 +79,7 @@ cdef slot_t *slot_get(transport_t *t) noexcept nogil:
         s.done = NULL
         s.error = 0
         s.out_bytes = 0
-        s.finished = s.sent = False
+        s.finished = s.sent = s.counted = False
         memset(slot_header(t, s), 0, FUSE_IN_HEADER)
     return s
 
@@ -231,16 +231,21 @@ cdef slot_t *queue_take(vq_t *q) noexcept nogil:
 
 cdef void end_later(transport_t *t, slot_t *s, int error) noexcept nogil:
     """Who submits may hold locks that the end of the request takes: the worker ends it."""
+    cdef bint worker_gone
     s.error = error
     pthread_mutex_lock(&t.work_lock)
-    s.next = NULL
-    if t.ending == NULL:
-        t.ending = s
-    else:
-        t.ending_last.next = s
-    t.ending_last = s
-    pthread_cond_signal(&t.work)
+    worker_gone = t.worker_gone
+    if not worker_gone:
+        s.next = NULL
+        if t.ending == NULL:
+            t.ending = s
+        else:
+            t.ending_last.next = s
+        t.ending_last = s
+        pthread_cond_signal(&t.work)
     pthread_mutex_unlock(&t.work_lock)
+    if worker_gone:
+        finish(s)  # closed since it got its slot
 
 
 cdef void finish(slot_t *s) noexcept nogil:
@@ -398,15 +403,18 @@ cdef int take_used(transport_t *t, vq_t *q, taken_t *taken) noexcept nogil:
 cdef void complete(transport_t *t, vq_t *q, taken_t *taken, int n) noexcept nogil:
     cdef slot_t *s
     cdef bint queued
-    cdef int i
+    cdef int i, ended = n
     for i in range(n):
         if taken[i].token & FORGET_TOKEN:
             continue
         s = &t.slots[taken[i].token]
         s.error = verify(t, s, taken[i].written)
+        s.counted = s.flags & REQ_MAY_BLOCK
+        if s.counted:
+            ended -= 1
         finish(s)
     pthread_mutex_lock(&q.lock)
-    drop_in_flight(q, n)
+    drop_in_flight(q, ended)
     queued = q.queued != NULL or (q == t.vqs and t.n_forgets > 0)
     q.retry = queued
     pthread_mutex_unlock(&q.lock)
@@ -436,7 +444,7 @@ cdef void completion_loop(transport_t *t, vq_t *q) noexcept nogil:
     """virtio_fs_requests_done_work, and virtio_fs_hiprio_done_work."""
     cdef taken_t taken[TAKEN_MAX]
     cdef int n
-    while not t.stop:
+    while not t.stop and not q.aborted:
         driver_disable_call(q.driver)
         n = 1
         while n > 0:
@@ -446,14 +454,9 @@ cdef void completion_loop(transport_t *t, vq_t *q) noexcept nogil:
         if n < 0:
             q.broken = EIO
             abort_queue(t, q, EIO)
-            report_broken(q)
             return
         if not q.polling and not driver_enable_call(q.driver):
             wait_call(q)
-
-
-cdef void report_broken(vq_t *q) noexcept with gil:
-    log.error("%s: the device's used ring can't be true; the queue is given up", q.name.decode())
 
 
 # --- the worker: ends what may not end elsewhere, and retries (virtio_fs_request_dispatch_work) ---
@@ -540,14 +543,16 @@ cdef void abort_queue(transport_t *t, vq_t *q, int error) noexcept nogil:
         s = queue_take(q)
         s.next = ended
         ended = s
-        n += 1
+        s.counted = s.flags & REQ_MAY_BLOCK
+        n += not s.counted
     for i in range(t.n_slots):
         s = &t.slots[i]
         if s.sent and &t.vqs[s.queue] == q:
             s.sent = False
             s.next = ended
             ended = s
-            n += 1
+            s.counted = s.flags & REQ_MAY_BLOCK
+            n += not s.counted
     if q == t.vqs:
         n += t.n_forgets + (q.driver.num - t.n_forget_free)
         t.n_forgets = 0
@@ -580,14 +585,34 @@ cdef class Pending:
     cdef object done
 
     cdef int end(self, slot_t *s) except -1:
+        cdef transport_t *t = &self.owner.t
         result = self.owner.result(s)
-        may_block = s.flags & REQ_MAY_BLOCK
-        slot_put(&self.owner.t, s)
-        if may_block:
-            threading.Thread(target=self.done, args=result, name="virtiofs-end", daemon=True).start()
+        queue = s.queue if s.counted else -1
+        own_thread = s.flags & REQ_MAY_BLOCK or t.worker_gone  # without a worker this is who submitted
+        slot_put(t, s)
+        if own_thread:
+            thread = threading.Thread(target=self._run, args=(result, queue), name="virtiofs-end", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # no more threads: better here than never
+                self._run(result, queue)
         else:
             self.done(*result)
         return 0
+
+    def _run(self, result, int queue):
+        """The body of a thread that may block; then the request is not in flight any more."""
+        cdef vq_t *q
+        try:
+            self.done(*result)
+        except BaseException:
+            log.exception("the end of a request failed")
+        finally:
+            if queue >= 0:
+                q = &self.owner.t.vqs[queue]
+                pthread_mutex_lock(&q.lock)
+                drop_in_flight(q, 1)
+                pthread_mutex_unlock(&q.lock)
 
 
 cdef object failed(int error):
@@ -612,6 +637,9 @@ cdef class Transport:
         self.threads = []
         self.places = threading.local()
         self.lifecycle = threading.Lock()
+        self.on_broken = None
+        if slots == 0 or len(rings) < 2:
+            raise ValueError("a transport has slots, hiprio and request queues")
         pthread_mutex_init(&t.free_lock, NULL)
         pthread_mutex_init(&t.work_lock, NULL)
         pthread_cond_init(&t.freed, NULL)
@@ -648,6 +676,8 @@ cdef class Transport:
         cdef const char *text = name
         assert len(message) <= KICK_BYTES_MAX
         self.rings.append(ring)
+        q.wake_fd = -1
+        self.t.n_vqs = i + 1
         strncpy(q.name, text, QUEUE_NAME_LEN - 1)  # the last byte stays NUL
         q.driver = &ring.driver
         q.sg = <sg_t *>calloc(place.num + 1, sizeof(sg_t))
@@ -662,7 +692,6 @@ cdef class Transport:
         q.polling = poll
         pthread_mutex_init(&q.lock, NULL)
         pthread_cond_init(&q.zero, NULL)
-        self.t.n_vqs = i + 1
         return 0
 
     cdef int add_forgets(self, uint64_t gpa, uint32_t n) except -1:
@@ -683,7 +712,8 @@ cdef class Transport:
         cdef uint32_t i
         for i in range(self.t.n_vqs):
             free(self.t.vqs[i].sg)
-            os.close(self.t.vqs[i].wake_fd)
+            if self.t.vqs[i].wake_fd >= 0:
+                os.close(self.t.vqs[i].wake_fd)
         free(self.t.vqs)
         free(self.t.slots)
         free(self.t.forgets)
@@ -727,6 +757,11 @@ cdef class Transport:
         """The body of a queue's completion thread."""
         with nogil:
             completion_loop(&self.t, &self.t.vqs[queue])
+        if self.t.vqs[queue].broken:
+            why = f"{self.t.vqs[queue].name.decode()}: the device's used ring can't be true"
+            log.error("%s; the queue is given up", why)
+            if self.on_broken is not None:
+                self.on_broken(why)
 
     def _run_worker(self):
         """The body of the worker thread."""
@@ -856,7 +891,8 @@ cdef class Transport:
     def drain_queue(self, uint32_t queue):
         """virtio_fs_drain_queue: wait until nothing is in flight there."""
         cdef vq_t *q = &self.t.vqs[queue]
-        assert queue < self.t.n_vqs
+        if queue >= self.t.n_vqs:
+            raise ValueError(f"there is no queue {queue}")
         with nogil:
             pthread_mutex_lock(&q.lock)
             while q.in_flight:
@@ -869,9 +905,11 @@ cdef class Transport:
             self.drain_queue(queue)
 
     def _set_connected(self, bint connected, queue):
+        if queue is not None and not 0 <= queue < self.t.n_vqs:
+            raise ValueError(f"there is no queue {queue}")
         for i in range(self.t.n_vqs) if queue is None else (queue,):
             pthread_mutex_lock(&self.t.vqs[i].lock)
-            self.t.vqs[i].connected = connected and not self.t.vqs[i].broken
+            self.t.vqs[i].connected = connected and not self.t.vqs[i].aborted
             pthread_mutex_unlock(&self.t.vqs[i].lock)
 
     def disconnect(self, queue=None):
@@ -895,6 +933,8 @@ cdef class Transport:
 
     def close(self):
         """abort(ENOTCONN) and end the threads. Idempotent. Not for a completion thread to call."""
+        cdef slot_t *s
+        cdef slot_t *ending
         self.abort(ENOTCONN)
         with self.lifecycle:
             with nogil:
@@ -906,10 +946,25 @@ cdef class Transport:
                 pthread_cond_broadcast(&self.t.work)
                 pthread_mutex_unlock(&self.t.work_lock)
             for i in range(self.t.n_vqs):
-                os.eventfd_write(self.t.vqs[i].wake_fd, 1)
+                if self.t.vqs[i].wake_fd >= 0:
+                    os.eventfd_write(self.t.vqs[i].wake_fd, 1)
             for thread in self.threads:
                 thread.join()
             self.threads.clear()
+            for i in range(self.t.n_vqs):
+                if self.t.vqs[i].wake_fd >= 0:
+                    os.close(self.t.vqs[i].wake_fd)
+                    self.t.vqs[i].wake_fd = -1
+            with nogil:
+                pthread_mutex_lock(&self.t.work_lock)
+                self.t.worker_gone = True
+                ending = self.t.ending
+                self.t.ending = NULL
+                pthread_mutex_unlock(&self.t.work_lock)
+                while ending != NULL:  # what was refused after the worker's last look
+                    s = ending
+                    ending = s.next
+                    finish(s)
 
     def counters(self):
         """By queue name: requests, kicks, calls, in_flight, queued, retries; "opcodes": requests by name."""

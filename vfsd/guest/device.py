@@ -1,6 +1,7 @@
 """A virtio-fs device behind a vhost-user socket: found, set up, reset and removed (virtio_fs_probe)."""
 
 import contextlib
+import fcntl
 import itertools
 import logging
 import mmap
@@ -10,15 +11,16 @@ import socket
 import threading
 import weakref
 from collections.abc import Callable
-from errno import ECONNREFUSED, EINVAL, EIO, ENODEV
+from errno import EINVAL, EIO, ENAMETOOLONG, ENODEV, EOPNOTSUPP, ETIMEDOUT
+from functools import partial
 from struct import Struct
 from typing import Self
 
-from vfsd._ring import GuestMemory
+from vfsd._ring import RING_NUM_MAX, GuestMemory
 from vfsd.errors import ProtocolError
 from vfsd.guest._transport import RingPlace, Transport
 from vfsd.vhost import messages
-from vfsd.vhost.frontend import Frontend, RequestRefused, Setup, SharedRegion, Vring
+from vfsd.vhost.frontend import Frontend, RequestRefused, Setup, SharedRegion, TooFewQueues, Vring
 from vfsd.vhost.messages import (
     BackendRequest,
     FrontendRequest,
@@ -27,6 +29,7 @@ from vfsd.vhost.messages import (
     Region,
     VirtioFeature,
 )
+from vfsd.vhost.orders import ORDERS
 
 log = logging.getLogger("vfsd.guest")
 
@@ -37,6 +40,8 @@ RING_NUM_MIN = 8
 MEMORY_GPA = 1 << 32  # the arena lies above the hole below 4 GiB, as in most guests
 INDIRECT_MAX = 1024  # descriptors of one indirect table
 KICK = (1).to_bytes(8, "little")
+SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL  # memory that went away would be a SIGBUS here
+BROKEN = (ProtocolError, PeerClosed, RequestRefused, TimeoutError)
 
 _numbers = itertools.count()
 
@@ -92,10 +97,11 @@ class Device:
         self._layout = Layout(1 + queues, queue_size, slots, max_pages, indirect)
         self._max_pages = max_pages
         self._memory = GuestMemory()
-        self._memory_fd = os.memfd_create("vfsd-guest", os.MFD_CLOEXEC)
-        self._kicks = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(1 + queues)]
-        self._calls = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(1 + queues)]
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._memory_fd = self._wake = -1
+        self._kicks: list[int] = []
+        self._calls: list[int] = []
+        self._fds: list[int] = []  # all of them
+        self._trouble: str | None = None  # what the watcher is woken for
         self._watcher: threading.Thread | None = None
         self.transport: Transport
 
@@ -112,31 +118,40 @@ class Device:
         cost of a CPU for each request queue. OSError when there is no daemon, it lacks what
         is asked for, or it answers what can't be.
         """
-        if queue_size < RING_NUM_MIN or queue_size & (queue_size - 1):
-            raise OSError(EINVAL, f"queue size {queue_size} is no power of two from {RING_NUM_MIN} up")
+        if not RING_NUM_MIN <= queue_size <= RING_NUM_MAX or queue_size & (queue_size - 1):
+            why = f"queue size {queue_size} is no power of two from {RING_NUM_MIN} to {RING_NUM_MAX}"
+            raise OSError(EINVAL, why)
+        if queues < 1 or slots < 1:
+            raise OSError(EINVAL, f"{queues} queues and {slots} slots: there must be one of each")
+        if order not in ORDERS:
+            raise OSError(EINVAL, f"order {order!r} is not known; there are {', '.join(ORDERS)}")
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             sock.settimeout(timeout_s)
             sock.connect(os.fspath(path))
         except OSError as problem:
             sock.close()
-            raise OSError(problem.errno or ECONNREFUSED, problem.strerror, os.fspath(path)) from problem
+            missing = ETIMEDOUT if isinstance(problem, TimeoutError) else ENAMETOOLONG
+            why = problem.strerror or str(problem)
+            raise OSError(problem.errno or missing, why, os.fspath(path)) from problem
         frontend = Frontend(sock, timeout_s)
         device = cls(frontend, sock, order, queues, queue_size, indirect, event_idx, scramble, slots,
                      poll)
         try:
             device._probe(inband)
-        except (ProtocolError, PeerClosed, RequestRefused, TimeoutError) as problem:
+        except BROKEN as problem:
             device.remove()
-            raise OSError(EIO, f"the daemon broke off the handshake: {problem or type(problem).__name__}",
-                          os.fspath(path)) from problem  # fmt: skip
+            why = f"the daemon broke off the handshake: {reason(problem)}"
+            raise OSError(EIO, why, os.fspath(path)) from problem
         except BaseException:
             device.remove()
             raise
         return device
 
     def _probe(self, inband: bool) -> None:
+        self._open()
         os.ftruncate(self._memory_fd, self._layout.size)
+        fcntl.fcntl(self._memory_fd, fcntl.F_ADD_SEALS, SEALS)
         self._memory.add(self._memory_fd, MEMORY_GPA, self._layout.size, MEMORY_GPA, 0)
         features = VirtioFeature.VERSION_1 | VirtioFeature.PROTOCOL_FEATURES
         if self._event_idx:
@@ -146,13 +161,28 @@ class Device:
         without = messages.NO_FEATURE if inband else ProtocolFeature.INBAND_NOTIFICATIONS
         region = Region(MEMORY_GPA, self._layout.size, MEMORY_GPA, 0)
         self._setup = Setup([SharedRegion(region, self._memory_fd)], [], features, without)
-        self.frontend.handshake(self.order, self._with_vrings())
-        if self.frontend.queues_max < 1 + self.num_request_queues:
-            raise OSError(EINVAL, f"the daemon has {self.frontend.queues_max - 1} request queues,"
-                          f" not {self.num_request_queues}")  # fmt: skip
+        with contextlib.suppress(TooFewQueues):
+            self.frontend.handshake(self.order, self._with_vrings())
+        self._check_queues(self.frontend.queues_max - 1)
+        if inband and ProtocolFeature.INBAND_NOTIFICATIONS not in self.frontend.protocol_features:
+            why = f"no in-band notifications with this daemon in the order of {self.order}"
+            raise OSError(EOPNOTSUPP, why)
         self._bring_up()
         self._read_tag()
         self._start_watcher()
+
+    def _open(self) -> None:
+        self._memory_fd = os.memfd_create("vfsd-guest", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self._fds.append(self._memory_fd)
+        for _ in range(3 + 2 * self.num_request_queues):
+            self._fds.append(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+        self._wake, *notifiers = self._fds[1:]
+        self._kicks, self._calls = notifiers[::2], notifiers[1::2]
+
+    def _check_queues(self, there: int) -> None:
+        if there < self.num_request_queues:
+            why = f"the daemon has {there} request queues, not {self.num_request_queues}"
+            raise OSError(EINVAL, why)
 
     def _with_vrings(self) -> Setup:
         inband = ProtocolFeature.INBAND_NOTIFICATIONS in self.frontend.protocol_features
@@ -184,6 +214,7 @@ class Device:
             self._memory, places, MEMORY_GPA + self._layout.arena, self._slots, self._max_pages,
             event_idx, self._scramble, self._poll,
         )  # fmt: skip
+        self.transport.on_broken = partial(broken, weakref.ref(self))
         self.frontend.start(self.order, self._with_vrings())
         self.transport.start()
 
@@ -198,6 +229,7 @@ class Device:
         self.tag = os.fsdecode(tag)
         if queues == 0:
             raise OSError(EINVAL, "the device has no request queue")
+        self._check_queues(queues)
 
     def reset(self) -> None:
         """What a reboot of the guest does: everything in flight is lost, the rings start empty."""
@@ -206,8 +238,14 @@ class Device:
                 raise OSError(ENODEV, self.gone or "the device was removed")
             self._stop_watcher()  # some orders open a new back-end channel
             self.transport.close()
-            self.frontend.stop(self.order, self._with_vrings())
-            self._bring_up()
+            self._trouble = None  # of the rings that are no more
+            try:
+                self.frontend.stop(self.order, self._with_vrings())
+                self._bring_up()
+            except BROKEN as problem:
+                self.gone = f"the daemon broke off a reset: {reason(problem)}"
+                self.transport.close()
+                raise OSError(EIO, self.gone) from problem
             self._start_watcher()
 
     def remove(self) -> None:
@@ -220,13 +258,12 @@ class Device:
                 if self.gone is None:
                     self.transport.disconnect()
                     self.transport.drain()
-                    with contextlib.suppress(OSError, ProtocolError, PeerClosed, RequestRefused):
+                    with contextlib.suppress(OSError, *BROKEN):
                         self.frontend.stop(self.order, self._with_vrings())
                 self.transport.close()
         self._stop_watcher()
         self.frontend.close()
-        for fd in (self._memory_fd, *self._kicks, *self._calls, self._wake):
-            os.close(fd)
+        messages.close_all(self._fds)
 
     def _start_watcher(self) -> None:
         self._watcher = threading.Thread(
@@ -236,25 +273,41 @@ class Device:
         self._watcher.start()
 
     def _stop_watcher(self) -> None:
+        if self._watcher is None:
+            return
         os.eventfd_write(self._wake, 1)
-        if self._watcher is not None and self._watcher is not threading.current_thread():
+        if self._watcher is not threading.current_thread():
             self._watcher.join()
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._wake)
 
     def _lost(self, why: str) -> None:
-        """The other side has gone: nobody may wait for it any longer."""
-        if self._removed or self.gone:
+        """The other side has gone: nobody may wait for it any longer, remove() included."""
+        if self.gone:
             return
         self.gone = why
-        log.error("%s: %s", self.name, why)
+        removed = self._removed
+        if not removed:
+            log.error("%s: %s", self.name, why)
         self.transport.abort(EIO)
-        if self.on_gone is not None:
+        if self.on_gone is not None and not removed:
             self.on_gone()
 
     def _call(self, index: int) -> None:
         if index < len(self._calls):
             os.eventfd_write(self._calls[index], 1)
+
+
+def broken(device: "weakref.ref[Device]", why: str) -> None:
+    """A queue has been given up: the watcher ends the device, as for any other reason."""
+    this = device()
+    if this is not None:
+        this._trouble = why
+        os.eventfd_write(this._wake, 1)
+
+
+def reason(problem: Exception) -> str:
+    return "it closed the connection" if isinstance(problem, PeerClosed) else str(problem)
 
 
 def watch(
@@ -269,7 +322,11 @@ def watch(
     while True:
         ready = dict(poll.poll())
         this = device()
-        if this is None or wake in ready:
+        if this is None:
+            return
+        if wake in ready:
+            if this._trouble is not None:
+                this._lost(this._trouble)
             return
         if sock.fileno() in ready:
             this._lost("the daemon closed the connection")

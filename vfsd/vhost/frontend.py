@@ -42,6 +42,10 @@ class RequestRefused(Exception):
         self.code = code
 
 
+class TooFewQueues(Exception):
+    """The back end has fewer queues than the driver wants to set up."""
+
+
 @dataclass(frozen=True)
 class SharedRegion:
     """Guest memory and the descriptor it can be mapped from. The descriptor stays the caller's."""
@@ -157,7 +161,8 @@ class Frontend:
                 wants = order.wants & self.offered_protocol & ~setup.without
                 self.set_protocol_features(wants, step.ack)
             case _F.GET_QUEUE_NUM:
-                self.get_queue_num()
+                if self.get_queue_num() < len(setup.vrings):
+                    raise TooFewQueues(f"{self.queues_max} queues, not {len(setup.vrings)}")
             case _F.GET_MAX_MEM_SLOTS:
                 self.get_max_mem_slots()
             case _F.GET_CONFIG:
