@@ -12,7 +12,8 @@ cdef void inode_put(tables_t *t, uint32_t index) noexcept nogil
 # Take n from the lookup count; the inode goes with the last.
 cdef void inode_forget(tables_t *t, uint64_t nodeid, uint64_t n) noexcept nogil
 # The entry of a checked name below a directory's descriptor; adds one to its lookup count. fresh:
-# the name is new, as far as anybody knows. 0 or -errno.
+# nobody is likely to know the inode yet, so open it first and ask then. Whether that was so, 0 or 1,
+# or -errno.
 cdef int entry_at(tables_t *t, int parent, const char *name, bint fresh, fuse_entry_out *out) noexcept nogil
 # The same below a nodeid.
 cdef int lookup(tables_t *t, uint64_t parent, const char *name, fuse_entry_out *out) noexcept nogil

@@ -214,8 +214,9 @@ cdef int entry_at(tables_t *t, int parent, const char *name, bint fresh, fuse_en
     out.attr_valid = t.attr_valid
     out.attr_valid_nsec = t.attr_valid_nsec
     attr_fill(&st, &out.attr)
+    rc = t.inodes[index].nlookup == 1
     inode_put(t, index)
-    return 0
+    return rc
 
 
 cdef int lookup(tables_t *t, uint64_t parent, const char *name, fuse_entry_out *out) noexcept nogil:
@@ -225,7 +226,10 @@ cdef int lookup(tables_t *t, uint64_t parent, const char *name, fuse_entry_out *
         return <int>index
     rc = inode_fd(t, index)
     if rc >= 0:
-        rc = entry_at(t, rc, name, False, out)
+        rc = entry_at(t, rc, name, t.inodes[index].cold, out)
+    if rc >= 0:
+        t.inodes[index].cold = rc
+        rc = 0
     inode_put(t, index)
     return rc
 

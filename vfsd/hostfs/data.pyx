@@ -116,10 +116,10 @@ cdef int op_create(void *fs, request_t *r) noexcept nogil:
     if fd >= 0 or (fd == -EEXIST and not arg.flags & h.O_EXCL):
         rc = entry_at(t, p.fd, name, fd >= 0, &entry)
     place_put(t, &p)
-    if rc == 0 and fd < 0:
+    if rc >= 0 and fd < 0:
         fd = open_existing(t, &entry, arg.flags & OPEN_FLAGS)
-        rc = fd if fd < 0 else 0
-    if rc == 0:
+        rc = fd
+    if rc >= 0:
         span_write(&r.reply, &entry, sizeof(entry))
         r.reply_bytes = sizeof(entry)
         rc = reply_open(t, r, fd)

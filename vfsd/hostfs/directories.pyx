@@ -53,18 +53,23 @@ cdef inline bint is_dot(const char *name) noexcept nogil:
     return name[0] == c'.' and (name[1] == 0 or (name[1] == c'.' and name[2] == 0))
 
 
-cdef void add_entry(tables_t *t, request_t *r, int parent, const char *name) noexcept nogil:
+cdef void add_entry(tables_t *t, request_t *r, int parent, const char *name, bint *fresh) noexcept nogil:
     """The lookup in front of a READDIRPLUS record; nodeid 0 where there is none.
 
-    Gone since, or out of descriptors: the name is listed all the same, the guest may ask.
+    Gone since, or out of descriptors: the name is listed all the same, the guest may ask. fresh:
+    whether the last entry's inode was new, as the next one's will be then.
     """
     cdef w.fuse_entry_out out
-    if is_dot(name) or entry_at(t, parent, name, False, &out) < 0:
+    cdef int rc = -1 if is_dot(name) else entry_at(t, parent, name, fresh[0], &out)
+    if rc < 0:
         memset(&out, 0, sizeof(out))
+    else:
+        fresh[0] = rc
     span_write(&r.reply, &out, sizeof(out))
 
 
-cdef bint add_record(tables_t *t, request_t *r, int parent, const h.linux_dirent64 *entry, bint plus) noexcept nogil:
+cdef bint add_record(tables_t *t, request_t *r, int parent, const h.linux_dirent64 *entry, bint plus,
+                     bint *fresh) noexcept nogil:
     """One host entry as a record of the reply. False: it does not fit."""
     cdef const char *name = <const char *>(entry + 1)
     cdef uint64_t zeros = 0
@@ -74,7 +79,7 @@ cdef bint add_record(tables_t *t, request_t *r, int parent, const h.linux_dirent
     if size + (sizeof(w.fuse_entry_out) if plus else 0) > r.reply.bytes:
         return False
     if plus:
-        add_entry(t, r, parent, name)
+        add_entry(t, r, parent, name, fresh)
         r.reply_bytes += sizeof(w.fuse_entry_out)
     out.ino = entry.d_ino
     out.off = entry.d_off
@@ -96,6 +101,7 @@ cdef int list_from(tables_t *t, request_t *r, int fd, int64_t offset, bint plus)
     cdef h.linux_dirent64 *entry
     cdef uint64_t size
     cdef long n, at
+    cdef bint fresh = False
     if h.lseek(fd, offset, h.SEEK_SET) < 0:
         return -errno
     while True:
@@ -110,7 +116,7 @@ cdef int list_from(tables_t *t, request_t *r, int fd, int64_t offset, bint plus)
         at = 0
         while at < n:
             entry = <h.linux_dirent64 *>(buffer + at)
-            if not add_record(t, r, fd, entry, plus):
+            if not add_record(t, r, fd, entry, plus, &fresh):
                 return 0
             at += entry.d_reclen
 
