@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from guests import eventually
+from mounts import readable
 from scripted import IN_HEADER, OUT_HEADER, Answer, Frame, Scripted
 
 from vfsd.fuse.shapes import SHAPES
@@ -76,7 +77,9 @@ class Kernel:
     def agree(self, body: bytes) -> tuple[int, bytes, Frame]:
         self.device.answers[INIT] = always(body)
         arguments = struct.pack("=IIIII", 7, 45, 131072, KERNEL_FLAGS, KERNEL_FLAGS2) + bytes(44)
-        return self.ask(INIT, arguments)
+        found = self.ask(INIT, arguments)
+        assert readable(self.init_fd, 10)  # said after the reply is out
+        return found
 
 
 def always(answer: bytes | int | None) -> Answer:

@@ -20,7 +20,7 @@ from vfsd.cli.mount import check
 from vfsd.errors import ConfigError
 from vfsd.guest.bridge import UNMOUNTED, Mount
 from vfsd.guest.device import Device
-from vfsd.guest.mounting import MNT_DETACH, mount_flags, mount_table, unmount
+from vfsd.guest.mounting import MNT_DETACH, Mounted, abort, mount_flags, mount_table, unmount
 
 MOUNTS = 1000
 CALLERS = 200
@@ -34,21 +34,29 @@ def shared(tmp_path: Path) -> Path:
     return directory
 
 
+class Server(Daemon):
+    """`vfsd serve`, which a test may crash."""
+
+    crashed = False
+
+    def crash(self) -> None:
+        self.crashed = True
+        os.kill(self.pid, signal.SIGKILL)
+
+
 @pytest.fixture
-def server(shared: Path) -> Iterator[Daemon]:
-    """`vfsd serve`; a test may kill it."""
-    daemon = Daemon(shared)
+def server(shared: Path) -> Iterator[Server]:
+    daemon = Server(shared)
     yield daemon
-    if daemon.running():
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(daemon.pid, signal.SIGCONT)
-        daemon.stop()
-    else:
+    if daemon.crashed:
         daemon.kill()
+    else:
+        os.kill(daemon.pid, signal.SIGCONT)
+        daemon.stop()
 
 
 @pytest.fixture
-def command(server: Daemon, place: Path) -> Iterator[MountCommand]:
+def command(server: Server, place: Path) -> Iterator[MountCommand]:
     running = MountCommand(server.socket, place)
     yield running
     running.kill()
@@ -60,10 +68,6 @@ def descriptors() -> list[str]:
         with contextlib.suppress(FileNotFoundError):
             found.append(re.sub(r"\d+", "", os.readlink(entry.path)))
     return sorted(found)
-
-
-def fuse_mounts() -> int:
-    return sum(entry.fstype == "fuse.virtiofs" for entry in mount_table())
 
 
 class Callers:
@@ -92,7 +96,7 @@ class Callers:
 
 
 @contextlib.contextmanager
-def calling(server: Daemon, root: Path, count: int = CALLERS) -> Iterator[Callers]:
+def calling(server: Server, root: Path, count: int = CALLERS) -> Iterator[Callers]:
     """Callers, each with a request under way at a daemon that has stopped to work."""
     callers = Callers(root, count)
     try:
@@ -106,7 +110,7 @@ def calling(server: Daemon, root: Path, count: int = CALLERS) -> Iterator[Caller
         callers.process.communicate()
 
 
-def stop(server: Daemon) -> None:
+def stop(server: Server) -> None:
     """SIGSTOP, and wait until no thread runs any more."""
     os.kill(server.pid, signal.SIGSTOP)
     tasks = Path(f"/proc/{server.pid}/task")
@@ -122,14 +126,14 @@ def files_for_callers(shared: Path, count: int = CALLERS) -> None:
         (shared / f"f{number}").write_bytes(b"x" * 4096)
 
 
-def test_a_thousand_mounts_leave_nothing(server: Daemon, place: Path) -> None:
+def test_a_thousand_mounts_leave_nothing(server: Server, place: Path) -> None:
     def once() -> None:
         with Mount(Device.connect(server.socket), place):
             assert os.listdir(place) == ["here"]
 
     (server.shared / "here").touch()
     once()
-    before = descriptors(), threading.active_count(), fuse_mounts()
+    before = descriptors(), threading.active_count()
     assert eventually(lambda: server.log.count("the front end has left") == 1)
     held = server.descriptors()
     start = time.monotonic()
@@ -137,20 +141,21 @@ def test_a_thousand_mounts_leave_nothing(server: Daemon, place: Path) -> None:
         once()
     seconds = time.monotonic() - start
     print(f"{MOUNTS} mounts: {seconds / MOUNTS * 1000:.1f} ms each")
-    assert (descriptors(), threading.active_count(), fuse_mounts()) == before
+    assert (descriptors(), threading.active_count()) == before
+    assert not is_mounted(place)
     assert eventually(lambda: server.log.count("the front end has left") == MOUNTS + 1)
     assert server.descriptors() == held
     assert os.listdir(place) == []
 
 
-def test_a_killed_daemon_gives_every_caller_an_error(server: Daemon, place: Path) -> None:
+def test_a_killed_daemon_gives_every_caller_an_error(server: Server, place: Path) -> None:
     """With all requests in flight: within a second, and the mount is gone."""
     files_for_callers(server.shared)
     with Mount(Device.connect(server.socket), place) as mount:
         with calling(server, place) as callers:
             assert eventually(lambda: mount.device.transport.in_flight >= CALLERS)
             start = time.monotonic()
-            os.kill(server.pid, signal.SIGKILL)
+            server.crash()
             errors, afterwards = callers.results(timeout=5)
             seconds = time.monotonic() - start
         print(f"{CALLERS} callers had their errors {seconds * 1000:.0f} ms after the daemon's end")
@@ -164,8 +169,8 @@ def test_a_killed_daemon_gives_every_caller_an_error(server: Daemon, place: Path
     assert not any(thread.name.startswith(("fuse.", "requests.")) for thread in threading.enumerate())
 
 
-def test_the_command_ends_with_the_daemon(command: MountCommand, server: Daemon, place: Path) -> None:
-    os.kill(server.pid, signal.SIGKILL)
+def test_the_command_ends_with_the_daemon(command: MountCommand, server: Server, place: Path) -> None:
+    server.crash()
     assert command.wait(5) == 2
     assert command.log.splitlines()[-1].startswith("vfsd: --socket: ")
     assert "Traceback" not in command.log
@@ -173,7 +178,7 @@ def test_the_command_ends_with_the_daemon(command: MountCommand, server: Daemon,
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_unmounts(command: MountCommand, server: Daemon, place: Path, number: int) -> None:
+def test_a_signal_unmounts(command: MountCommand, server: Server, place: Path, number: int) -> None:
     (place / "file").write_text("written")
     assert command.end(number, 5) == 0
     assert not is_mounted(place)
@@ -181,7 +186,7 @@ def test_a_signal_unmounts(command: MountCommand, server: Daemon, place: Path, n
     assert "Traceback" not in command.log
 
 
-def test_a_signal_unmounts_what_is_in_use(command: MountCommand, place: Path, server: Daemon) -> None:
+def test_a_signal_unmounts_what_is_in_use(command: MountCommand, place: Path, server: Server) -> None:
     with open(place / "open", "w") as file:
         file.write("in use")
         file.flush()
@@ -196,14 +201,14 @@ def test_a_signal_unmounts_what_is_in_use(command: MountCommand, place: Path, se
     assert (server.shared / "open").read_text() == "in use"
 
 
-def test_unmounting_ends_the_command(command: MountCommand, place: Path, server: Daemon) -> None:
+def test_unmounting_ends_the_command(command: MountCommand, place: Path, server: Server) -> None:
     unmount(str(place))
     assert command.wait(5) == 0
     assert UNMOUNTED in command.log
     assert eventually(lambda: "the front end has left" in server.log)
 
 
-def test_a_lazy_unmount_waits_for_open_files(command: MountCommand, place: Path, server: Daemon) -> None:
+def test_a_lazy_unmount_waits_for_open_files(command: MountCommand, place: Path, server: Server) -> None:
     with open(place / "open", "wb", buffering=0) as file:
         unmount(str(place), MNT_DETACH)
         assert not is_mounted(place)
@@ -225,7 +230,31 @@ def test_a_moved_mount_is_unmounted_where_it_is(command: MountCommand, place: Pa
         force_unmount(other)
 
 
-def test_a_killed_command_leaves_no_caller_waiting(server: Daemon, place: Path) -> None:
+def test_what_was_mounted_below_stays(server: Server, place: Path) -> None:
+    """Also if several ways to end it are taken at a time."""
+    subprocess.run(["mount", "-t", "tmpfs", "below", place], check=True)
+    (place / "below").touch()
+    for end in ("close", "abort", "kill"):
+        with Mount(Device.connect(server.socket), place) as mount:
+            assert not (place / "below").exists()
+            if end == "kill":
+                server.crash()
+                assert mount.wait(timeout_s=5)
+            if end != "close":
+                mount.abort()
+                mount.abort()
+        assert (place / "below").exists()
+
+
+def test_a_connection_that_was_aborted_leaves_no_mount(command: MountCommand, place: Path) -> None:
+    """Somebody writes to its abort file, as one does with a file system that hangs."""
+    (number,) = [entry.number for entry in mount_table() if entry.point == str(place)]
+    abort(Mounted(number, 0))
+    assert command.wait(5) in (0, 2)
+    assert not is_mounted(place)
+
+
+def test_a_killed_command_leaves_no_caller_waiting(server: Server, place: Path) -> None:
     files_for_callers(server.shared, 8)
     command = MountCommand(server.socket, place)
     try:
@@ -241,7 +270,7 @@ def test_a_killed_command_leaves_no_caller_waiting(server: Daemon, place: Path) 
         command.kill()
 
 
-def test_a_daemon_that_hangs_is_given_up(server: Daemon, place: Path) -> None:
+def test_a_daemon_that_hangs_is_given_up(server: Server, place: Path) -> None:
     files_for_callers(server.shared, 8)
     with (
         Mount(Device.connect(server.socket), place, timeout_s=1) as mount,
@@ -256,7 +285,7 @@ def test_a_daemon_that_hangs_is_given_up(server: Daemon, place: Path) -> None:
     assert not is_mounted(place)
 
 
-def test_a_daemon_that_never_answers_init(server: Daemon, place: Path) -> None:
+def test_a_daemon_that_never_answers_init(server: Server, place: Path) -> None:
     device = Device.connect(server.socket)
     stop(server)
     with pytest.raises(OSError, match="did not answer INIT"):
@@ -265,7 +294,7 @@ def test_a_daemon_that_never_answers_init(server: Daemon, place: Path) -> None:
     device.remove()  # idempotent
 
 
-def test_interrupts_are_not_sent_on(server: Daemon, place: Path) -> None:
+def test_interrupts_are_not_sent_on(server: Server, place: Path) -> None:
     """A signal does not end a call, as on virtio-fs, and the device hears nothing of it."""
     files_for_callers(server.shared, 4)
     with Mount(Device.connect(server.socket), place) as mount:
@@ -281,7 +310,7 @@ def test_interrupts_are_not_sent_on(server: Daemon, place: Path) -> None:
         assert not {"36", "INTERRUPT"} & set(opcodes)
 
 
-def test_forgets_go_to_hiprio_one_by_one(server: Daemon, place: Path) -> None:
+def test_forgets_go_to_hiprio_one_by_one(server: Server, place: Path) -> None:
     files_for_callers(server.shared)
     with Mount(Device.connect(server.socket), place) as mount:
         subprocess.run(["rm", "-rf", *place.iterdir()], check=True)
@@ -292,7 +321,7 @@ def test_forgets_go_to_hiprio_one_by_one(server: Daemon, place: Path) -> None:
         assert mount.counters()["refused"] == 0
 
 
-def test_requests_fit_in_a_queue_of_eight(server: Daemon, place: Path) -> None:
+def test_requests_fit_in_a_queue_of_eight(server: Server, place: Path) -> None:
     """Four pages a request, whatever the daemon and the kernel would agree on."""
     with Mount(Device.connect(server.socket, queue_size=8), place) as mount:
         (place / "file").write_bytes(b"x" * 65536)
@@ -322,7 +351,7 @@ def test_a_daemon_that_promises_everything(shared: Path, place: Path, queue_size
         assert mount.counters()["refused"] == 0
 
 
-def test_options_of_mount(server: Daemon, place: Path) -> None:
+def test_options_of_mount(server: Server, place: Path) -> None:
     command = MountCommand(server.socket, place, "-o", "ro,nosuid,noexec")
     try:
         with pytest.raises(OSError) as found:
@@ -354,9 +383,9 @@ def test_mistakes_are_told_in_one_line(shared: Path, tmp_path: Path) -> None:
         assert found.stderr.startswith("vfsd: ")
 
 
-def test_a_socket_without_a_daemon(server: Daemon, place: Path, tmp_path: Path) -> None:
+def test_a_socket_without_a_daemon(server: Server, place: Path, tmp_path: Path) -> None:
     daemon_socket = str(server.socket)
-    os.kill(server.pid, signal.SIGKILL)
+    server.crash()
     assert eventually(lambda: not server.running())
     found = subprocess.run(
         [sys.executable, "-m", "vfsd", "mount", "--socket", daemon_socket, place],
@@ -378,4 +407,4 @@ def test_only_root_and_only_with_a_device(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 def test_later_options_win() -> None:
-    assert mount_flags("ro,rw,noexec,,exec,nodev") == 4
+    assert mount_flags("ro,rw,noexec,,exec,nodev,allow_other") == 4

@@ -7,10 +7,11 @@ import socket
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from errno import ECONNREFUSED
 
 import click
 
-from vfsd.daemon import ignore, raise_descriptor_limit
+from vfsd.daemon import ignore, notify_ready, raise_descriptor_limit
 from vfsd.errors import ConfigError
 from vfsd.guest.bridge import UNMOUNTED, Mount
 from vfsd.guest.device import Device
@@ -55,13 +56,15 @@ def mount(
         try:
             device = Device.connect(path, order=order, queues=queues, queue_size=queue_size)
         except OSError as problem:
-            raise ConfigError("--socket", f"{path}: {problem.strerror}; start the daemon first") from problem
+            advice = "start the daemon first" if problem.errno == ECONNREFUSED else "see what the daemon says"
+            raise ConfigError("--socket", f"{path}: {problem.strerror}; {advice}") from problem
         source = device.tag or path
         try:
             mounted = Mount(device, directory, source=source, flags=flags, threads=threads or max(2, queues))
         except OSError as problem:
             raise ConfigError("DIR", f"{directory} can't be mounted: {problem.strerror}") from problem
         with mounted:
+            notify_ready()
             log.info("READY: %s is mounted on %s", source, directory)
             ended = mounted.wait(signalled.fileno())
             why = mounted.why if ended else "ended by a signal"

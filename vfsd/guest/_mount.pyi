@@ -7,5 +7,8 @@ def umount2(target: bytes, flags: int) -> None:
 def syncfs(fd: int) -> None:
     """syncfs(2)"""
 
+def mount_id(path: bytes) -> int:
+    """The number of the mount that is on top there (statx(2)); asks no file system."""
+
 def open_control() -> int:
     """A descriptor of the root of a fusectl file system that is mounted nowhere (fsmount(2))."""

@@ -10,6 +10,18 @@ cdef extern from "<sys/mount.h>" nogil:
                         const void *data)
     int c_umount2 "umount2"(const char *target, int flags)
 
+cdef extern from "<sys/stat.h>" nogil:
+    struct c_statx "statx":
+        unsigned int stx_mask
+        unsigned long stx_mnt_id
+    int statx(int dir_fd, const char *path, int flags, unsigned int mask, c_statx *found)
+
+cdef extern from "<fcntl.h>" nogil:
+    int AT_FDCWD
+    int AT_SYMLINK_NOFOLLOW
+    int AT_NO_AUTOMOUNT
+    int AT_STATX_DONT_SYNC
+
 cdef extern from "<sys/syscall.h>" nogil:
     long SYS_fsopen
     long SYS_fsconfig
@@ -24,6 +36,8 @@ cdef enum:
     FSOPEN_CLOEXEC = 1
     FSMOUNT_CLOEXEC = 1
     FSCONFIG_CMD_CREATE = 6
+    STATX_MNT_ID_UNIQUE = 0x4000  # Linux 6.8; before it the number may be used again
+    STATX_MNT_ID = 0x1000
 
 
 cdef int check(long result, int error) except -1:
@@ -58,6 +72,18 @@ def syncfs(int fd):
         result = c_syncfs(fd)
         error = errno
     check(result, error)
+
+
+def mount_id(bytes path not None):
+    cdef const char *text = path
+    cdef c_statx found
+    cdef int result, error
+    with nogil:
+        result = statx(AT_FDCWD, text, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_STATX_DONT_SYNC,
+                       STATX_MNT_ID_UNIQUE | STATX_MNT_ID, &found)
+        error = errno
+    check(result, error)
+    return found.stx_mnt_id
 
 
 def open_control():

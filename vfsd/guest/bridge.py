@@ -55,6 +55,7 @@ class Mount:
         self.directory = os.fspath(directory)
         self._timeout_s = timeout_s
         self._closing = threading.Lock()
+        self._detaching = threading.Lock()
         self._closed = False
         self._silent = False  # the daemon lives and does not answer
         self._fds: list[int] = []
@@ -123,16 +124,19 @@ class Mount:
 
     def abort(self) -> None:
         """End it at once: whoever waits for it gets ECONNABORTED, and its mount points go."""
-        if self._mounted is None or not self.alive:
-            return  # its number may be another's by now
-        points = self._mounted.points()
-        try:
-            mounting.abort(self._mounted)
-        except OSError as problem:
-            log.warning("%s: the connection has no abort file (%s)", self.directory, problem.strerror)
-        for point in points:
-            with contextlib.suppress(OSError):
-                mounting.unmount(point, MNT_FORCE | MNT_DETACH)
+        with self._detaching:
+            if self._mounted is None:
+                return
+            alive = self.alive
+            points = self._mounted.points(alive)
+            if alive:  # else its number may be another's by now
+                try:
+                    mounting.abort(self._mounted)
+                except OSError as problem:
+                    log.warning("%s: no abort file (%s)", self.directory, problem.strerror)
+            for point in points:
+                with contextlib.suppress(OSError):
+                    mounting.unmount(point, MNT_FORCE | MNT_DETACH)
 
     def _on_gone(self) -> None:
         self.abort()
@@ -172,24 +176,21 @@ class Mount:
             timer.join()
 
     def _unmount(self, mounted: Mounted) -> None:
-        if self._bridge is None:  # nobody could answer what a plain umount2 may ask
-            for point in mounted.points():
-                mounting.unmount(point, MNT_FORCE | MNT_DETACH)
-            return
-        if not self.alive:
-            return
-        for point in mounted.points():
-            try:
-                mounting.unmount(point)
-            except OSError as problem:
-                if problem.errno != errno.EBUSY:
-                    log.error("%s: can't be unmounted: %s", point, problem.strerror)
-                    continue
-                log.warning("%s: is still in use; who uses it gets errors from now on", point)
-                with contextlib.suppress(OSError):
-                    mounting.sync(point)
-                    mounting.unmount(point, MNT_FORCE | MNT_DETACH)
-        self.wait(timeout_s=LEFTOVER_S)
+        if self.alive:
+            left = False
+            for point in mounted.points(True):
+                try:
+                    mounting.unmount(point)
+                except OSError as problem:
+                    left = True
+                    if problem.errno == errno.EBUSY:
+                        log.warning("%s: is still in use; who uses it gets errors from now on", point)
+                        with contextlib.suppress(OSError):
+                            mounting.sync(point)
+                    else:
+                        log.error("%s: can't be unmounted: %s", point, problem.strerror)
+            if not left:
+                self.wait(timeout_s=LEFTOVER_S)
         self.abort()
 
     def _give_up_waiting(self) -> None:

@@ -41,6 +41,7 @@ MEMORY_GPA = 1 << 32  # the arena lies above the hole below 4 GiB, as in most gu
 INDIRECT_MAX = 1024  # descriptors of one indirect table
 KICK = (1).to_bytes(8, "little")
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL  # memory that went away would be a SIGBUS here
+CLOSED = "the daemon closed the connection"
 BROKEN = (ProtocolError, PeerClosed, RequestRefused, TimeoutError)
 
 _numbers = itertools.count()
@@ -329,11 +330,14 @@ def watch(
                 this._lost(this._trouble)
             return
         if sock.fileno() in ready:
-            this._lost("the daemon closed the connection")
+            this._lost(CLOSED)
             return
         try:
             serve_channel(this)
-        except (ProtocolError, PeerClosed, OSError) as problem:
+        except PeerClosed:
+            this._lost(CLOSED)
+            return
+        except (ProtocolError, OSError) as problem:
             this._lost(f"the back-end channel broke: {problem}")
             return
         del this

@@ -28,6 +28,8 @@ MNT_FORCE, MNT_DETACH, UMOUNT_NOFOLLOW = 1, 2, 8
 # Of mount(8)'s options, those the kernel keeps to itself: (flag, whether the option sets it).
 OPTIONS = {
     "defaults": (0, True),
+    "allow_other": (0, True),  # these two are so anyway
+    "default_permissions": (0, True),
     "ro": (MS_RDONLY, True),
     "rw": (MS_RDONLY, False),
     "nosuid": (MS_NOSUID, True),
@@ -84,14 +86,30 @@ def clone_device(fd: int) -> int:
 
 @dataclass(frozen=True)
 class Mounted:
-    """A mounted FUSE file system. number: its st_dev in the kernel's form (the major is 0), as
-    /proc/self/mountinfo and the control directory name it; no request is needed to tell it."""
+    """A mounted FUSE file system.
+
+    number: its st_dev in the kernel's form (the major is 0), as /proc/self/mountinfo and the control
+    directory name it. Free for another one as soon as this one is unmounted everywhere.
+    ident: of the mount that was made.
+    """
 
     number: int
+    ident: int
 
-    def points(self) -> list[str]:
-        """Where it is mounted now, the newest first: an operator may move, bind and unmount it."""
-        return [entry.point for entry in mount_table() if entry.number == self.number]
+    def points(self, alive: bool) -> list[str]:
+        """Where it is mounted now, the newest first: an operator may move, bind and unmount it.
+
+        alive: that it still exists is certain; if not, the mount that was made must be found."""
+        found = [entry.point for entry in mount_table() if entry.number == self.number]
+        if alive or any(self._is_on_top(point) for point in found):
+            return found
+        return []
+
+    def _is_on_top(self, point: str) -> bool:
+        try:
+            return _mount.mount_id(os.fsencode(point)) == self.ident
+        except OSError:
+            return False
 
 
 class Entry(NamedTuple):
@@ -125,7 +143,7 @@ def mount(fd: int, directory: str, source: str, flags: int) -> Mounted:
         raise named(problem, directory) from None
     for entry in mount_table():
         if entry.point == place and entry.fstype == FSTYPE:
-            return Mounted(entry.number)
+            return Mounted(entry.number, _mount.mount_id(os.fsencode(place)))
     unmount(place, MNT_DETACH)
     raise OSError(ENOENT, "is mounted but not to be found in the mount table", directory)
 
