@@ -12,6 +12,7 @@ import pytest
 
 from vfsd.fuse.abi import Init
 from vfsd.guest import Filesystem, objects
+from vfsd.guest.pages import PagePool
 
 from .conftest import Clock, StartPeer, requests
 from .peers import Peer
@@ -323,6 +324,39 @@ def test_sequential_reads_are_read_ahead(kind: str, mounted: Mounted, shared: Pa
         assert len(file.file.inode.pages) == 3
 
 
+def test_the_page_cache_is_bounded(kind: str, mounted: Mounted, shared: Path) -> None:
+    data = os.urandom(20 * PAGE)
+    for number in range(10):
+        (shared / str(number)).write_bytes(data)
+    (shared / "large").write_bytes(data * 10)
+    fs = mounted(kind, cache="always")
+    fs.conn.pool = PagePool(50)
+    opened = [fs.open(f"/{number}") for number in range(10)]
+    for file in opened:
+        assert file.pread(len(data), 0) == data
+    assert [len(file.file.inode.pages) for file in opened] == [0] * 8 + [20, 20]
+    with fs.open("/large") as large:
+        assert b"".join(large.read(PAGE) for _ in range(200)) == data * 10
+        assert len(large.file.inode.pages) <= 50
+    assert opened[0].pread(10, 0) == data[:10]
+
+
+@pytest.mark.parametrize("option", ["killpriv_v2", "no_killpriv_v2"])
+def test_set_id_bits_go_with_a_user_s_write(mounted: Mounted, shared: Path, option: str) -> None:
+    fs = mounted("qemu-virtiofsd", daemon=(option,))
+    (shared / "file").write_bytes(b"12345678")
+    changes = {"write": lambda file: file.write(b"x"), "truncate": lambda file: file.truncate(3)}
+    for name, change in changes.items():
+        os.chmod(shared / "file", 0o6777)
+        fs.drop_caches()
+        since = requests(fs)
+        with fs.as_user(1000, 1000), fs.open("/file", "r+") as file:
+            change(file)
+        assert (shared / "file").stat().st_mode & 0o7777 == 0o777
+        extra = int(option == "no_killpriv_v2")  # else the daemon does it by itself
+        assert since("SETATTR") == extra + (name == "truncate")
+
+
 # ---- listings
 
 
@@ -480,8 +514,9 @@ def test_writeback_is_flushed_before_others_look(writeback: Filesystem, shared: 
             assert direct.pread(1, 0) == b"z"
 
 
-def test_a_full_host_is_told_to_who_writes(kind: str, mounted: Mounted) -> None:
-    fs = mounted(kind)
-    with fs.open("/file", "w") as file, pytest.raises(OSError) as caught:
-        file.pwrite(b"x", 2**62)
-    assert caught.value.errno in (errno.EFBIG, errno.EINVAL)
+def test_writeback_tells_fsync_what_went_wrong(writeback: Filesystem) -> None:
+    with writeback.open("/file", "w") as file:
+        assert file.pwrite(b"x", 2**62) == 1
+        with pytest.raises(OSError) as caught:
+            writeback.fsync(file)
+        assert caught.value.errno == errno.EFBIG

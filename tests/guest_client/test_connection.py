@@ -13,7 +13,7 @@ import pytest
 
 from vfsd.fuse import abi
 from vfsd.fuse.abi import Init
-from vfsd.fuse.opcodes import OPERATIONS, Opcode
+from vfsd.fuse.opcodes import Opcode
 from vfsd.guest import Filesystem, mount_device
 from vfsd.guest.connection import Connection
 
@@ -34,11 +34,6 @@ def mounted(device: StubDevice, **arguments: Any) -> Filesystem:
 
 def answer_init(device: StubDevice, **reply: Any) -> None:
     device.transport.answers[Opcode.INIT] = lambda nodeid, args: init_out(**reply)
-
-
-def test_opcodes_are_numbered_as_in_the_daemon_s_table() -> None:
-    for operation in OPERATIONS:
-        assert Opcode[operation.name] == operation.number
 
 
 @pytest.mark.parametrize(

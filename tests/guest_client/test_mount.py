@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import threading
 from pathlib import Path
@@ -58,6 +59,14 @@ def test_a_second_mount_shares_the_superblock(device: Device, shared: Path) -> N
             assert objects.alive()["connections"] == objects.alive()["mounts"] == 1
         first.unlink("/file")  # not unmounted with the second
     assert objects.alive() == NOTHING
+
+
+def test_a_read_only_superblock_stays_so_for_a_second_mount(device: Device) -> None:
+    with mount_device(device, "ro") as first, mount_device(device, "rw,dax=inode") as second:
+        assert (first.options, second.options) == ("ro", "ro")
+        with pytest.raises(OSError) as caught:
+            second.mkdir("/dir")
+        assert caught.value.errno == errno.EROFS
 
 
 def test_destroy_is_sent_once_with_the_last_mount(device: Device) -> None:
@@ -187,6 +196,32 @@ def test_dax_modes_without_a_window_are_accepted_and_off(device: Device, dax: st
     with mount_device(device, dax) as fs:
         fs.write_bytes("/file", b"x")
         assert fs.options == f"rw,{dax}"
+
+
+def test_an_unmounted_file_system_says_so(device: Device) -> None:
+    fs = mount_device(device)
+    fs.close()
+    fs.close()
+    for call in (lambda: fs.stat("/"), lambda: fs.open("/file", "w"), lambda: fs.listdir("/"), fs.umount):
+        with pytest.raises(OSError, match="unmounted"):
+            call()
+    assert fs.stats()["requests"]["DESTROY"] == 1
+
+
+def test_mounts_do_not_keep_the_guest_s_memory(start: StartPeer) -> None:
+    def held() -> int:
+        return Path("/proc/self/maps").read_text().count("memfd:vfsd-guest")
+
+    peer = start()
+    gc.collect()  # what other tests have left
+    before = held()
+    for _ in range(3):
+        with mount(peer.socket) as fs:
+            fs.write_bytes("/file", b"x")
+            fs.listdir("/")
+            assert held() == before + 1
+        del fs
+        assert held() == before
 
 
 def test_a_busy_file_system_is_not_unmounted(device: Device) -> None:

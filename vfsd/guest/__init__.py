@@ -8,7 +8,6 @@
 
 import os
 import time
-import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -18,11 +17,18 @@ from vfsd.guest.device import Device
 from vfsd.guest.filesystem import Filesystem
 from vfsd.guest.mountpoints import Mount
 from vfsd.guest.options import parse_options
-from vfsd.guest.superblock import Instance, Instances, MountSettings, Steps, deactivate, get_tree, no_steps
+from vfsd.guest.superblock import (
+    Instance,
+    Instances,
+    MountSettings,
+    Steps,
+    deactivate,
+    get_tree,
+    instance_of,
+    no_steps,
+)
 
 __all__ = ["Device", "Filesystem", "Instances", "mount", "mount_device", "mount_tag"]
-
-_unlisted: "weakref.WeakKeyDictionary[Device, Instance]" = weakref.WeakKeyDictionary()
 
 
 def mount(
@@ -51,10 +57,7 @@ def mount_device(
     clock: Callable[[], float] = time.monotonic, steps: Steps = no_steps,
 ) -> Filesystem:  # fmt: skip
     """Mount a device that stays when it is unmounted. A second mount shares the first one's superblock."""
-    instance = _unlisted.get(device)
-    if instance is None:
-        instance = _unlisted[device] = Instance(device, device.tag)
-    return mount_instance(instance, options, minor, clock, steps)
+    return mount_instance(instance_of(device), options, minor, clock, steps)
 
 
 def mount_tag(
@@ -72,7 +75,8 @@ def mount_instance(
     sb = get_tree(instance, MountSettings(options, minor, clock, steps))
     try:
         steps("mount_point")
-        return Filesystem(Mount(instance, sb, options.readonly, options.flags))
+        readonly = options.readonly or sb.options.readonly
+        return Filesystem(Mount(instance, sb, readonly, options.flags))
     except BaseException:
         deactivate(instance, sb)
         raise

@@ -121,6 +121,11 @@ def owner_or_capable(inode: Inode) -> bool:
     return current().uid in (0, inode.attr.uid)
 
 
+def in_group_or_capable(inode: Inode) -> bool:
+    caller = current()
+    return caller.uid == 0 or caller.gid == inode.attr.gid
+
+
 # ---- changes
 
 
@@ -135,7 +140,7 @@ def setattr_now(
         valid |= Fattr.FH
     if valid & Fattr.SIZE:
         valid |= Fattr.LOCKOWNER
-        if conn.has(Init.HANDLE_KILLPRIV_V2) and current().uid != 0:
+        if daemon_kills(conn):
             valid |= Fattr.KILL_SUIDGID
     (atime, atimensec), (mtime, mtimensec), (ctime, ctimensec) = (
         divmod(ns, 10**9) for ns in (atime_ns, mtime_ns, ctime_ns)
@@ -161,32 +166,38 @@ def setattr_now(
 class size_changing:
     """While it lasts no reply's size is believed (FUSE_I_SIZE_UNSTABLE)."""
 
-    def __init__(self, inode: Inode) -> None:
+    def __init__(self, inode: Inode, *, when: bool = True) -> None:
         self._inode = inode
+        self._count = int(when)
 
     def __enter__(self) -> None:
         with self._inode.guard:
-            self._inode.size_unstable += 1
+            self._inode.size_unstable += self._count
 
     def __exit__(self, *exc: object) -> None:
         with self._inode.guard:
-            self._inode.size_unstable -= 1
+            self._inode.size_unstable -= self._count
 
 
 def chmod(inode: Inode, mode: int) -> None:
     update_attributes(inode, STATX_MODE | STATX_UID | STATX_GID)
     if not owner_or_capable(inode):
         raise PermissionError(EPERM, strerror(EPERM))
+    if not in_group_or_capable(inode):
+        mode &= ~stat.S_ISGID
     setattr_now(inode, Fattr.MODE, mode=stat.S_IFMT(inode.mode) | stat.S_IMODE(mode))
 
 
 def chown(inode: Inode, uid: int, gid: int) -> None:
     """-1 leaves as it is. Set-id bits of files go along (ATTR_KILL_SUID in fuse_setattr)."""
     update_attributes(inode, STATX_MODE | STATX_UID | STATX_GID)
-    caller = current()
-    owner = caller.uid == inode.attr.uid and uid in (-1, inode.attr.uid)
-    if caller.uid != 0 and not (owner and gid in (-1, inode.attr.gid, caller.gid)):
-        raise PermissionError(EPERM, strerror(EPERM))
+    caller, attr = current(), inode.attr
+    if caller.uid != 0:
+        owner = caller.uid == attr.uid
+        if uid != -1 and not (owner and uid == attr.uid):
+            raise PermissionError(EPERM, strerror(EPERM))
+        if gid != -1 and not (owner and gid in (attr.gid, caller.gid)):
+            raise PermissionError(EPERM, strerror(EPERM))
     valid = (Fattr.UID if uid != -1 else Fattr(0)) | (Fattr.GID if gid != -1 else Fattr(0))
     mode = 0
     if not inode.is_dir:
@@ -201,9 +212,15 @@ def kills_privileges(conn: Connection) -> bool:
     return conn.has(Init.HANDLE_KILLPRIV | Init.HANDLE_KILLPRIV_V2)
 
 
+def daemon_kills(conn: Connection) -> bool:
+    """Whether the daemon is to take set-id bits with this change (FUSE_HANDLE_KILLPRIV_V2)."""
+    return conn.has(Init.HANDLE_KILLPRIV_V2) and current().uid != 0
+
+
 def without_setid(inode: Inode) -> int:
+    """setattr_should_drop_suidgid"""
     mode = inode.mode & ~stat.S_ISUID
-    if mode & stat.S_IXGRP:
+    if mode & stat.S_IXGRP or not in_group_or_capable(inode):
         mode &= ~stat.S_ISGID
     return mode
 

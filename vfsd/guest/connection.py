@@ -6,7 +6,7 @@ import os
 import random
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from errno import ECONNREFUSED, EINVAL, ENOSYS, ENOTCONN
@@ -19,6 +19,7 @@ from vfsd.fuse.abi import PAGE_SIZE, Init
 from vfsd.fuse.opcodes import Opcode
 from vfsd.guest import objects
 from vfsd.guest.device import Device
+from vfsd.guest.pages import PagePool
 
 log = logging.getLogger("vfsd.guest")
 
@@ -70,11 +71,6 @@ def acting_as(uid: int, gid: int) -> Iterator[None]:
 Done = Callable[[int, bytes, bytes], None]
 
 
-class Background(NamedTuple):
-    done: Done
-    send: Callable[[Done], None]
-
-
 class Connection:
     """One FUSE session with a device: from INIT to DESTROY."""
 
@@ -107,18 +103,18 @@ class Connection:
         self.requests: Counter[Opcode] = Counter()
         self.hits: Counter[str] = Counter()  # names, negative names, attributes, pages, listings
         self.scramble_key = random.getrandbits(64)  # of lock owners
+        self.pool = PagePool()
         self._silent: set[Opcode] = set()  # answered with ENOSYS
         self._versions = itertools.count(2)
         self._attr_version = 1
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)  # for background requests
-        self._queued: deque[Background] = deque()
         self._background = 0
-        self._active = 0
         objects.born("connections")
 
     def destroy(self) -> None:
-        """fuse_conn_put of the last reference."""
+        """fuse_conn_put of the last reference. What still holds this must not hold the guest's memory."""
+        del self.device
         objects.gone("connections")
 
     # ---- INIT and DESTROY
@@ -182,13 +178,8 @@ class Connection:
         """fuse_abort_conn: whoever waits or comes later gets ENOTCONN."""
         self.connected = False
         self.initialized.set()
-        with self._lock:
-            queued = list(self._queued)
-            self._queued.clear()
-            self._background -= len(queued)
+        with self._room:
             self._room.notify_all()
-        for request in queued:
-            request.done(ENOTCONN, b"", b"")
 
     # ---- requests
 
@@ -217,52 +208,39 @@ class Connection:
         self, done: Done, opcode: Opcode, nodeid: int, args: bytes = b"", *, out: int = 0,
         argvar: bool = False, data: Buffer | None = None, into: int = 0, nocreds: bool = False,
     ) -> None:  # fmt: skip
-        """fuse_simple_background: at most max_background at a time, the others wait their turn.
+        """fuse_simple_background: at most max_background at a time, who has more waits here.
 
-        done is called once, in another thread; OSError if it never will be.
+        done is called once, in a thread that must not wait for other requests; OSError if it
+        never will be.
         """
         caller = NOBODY if nocreds else current()
         self._may_send()
         self._count(opcode)
 
-        def send(ended: Done) -> None:
-            self.device.transport.submit(
-                ended, opcode, nodeid, args, out=out, argvar=argvar, data=data, into=into,
-                uid=caller.uid, gid=caller.gid, pid=caller.pid,
-            )  # fmt: skip
-
-        with self._lock:
+        with self._room:
             while self._background >= self.max_background and self.connected:
                 self._room.wait()
             if not self.connected:
                 raise OSError(ENOTCONN, os.strerror(ENOTCONN))
             self._background += 1
-            self._queued.append(Background(done, send))
-        self._flush_background()
 
-    def _flush_background(self) -> None:
-        """flush_bg_queue"""
-        while True:
-            with self._lock:
-                if not self._queued or self._active >= self.max_background:
-                    return
-                self._active += 1
-                request = self._queued.popleft()
+        def ended(error: int, out: bytes, data: bytes) -> None:
+            self._leave_background()
+            done(error, out, data)
 
-            def ended(error: int, out: bytes, data: bytes, done: Done = request.done) -> None:
-                with self._lock:
-                    self._background -= 1
-                    self._active -= 1
-                    self._room.notify_all()
-                try:
-                    done(error, out, data)
-                finally:
-                    self._flush_background()
+        try:
+            self.device.transport.submit(
+                ended, opcode, nodeid, args, out=out, argvar=argvar, data=data, into=into,
+                uid=caller.uid, gid=caller.gid, pid=caller.pid,
+            )  # fmt: skip
+        except BaseException:
+            self._leave_background()
+            raise
 
-            try:
-                request.send(ended)
-            except OSError as problem:
-                ended(problem.errno or ENOTCONN, b"", b"")
+    def _leave_background(self) -> None:
+        with self._room:
+            self._background -= 1
+            self._room.notify_all()
 
     def _may_send(self) -> None:
         """fuse_get_req: not before INIT's answer, not after its failure."""

@@ -6,11 +6,10 @@ from errno import EEXIST, EINVAL, EISDIR, ELOOP, ENOENT, ENOSYS, ENOTDIR, EOPNOT
 from typing import Final
 
 from vfsd.fuse import abi
-from vfsd.fuse.abi import Fopen, Init
+from vfsd.fuse.abi import Fopen
 from vfsd.fuse.opcodes import Opcode
 from vfsd.guest import namei
-from vfsd.guest.attributes import MAY_EXEC, MAY_WRITE, check_writable, permission
-from vfsd.guest.connection import current
+from vfsd.guest.attributes import MAY_EXEC, MAY_WRITE, check_writable, daemon_kills, permission
 from vfsd.guest.files import OpenFile, finish_open, open_dentry
 from vfsd.guest.inodes import NEVER, Dentry, Entry
 from vfsd.guest.mountpoints import Mount
@@ -22,6 +21,8 @@ TMPFILE: Final = os.O_TMPFILE & ~os.O_DIRECTORY
 def open_path(root: Mount, path: bytes, flags: int, mode: int, umask: int) -> OpenFile:
     if flags & TMPFILE:
         return open_tmpfile(root, path, flags, mode, umask)
+    if flags & os.O_CREAT and flags & os.O_DIRECTORY:
+        raise error(EINVAL)
     if not flags & os.O_CREAT:
         return open_existing(root, path, flags)
     for _ in range(namei.MAXSYMLINKS + 1):
@@ -42,9 +43,11 @@ def open_existing(root: Mount, path: bytes, flags: int) -> OpenFile:
 def open_or_create(root: Mount, path: bytes, flags: int, mode: int, umask: int) -> OpenFile | bytes:
     """The open file, or the path to go on with when the name is a symlink."""
     if not path.strip(b"/"):
-        raise error(EISDIR if path else ENOENT)
+        raise error(ENOENT if not path else EEXIST if flags & os.O_EXCL else EISDIR)
     with namei.parent_of(root, path) as (at, name, slash):
-        if slash or name in (b".", b".."):
+        if name in (b".", b".."):
+            raise error(EEXIST if flags & os.O_EXCL else EISDIR)
+        if slash:
             raise error(EISDIR)
         tree = at.dentry.sb.tree
         dentry = namei.lookup_known(at.dentry, name, LOOKUP_EXCL if flags & os.O_EXCL else 0)
@@ -103,9 +106,7 @@ def create_file(at: Place, name: bytes, flags: int, mode: int, umask: int) -> Op
 def send_create(at: Place, opcode: Opcode, name: bytes, flags: int, mode: int, umask: int) -> OpenFile:
     conn = at.dentry.sb.conn
     asked = conn.attr_version
-    open_flags = 0
-    if conn.has(Init.HANDLE_KILLPRIV_V2) and flags & os.O_TRUNC and current().uid != 0:
-        open_flags = abi.OPEN_KILL_SUIDGID
+    open_flags = abi.OPEN_KILL_SUIDGID if flags & os.O_TRUNC and daemon_kills(conn) else 0
     args = abi.CREATE_IN.pack(flags & ~os.O_NOCTTY, mode, umask, open_flags) + name + b"\0"
     size = abi.ENTRY_OUT_SIZE + abi.OPEN_OUT.size
     out, _ = conn.call(opcode, at.inode.nodeid, args, out=size, ext=namei.creation_ext(conn))

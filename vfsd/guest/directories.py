@@ -12,7 +12,7 @@ from vfsd.fuse.opcodes import Opcode
 from vfsd.guest.attributes import update_attributes
 from vfsd.guest.connection import NAME_MAX
 from vfsd.guest.files import OpenFile
-from vfsd.guest.inodes import STATX_MTIME, Dentry, Entry
+from vfsd.guest.inodes import STATX_MTIME, Dentry, Entry, Listing
 
 GETDENTS_SIZE = 32768  # what glibc's readdir(3) asks for at a time
 
@@ -35,13 +35,11 @@ def read_directory(file: OpenFile) -> Iterator[Dirent]:
         if conn.has(Init.AUTO_INVAL_DATA):
             update_attributes(inode, STATX_MTIME)
         listing = inode.listing
-        if listing.entries is not None:
-            if (listing.mtime_ns, listing.iversion) == (inode.attr.mtime_ns, inode.iversion):
-                conn.hit("listings")
-                yield from map(Dirent._make, listing.entries)
-                return
-            listing.entries = None
         mtime_ns, iversion = inode.attr.mtime_ns, inode.iversion
+        if listing is not None and (listing.mtime_ns, listing.iversion) == (mtime_ns, iversion):
+            conn.hit("listings")
+            yield from map(Dirent._make, listing.entries)
+            return
     entries: list[tuple[bytes, int, int, int]] = []
     position = 0
     while batch := read_batch(file, position):
@@ -49,7 +47,7 @@ def read_directory(file: OpenFile) -> Iterator[Dirent]:
         entries += batch
         position = batch[-1].offset
     if caches:
-        listing.entries, listing.mtime_ns, listing.iversion = entries, mtime_ns, iversion
+        inode.listing = Listing(entries, mtime_ns, iversion)
 
 
 def read_batch(file: OpenFile, position: int) -> list[Dirent]:

@@ -59,7 +59,7 @@ def fallocate(file: OpenFile, mode: int, offset: int, length: int) -> None:
             flush_dirty(inode)
         remove_privileges(inode)
         args = abi.FALLOCATE_IN.pack(file.fh, offset, length, mode, 0)
-        with size_changing(inode):
+        with size_changing(inode, when=not mode & FALLOC_KEEP_SIZE):
             conn.try_call(Opcode.FALLOCATE, inode.nodeid, args, instead=EOPNOTSUPP)
         if not mode & FALLOC_KEEP_SIZE:
             inode.grow(offset + length)
@@ -141,7 +141,7 @@ def send_copy(source: OpenFile, target: OpenFile, count: int, at: int, to: int) 
             return abi.COPY_FILE_RANGE_IN.pack(source.fh, at, inode.nodeid, target.fh, to, length, 0)
 
         nodeid = source.inode.nodeid
-        with size_changing(inode):
+        with size_changing(inode, when=to + count > inode.size):
             try:
                 if conn.minor < 45:
                     raise error(ENOSYS)

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from errno import EBADF, EIO, EISDIR, ELOOP, ENOSYS, ENXIO
+from errno import EBADF, EINVAL, EIO, EISDIR, ELOOP, ENOSYS, ENXIO
 from functools import partial
 from os import strerror
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ from vfsd.guest.attributes import (
     MAY_READ,
     MAY_WRITE,
     check_writable,
+    daemon_kills,
     permission,
     remove_privileges,
     setattr_now,
@@ -25,12 +26,22 @@ from vfsd.guest.attributes import (
     update_attributes,
 )  # fmt: skip
 from vfsd.guest.connection import Connection
-from vfsd.guest.inodes import STATX_ATIME, STATX_BLOCKS, STATX_MODE, STATX_MODSIZE, STATX_SIZE, Dentry, Inode
+from vfsd.guest.inodes import (
+    SIZE_MAX,
+    STATX_ATIME,
+    STATX_BLOCKS,
+    STATX_MODE,
+    STATX_MODSIZE,
+    STATX_SIZE,
+    Dentry,
+    Inode,
+)
 
 if TYPE_CHECKING:
     from vfsd.guest.mountpoints import Mount
 
 DIRTY_PAGES_MAX = 4096  # of one file, before a write waits for them to be written
+FETCH_MAX = 4096  # pages at a time, less than are kept
 NOT_FOR_OPEN = os.O_CREAT | os.O_EXCL | os.O_NOCTTY
 
 
@@ -90,10 +101,10 @@ def send_open(inode: Inode, flags: int) -> tuple[int, Fopen]:
     sent = flags & ~NOT_FOR_OPEN
     if not conn.has(Init.ATOMIC_O_TRUNC):
         sent &= ~os.O_TRUNC
+    kill = abi.OPEN_KILL_SUIDGID if sent & os.O_TRUNC and daemon_kills(conn) else 0
+    args = abi.OPEN_IN.pack(sent, kill)
     try:
-        out, _ = conn.try_call(
-            opcode, inode.nodeid, abi.OPEN_IN.pack(sent, 0), instead=ENOSYS, out=abi.OPEN_OUT.size
-        )
+        out, _ = conn.try_call(opcode, inode.nodeid, args, instead=ENOSYS, out=abi.OPEN_OUT.size)
     except OSError as problem:
         wanted = Init.NO_OPENDIR_SUPPORT if inode.is_dir else Init.NO_OPEN_SUPPORT
         if problem.errno != ENOSYS or not conn.offered & wanted:
@@ -156,7 +167,7 @@ def finish_open(file: OpenFile) -> None:
         if inode.is_reg and inode.pages.dirty:
             flush_dirty(inode)
         inode.pages.clear()
-        inode.listing.entries = None
+        inode.listing = None
 
 
 def close(file: OpenFile, owner: int) -> None:
@@ -251,7 +262,14 @@ def read_args(file: OpenFile, position: int, size: int) -> bytes:
 def read_at(file: OpenFile, position: int, into: memoryview) -> int:
     """fuse_file_read_iter"""
     file.check(write=False)
+    check_range(position, len(into))
     return read_direct(file, position, into) if file.direct else read_cached(file, position, into)
+
+
+def check_range(position: int, length: int) -> None:
+    """rw_verify_area"""
+    if position < 0 or position + length > SIZE_MAX:
+        raise OSError(EINVAL, strerror(EINVAL))
 
 
 def atime_changed(file: OpenFile) -> None:
@@ -307,7 +325,7 @@ def fetch(file: OpenFile, first: int, last: int, sequential: bool) -> None:
     inode, conn = file.inode, file.conn
     if sequential:
         last = max(last, first + conn.max_readahead // PAGE_SIZE - 1)
-    last = min(last, (inode.size - 1) // PAGE_SIZE)
+    last = min(last, (inode.size - 1) // PAGE_SIZE, first + FETCH_MAX - 1)
     most = conn.max_pages
     runs = [
         (at, min(at + most, end))
@@ -325,6 +343,7 @@ def fetch(file: OpenFile, first: int, last: int, sequential: bool) -> None:
         args = read_args(file, start * PAGE_SIZE, len(buffer))
         _, count = conn.call(Opcode.READ, inode.nodeid, args, into=buffer, argvar=True)
         inode.pages.fill(start, buffer, version)
+        conn.pool.filled(inode.pages)
         if count < len(buffer):
             short_read(inode, start * PAGE_SIZE + count, asked)
 
@@ -335,11 +354,13 @@ def fetch_many(file: OpenFile, runs: list[tuple[int, int]], version: int) -> Non
     asked = conn.attr_version
 
     def done(start: int, size: int, error: int, _out: bytes, data: bytes) -> None:
-        if not error:
-            inode.pages.fill(start, data if len(data) == size else data.ljust(size, b"\0"), version)
-            if len(data) < size:
-                short_read(inode, start * PAGE_SIZE + len(data), asked)
-        batch.end(error)
+        try:
+            if not error:
+                inode.pages.fill(start, data if len(data) == size else data.ljust(size, b"\0"), version)
+                if len(data) < size:
+                    short_read(inode, start * PAGE_SIZE + len(data), asked)
+        finally:
+            batch.end(error)
 
     try:
         for start, end in runs:
@@ -355,6 +376,7 @@ def fetch_many(file: OpenFile, runs: list[tuple[int, int]], version: int) -> Non
                 break
     finally:
         batch.wait()
+    conn.pool.filled(inode.pages)
 
 
 def short_read(inode: Inode, end: int, asked: int) -> None:
@@ -376,6 +398,7 @@ def write_at(file: OpenFile, position: int | None, data: memoryview) -> tuple[in
     fuse_file_write_iter
     """
     file.check(write=True)
+    check_range(position or 0, len(data))
     inode, conn = file.inode, file.conn
     with inode.lock:
         if conn.has(Init.WRITEBACK_CACHE):
@@ -398,7 +421,8 @@ def write_at(file: OpenFile, position: int | None, data: memoryview) -> tuple[in
 
 def send_write(file: OpenFile, position: int, part: memoryview) -> int:
     inode, conn = file.inode, file.conn
-    args = abi.WRITE_IN.pack(file.fh, position, len(part), 0, 0, file.flags & ~NOT_FOR_OPEN, 0)
+    kill = abi.WRITE_KILL_SUIDGID if daemon_kills(conn) else 0
+    args = abi.WRITE_IN.pack(file.fh, position, len(part), kill, 0, file.flags & ~NOT_FOR_OPEN, 0)
     out, _ = conn.call(Opcode.WRITE, inode.nodeid, args, out=abi.WRITE_OUT.size, data=part)
     count = int(abi.WRITE_OUT.unpack(out)[0])
     if count > len(part):
@@ -442,11 +466,12 @@ def write_through(file: OpenFile, position: int, data: memoryview) -> int:
     """fuse_perform_write: each part is sent, and kept if the daemon took it."""
     inode = file.inode
     done = 0
-    with size_changing(inode):
+    with size_changing(inode, when=position + len(data) > inode.size):
         try:
             for part in write_parts(file, position, data, True):
                 count = send_write(file, position + done, part)
                 inode.pages.write(position + done, part[:count], dirty=False)
+                file.conn.pool.filled(inode.pages)
                 done += count
                 inode.grow(position + done)
                 if count < len(part):
@@ -513,9 +538,7 @@ def send_dirty(inode: Inode, fh: int, position: int, data: bytes, batch: Batch) 
     args = abi.WRITE_IN.pack(fh, position, size, abi.WRITE_CACHE, 0, 0, 0)
 
     def done(error: int, out: bytes, _data: bytes) -> None:
-        if not error and abi.WRITE_OUT.unpack(out)[0] != size:
-            error = EIO
-        batch.end(error)
+        batch.end(error or (0 if out == abi.WRITE_OUT.pack(size, 0) else EIO))
 
     batch.begin()
     try:

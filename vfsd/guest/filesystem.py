@@ -2,10 +2,11 @@
 
 import os
 import stat
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from errno import EBADF, EINVAL, EISDIR, ENOENT
+from errno import EBADF, EINVAL, EISDIR, ENODEV, ENOENT
 from types import TracebackType
 from typing import Any, Self
 
@@ -139,7 +140,7 @@ class Filesystem:
         """The share, or a submount. OSError EBUSY: a file is open, or something is mounted below."""
         if path is not None:
             with self.errors(path):
-                with self._walk(path) as place:
+                with self._walk(path, automount=False) as place:
                     mount = place.mount
                     if place.dentry is not mount.root or mount is self.root:
                         raise error(EINVAL)
@@ -177,7 +178,7 @@ class Filesystem:
                 inodes = list(mount.sb.tree.by_nodeid.values())
             for inode in inodes:
                 inode.pages.clear()
-                inode.listing.entries = None
+                inode.listing = None
             mount.sb.tree.shrink()
 
     # ---- help
@@ -186,7 +187,11 @@ class Filesystem:
     def errors(self, path: StrPath, path2: StrPath | None = None) -> Iterator[None]:
         """An error gets the path the caller gave, as those of `os` have."""
         try:
+            if not self._mounted:
+                raise OSError(ENODEV, "unmounted")
             yield
+        except struct.error as problem:
+            raise OverflowError(f"argument out of range: {problem}") from None
         except OSError as problem:
             if problem.filename is not None or problem.errno is None:
                 raise
@@ -329,7 +334,7 @@ class Filesystem:
     def exists(self, path: StrPath) -> bool:
         try:
             self.stat(path)
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError:
             return False
         return True
 
@@ -371,7 +376,7 @@ class Filesystem:
 
     def access(self, path: StrPath, mode: int) -> bool:
         try:
-            with self._walk(path) as place:
+            with self.errors(path), self._walk(path) as place:
                 return namei.access(place.inode, mode, place.mount.readonly)
         except OSError:
             return False
@@ -510,12 +515,16 @@ class Filesystem:
         dirs: list[Any] = []
         others: list[Any] = []
         try:
-            for entry in self.scandir(top):
-                (dirs if entry.is_dir() else others).append(entry.name)
+            entries = self.scandir(top)
         except OSError as problem:
             if onerror is not None:
                 onerror(problem)
             return
+        for entry in entries:
+            is_dir = False
+            with suppress(OSError):  # a symlink that can't be followed
+                is_dir = entry.is_dir()
+            (dirs if is_dir else others).append(entry.name)
         if topdown:
             yield text, dirs, others
         for name in dirs:

@@ -130,7 +130,7 @@ class Inode:
         self.lock = threading.RLock()  # of a file: one write at a time
         self.guard = threading.Lock()  # fi->lock: sizes, versions, masks
         self.pages = Pages()
-        self.listing = Listing()
+        self.listing: Listing | None = None
         self.locks = LocalLocks()
         objects.born("inodes")
 
@@ -227,13 +227,12 @@ class Inode:
         self.pages.truncate(size)
 
 
-class Listing:
+class Listing(NamedTuple):
     """What FOPEN_CACHE_DIR lets the guest keep of a directory (fi->rdc)."""
 
-    def __init__(self) -> None:
-        self.entries: list[tuple[bytes, int, int, int]] | None = None  # name, ino, offset, type
-        self.mtime_ns = 0
-        self.iversion = 0
+    entries: list[tuple[bytes, int, int, int]]  # name, ino, offset, type
+    mtime_ns: int
+    iversion: int
 
 
 class Dentry:
@@ -318,6 +317,7 @@ class Tree:
         """fuse_evict_inode"""
         if self.by_nodeid.get(inode.nodeid) is inode:
             del self.by_nodeid[inode.nodeid]
+        self.sb.conn.pool.gone(inode.pages)
         lookup, inode.submount_lookup = inode.submount_lookup, None
         if self.active:
             if inode.nlookup:

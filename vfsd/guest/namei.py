@@ -187,10 +187,10 @@ def readlink(inode: Inode) -> bytes:
 
 
 def split(path: bytes) -> list[bytes]:
-    """Its names; a slash at the end says that a directory is meant."""
+    """Its names, an empty one last if a slash at the end says that a directory is meant."""
     names = [name for name in path.split(b"/") if name]
     if path.endswith(b"/") and names:
-        names.append(b".")
+        names.append(b"")
     return names
 
 
@@ -232,8 +232,9 @@ def step(at: Place, name: bytes, follow: bool, automount: bool) -> Place | bytes
     """One name further: a new place, or the target of a symlink to follow."""
     if not at.inode.is_dir:
         raise error(ENOTDIR)
-    permission(at.inode, MAY_EXEC)
-    if name == b".":
+    if name:
+        permission(at.inode, MAY_EXEC)
+    if name in (b"", b"."):
         return Place(at.mount, at.dentry.sb.tree.get(at.dentry))
     if name == b"..":
         return step_up(at)
@@ -449,19 +450,19 @@ def rename(root: Mount, old: bytes, new: bytes, flags: int = 0) -> None:
             raise error(ENOENT)
         if not dentry.inode.is_dir and (old_slash or (new_slash and not flags & abi.Rename.EXCHANGE)):
             raise error(ENOTDIR)
-        check_rename(at, to, dentry, target, flags)
+        if is_below(to.dentry, dentry):
+            raise error(EINVAL)
+        if is_below(at.dentry, target):
+            raise error(ENOTEMPTY if not flags & abi.Rename.EXCHANGE else EINVAL)
         if dentry.inode is target.inode:
             return
+        check_rename(at, to, dentry, target, flags)
         send_rename(at, to, dentry, target, flags)
 
 
 def check_rename(at: Place, to: Place, dentry: Dentry, target: Dentry, flags: int) -> None:
     """vfs_rename"""
     assert dentry.inode is not None
-    if is_below(to.dentry, dentry):
-        raise error(EINVAL)
-    if is_below(at.dentry, target):
-        raise error(ENOTEMPTY if not flags & abi.Rename.EXCHANGE else EINVAL)
     permission(at.inode, MAY_WRITE | MAY_EXEC)
     check_sticky(at.inode, dentry.inode)
     permission(to.inode, MAY_WRITE | MAY_EXEC)
@@ -469,6 +470,10 @@ def check_rename(at: Place, to: Place, dentry: Dentry, target: Dentry, flags: in
         check_sticky(to.inode, target.inode)
         if not flags & abi.Rename.EXCHANGE and dentry.inode.is_dir != target.inode.is_dir:
             raise error(ENOTDIR if dentry.inode.is_dir else EISDIR)
+    if at.inode is not to.inode:
+        for moved in (dentry.inode, target.inode if flags & abi.Rename.EXCHANGE else None):
+            if moved is not None and moved.is_dir:
+                permission(moved, MAY_WRITE)  # for its ".."
     if at.mount.covered(dentry) is not None or at.mount.covered(target) is not None:
         raise error(EBUSY)
 

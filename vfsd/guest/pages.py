@@ -1,6 +1,7 @@
 """The page cache of one inode: pages of 4096 bytes, some of them dirty (mm/filemap.c)."""
 
 import threading
+from collections import OrderedDict
 from collections.abc import Iterator
 
 from typing_extensions import Buffer
@@ -9,6 +10,7 @@ from vfsd.fuse.abi import PAGE_SIZE
 
 Page = memoryview  # of PAGE_SIZE bytes; read-only if it came so
 
+PAGES_MAX = 1 << 16  # 256 MiB
 ZERO_PAGE = memoryview(bytes(PAGE_SIZE))
 
 
@@ -133,9 +135,44 @@ class Pages:
             self.version += 1
             self._pages = {at: page for at, page in self._pages.items() if at in self._dirty}
 
+    def trim(self, keep: int) -> None:
+        """Drop the clean pages that have been here longest."""
+        with self._lock:
+            for index in [at for at in self._pages if at not in self._dirty][: max(0, len(self) - keep)]:
+                del self._pages[index]
+
     def drop_range(self, first: int, last: int) -> None:
         """What direct I/O has made old."""
         with self._lock:
             self.version += 1
             for index in [at for at in self._pages if first <= at <= last and at not in self._dirty]:
                 del self._pages[index]
+
+
+class PagePool:
+    """Bounds what a connection keeps: the file that was filled longest ago gives its pages back first."""
+
+    def __init__(self, pages_max: int = PAGES_MAX) -> None:
+        self._lock = threading.Lock()
+        self._max = pages_max
+        self._sizes: OrderedDict[Pages, int] = OrderedDict()  # at their last filling
+        self._total = 0
+
+    def filled(self, pages: Pages) -> None:
+        with self._lock:
+            self._account(pages)
+            while self._total > self._max and len(self._sizes) > 1:
+                oldest = next(iter(self._sizes))
+                oldest.clear()
+                self._total -= self._sizes.pop(oldest)
+            if self._total > self._max:
+                pages.trim(self._max // 2)
+                self._account(pages)
+
+    def _account(self, pages: Pages) -> None:
+        self._total += len(pages) - self._sizes.pop(pages, 0)
+        self._sizes[pages] = len(pages)
+
+    def gone(self, pages: Pages) -> None:
+        with self._lock:
+            self._total -= self._sizes.pop(pages, 0)

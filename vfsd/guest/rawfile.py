@@ -98,8 +98,6 @@ class RawFile(io.RawIOBase):
         """os.preadv with one buffer."""
         self._check_open()
         with memoryview(buffer).cast("B") as view, self.fs.errors(self.name):
-            if offset < 0:
-                raise OSError(EINVAL, os.strerror(EINVAL))
             return files.read_at(self.file, offset, view)
 
     def pread(self, count: int, offset: int) -> bytes:

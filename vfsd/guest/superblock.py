@@ -59,12 +59,25 @@ class Instance:
         self.mutex = threading.RLock()  # one mount or unmount at a time
 
 
+_instances: weakref.WeakValueDictionary[int, Instance] = weakref.WeakValueDictionary()
+_instances_lock = threading.Lock()
+
+
+def instance_of(device: Device) -> Instance:
+    """The one for that device, as long as anybody uses it."""
+    with _instances_lock:
+        instance = _instances.get(id(device))
+        if instance is None:
+            instance = _instances[id(device)] = Instance(device, device.tag)
+        return instance
+
+
 class Instances:
     """The devices of one guest."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._by_device: weakref.WeakKeyDictionary[Device, Instance] = weakref.WeakKeyDictionary()
+        self._by_device: dict[Device, Instance] = {}
 
     def add(self, device: Device, tag: str | None = None) -> Instance:
         """virtio_fs_add_instance. A device without a tag of its own can be given one, as front ends do.
@@ -80,7 +93,8 @@ class Instances:
                 return known
             if name and any(other.tag == name for other in self._by_device.values()):
                 raise OSError(EEXIST, f"another device has the tag {name!r}")
-            instance = self._by_device[device] = Instance(device, name)
+            instance = self._by_device[device] = instance_of(device)
+            instance.tag = name
             return instance
 
     def find(self, tag: str) -> Instance:

@@ -72,6 +72,9 @@ cdef extern from "<fcntl.h>" nogil:
     int open_by_handle_at(int mount_fd, file_handle *handle, int flags)
     int openat(int dirfd, const char *path, int flags, ...)
     int fallocate(int fd, int mode, int64_t offset, int64_t length)
+    unsigned int FALLOC_FL_KEEP_SIZE
+    unsigned int FALLOC_FL_PUNCH_HOLE
+    unsigned int FALLOC_FL_ZERO_RANGE
     int AT_FDCWD
     int AT_EMPTY_PATH
     int AT_SYMLINK_NOFOLLOW

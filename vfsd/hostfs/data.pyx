@@ -26,6 +26,9 @@ __all__ = ("install",)
 # demand the host's alignment, O_NOATIME the owner's rights.
 cdef int OPEN_FLAGS = h.O_ACCMODE | h.O_TRUNC | h.O_SYNC | h.O_DSYNC
 
+# What fuse_file_fallocate() lets through; the others would move data under the guest's page cache.
+cdef uint32_t FALLOCATE_MODES = h.FALLOC_FL_KEEP_SIZE | h.FALLOC_FL_PUNCH_HOLE | h.FALLOC_FL_ZERO_RANGE
+
 ctypedef ssize_t (*transfer_t)(int fd, const h.iovec *iov, int n, int64_t offset) noexcept nogil
 
 
@@ -286,6 +289,8 @@ cdef int op_fallocate(void *fs, request_t *r) noexcept nogil:
     memset(&arg, 0, sizeof(arg))
     if span_read(&r.body, &arg, sizeof(arg)) < 0:
         return -EINVAL
+    if arg.mode & ~FALLOCATE_MODES:
+        return -EOPNOTSUPP
     index = handle_get(t, arg.fh, &fd)
     if index < 0:
         return <int>index

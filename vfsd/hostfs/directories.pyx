@@ -5,6 +5,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset, strlen
 
 from vfsd cimport _wire as w
+from vfsd._wire cimport FUSE_ROOT_ID
 from vfsd.fuse.dispatch cimport Dispatch, request_t, span_limit, span_read, span_write
 from vfsd.hostfs cimport _host as h
 from vfsd.hostfs._caller cimport place_get, place_put, place_t, reopen
@@ -82,6 +83,8 @@ cdef bint add_record(tables_t *t, request_t *r, int parent, const h.linux_dirent
         add_entry(t, r, parent, name, fresh)
         r.reply_bytes += sizeof(w.fuse_entry_out)
     out.ino = entry.d_ino
+    if r.header.nodeid == FUSE_ROOT_ID and is_dot(name):
+        out.ino = t.inodes[FUSE_ROOT_ID].ino  # what lies above the share is nobody's business
     out.off = entry.d_off
     out.namelen = n
     out.type = entry.d_type
