@@ -281,6 +281,26 @@ def test_fallocate(guest: Guest, share: Path) -> None:
         guest.fallocate(nodeid, reader, 0, 4096)
 
 
+@pytest.mark.parametrize("mode", [0x4, 0x8, 0x20, 0x40, 0x80000000])
+def test_fallocate_takes_only_the_modes_linux_lets_through(guest: Guest, share: Path, mode: int) -> None:
+    content = bytes(range(256)) * 64
+    (share / "f").write_bytes(content)
+    nodeid = guest.lookup(ROOT, b"f").nodeid
+    with refused(EOPNOTSUPP):
+        guest.fallocate(nodeid, guest.open(nodeid, os.O_RDWR), 0, 4096, mode)
+    assert (share / "f").read_bytes() == content
+
+
+@pytest.mark.parametrize("plus", [False, True])
+def test_the_root_has_nothing_above_it(guest: Guest, share: Path, plus: bool) -> None:
+    (share / "d").mkdir()
+    inodes = {entry.name: entry.ino for entry in guest.readdir(ROOT, guest.opendir(ROOT), plus=plus)}
+    assert inodes[b".."] == inodes[b"."] == share.stat().st_ino
+    below = guest.lookup(ROOT, b"d").nodeid
+    inodes = {entry.name: entry.ino for entry in guest.readdir(below, guest.opendir(below), plus=plus)}
+    assert inodes[b".."] == share.stat().st_ino
+
+
 def test_lseek(guest: Guest, share: Path) -> None:
     entry, fh = guest.create(ROOT, b"f")
     nodeid = entry.nodeid
