@@ -1,4 +1,4 @@
-# Targets: build run test check wheel clean. Each installs what it needs and reads no input.
+# Targets: build run test bench check wheel clean. Each installs what it needs and reads no input.
 # PYTHON names the interpreter to build for, PYTEST_ARGS what to pass to pytest.
 
 PYTHON ?= python3
@@ -9,12 +9,12 @@ venv := .venv
 python := $(venv)/bin/python
 pip := $(venv)/bin/pip --quiet --disable-pip-version-check --no-input
 # Compiled from; a change of a .py file needs no new build.
-sources := $(shell find vfsd -name '*.pyx' -o -name '*.pxd' -o -name '*.h') setup.py pyproject.toml
-stubs := $(shell find vfsd -name '*.pyi')
+sources := $(shell find vfsd bench -name '*.pyx' -o -name '*.px[di]' -o -name '*.h') setup.py pyproject.toml
+stubs := $(shell find vfsd bench -name '*.pyi')
 modules := $(subst /,.,$(stubs:.pyi=))
 empty := </dev/null
 
-.PHONY: build run test check wheel clean lint types stubs warnings
+.PHONY: build run test bench check wheel clean lint types stubs warnings
 .DELETE_ON_ERROR:
 
 build: $(venv)/built
@@ -41,6 +41,11 @@ test: build
 	-tools/ensure-packages guest
 	$(python) -m pytest $(PYTEST_ARGS) $(empty)
 
+# The quick profile: vfsd, the peers that are installed, and bare system calls; minutes.
+bench: build
+	-tools/ensure-packages guest
+	$(venv)/bin/vfsd bench --profile quick --json build/bench.json --html build/bench.html $(empty)
+
 check: lint types stubs warnings
 
 lint: $(venv)/tools
@@ -48,6 +53,7 @@ lint: $(venv)/tools
 
 types: $(venv)/tools
 	$(venv)/bin/mypy --strict
+	$(venv)/bin/mypy --strict bench
 	MYPYPATH=tools:tests/guest $(venv)/bin/mypy --strict --explicit-package-bases \
 	    tools/guests tools/*.py tests/guest tests/package
 
@@ -61,7 +67,7 @@ warnings: $(venv)/werror
 $(venv)/werror: $(venv)/tools $(sources)
 	rm -rf build/werror
 	mkdir -p build/werror
-	cp -r vfsd setup.py pyproject.toml $(wildcard README.md) build/werror
+	cp -r vfsd bench setup.py pyproject.toml $(wildcard README.md) build/werror
 	find build/werror '(' -name '*.c' -o -name '*.so' ')' -delete
 	cd build/werror && VFSD_WERROR=1 ../../$(python) setup.py --quiet build_ext $(empty)
 	touch $@
@@ -72,5 +78,5 @@ wheel: $(venv)/tools
 
 clean:
 	rm -rf $(venv) build dist .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find vfsd tools tests -name __pycache__ -prune -exec rm -rf {} +
-	find vfsd '(' -name '*.so' -o -name '*.c' ')' -delete
+	find vfsd bench tools tests -name __pycache__ -prune -exec rm -rf {} +
+	find vfsd bench '(' -name '*.so' -o -name '*.c' ')' -delete

@@ -28,11 +28,16 @@ if WERROR:
     Cython.Compiler.Options.warning_errors = True
 
 
+# Folders of sources, and the packages they are (pyproject.toml has the same).
+PACKAGES = {"vfsd": "vfsd", "bench": "vfsd_bench"}
+
+
 def extension(path: Path) -> Extension:
+    folder, *rest = path.with_suffix("").parts
     return Extension(
-        ".".join(path.with_suffix("").parts),
+        ".".join([PACKAGES[folder], *rest]),
         [str(path)],
-        include_dirs=["vfsd"],
+        include_dirs=["vfsd", "bench"],
         define_macros=[("_GNU_SOURCE", "1")],
         extra_compile_args=cflags,
         extra_link_args=ldflags,
@@ -41,7 +46,7 @@ def extension(path: Path) -> Extension:
 
 setup(
     ext_modules=cythonize(
-        [extension(path) for path in sorted(Path("vfsd").rglob("*.pyx"))],
+        [extension(path) for folder in PACKAGES for path in sorted(Path(folder).rglob("*.pyx"))],
         nthreads=os.cpu_count() or 1,
         compiler_directives={
             "language_level": 3,

@@ -51,9 +51,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
         if (ROOT / name).exists():
             shutil.copy(ROOT / name, source)
-    shutil.copytree(
-        ROOT / "vfsd", source / "vfsd", ignore=shutil.ignore_patterns("*.so", "*.c", "__pycache__")
-    )
+    built = shutil.ignore_patterns("*.so", "*.c", "__pycache__")
+    for name in ("vfsd", "bench"):
+        shutil.copytree(ROOT / name, source / name, ignore=built)
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", work / "dist", cwd=source)
     wheels = list((work / "dist").glob("*.whl"))
     assert len(wheels) == 1

@@ -12,7 +12,7 @@ import click
 from vfsd import __version__
 from vfsd.errors import ConfigError
 
-COMMANDS = ("guest", "mount", "serve")  # each in the module of its name
+COMMANDS = ("bench", "guest", "mount", "serve")  # each in the module of its name
 
 EXIT_USAGE = 2
 EXIT_BUG = 70

@@ -1,0 +1,161 @@
+"""`vfsd bench`: from the operator's words to a report."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from vfsd.errors import ConfigError
+
+from . import levels, page, profiles, reportfile, runner, terminal
+from .daemons import Pinning, Target, found_targets, parse_target
+from .fixture import Tree
+from .levels.place import Place
+from .model import FLOOR, Report
+from .profiles import Profile
+
+EXIT_FAILED = 1
+PIPE_WIDTH = 200
+
+
+@dataclass(frozen=True)
+class Words:
+    """What the operator asked for, unchecked. Empty or None where nothing was said."""
+
+    profile: str
+    daemons: Sequence[str]
+    found: bool
+    levels: Sequence[str]
+    only: str | None
+    rounds: int | None
+    seconds: float | None
+    patience: float
+    memory_dir: str
+    disk_dir: str
+    json: str | None
+    html: str | None
+
+
+def choose_targets(words: Words) -> list[Target]:
+    """Those found and those given; a given one takes the place of a found one of its name."""
+    given = [parse_target(text) for text in words.daemons]
+    names = [target.name for target in given]
+    if len(set(names)) < len(names):
+        raise ConfigError("--daemon", f"{max(names, key=names.count)!r} is given twice; use different names")
+    found = [target for target in found_targets() if target.name not in names] if words.found else []
+    if not found and not given:
+        raise ConfigError("--daemon", "there is none to measure; give one, or leave out --no-found")
+    return found + given
+
+
+def choose_profile(words: Words) -> Profile:
+    profile = profiles.find(words.profile)
+    if words.rounds is not None:
+        profile = profiles.with_(profile, rounds=words.rounds)
+    if words.seconds is not None:
+        profile = profiles.with_(profile, seconds=words.seconds, warm=words.seconds / 3)
+    return profile
+
+
+def check_outputs(words: Words) -> None:
+    """Before minutes of work: can the results be written?"""
+    for option, path in (("--json", words.json), ("--html", words.html)):
+        parent = os.path.dirname(path or "") or "."
+        if path is not None and not (os.path.isdir(parent) and os.access(parent, os.W_OK)):
+            raise ConfigError(option, f"{path} can't be written; make the directory, or name another")
+
+
+@contextmanager
+def trees(words: Words, profile: Profile) -> Iterator[tuple[dict[str, Tree], dict[str, str]]]:
+    """The directories to serve, by backing, and why there is none."""
+    made: dict[str, Tree] = {}
+    missing: dict[str, str] = {}
+    try:
+        for backing, where in (("memory", words.memory_dir), ("disk", words.disk_dir)):
+            try:
+                base = Path(tempfile.mkdtemp(prefix="vfsd-bench-", dir=where))
+                base.chmod(0o755)
+                made[backing] = Tree(base, profile.big, profile.large, profile.known)
+                made[backing].own(FLOOR)
+            except OSError as problem:
+                missing[backing] = f"{where}: {problem.strerror}"
+                if backing in made:
+                    made.pop(backing).remove()
+        yield made, missing
+    finally:
+        for tree in made.values():
+            tree.remove()
+
+
+def make_console() -> Console:
+    """As wide as the terminal; what is piped into a file is not cut to a terminal's width."""
+    console = Console()
+    return console if console.is_terminal else Console(width=PIPE_WIDTH)
+
+
+def run(words: Words) -> int:
+    """Measure, print, write. The exit status. ConfigError."""
+    logging.getLogger("vfsd.guest").setLevel(logging.CRITICAL)  # it would tell of each daemon's end
+    profile, targets = choose_profile(words), choose_targets(words)
+    check_outputs(words)
+    try:
+        only = re.compile(words.only or "")
+    except re.error as problem:
+        raise ConfigError("--only", f"{words.only!r} is no regular expression: {problem}") from problem
+    console = make_console()
+    pinning = Pinning.here()
+    with trees(words, profile) as (made, missing), pinning.use(pinning.front):
+        place = Place(profile, made, missing, pinning, words.patience)
+        report = runner.new_report(place)
+        with terminal.Shown(console) as progress:
+            for name in words.levels or levels.NAMES:
+                measure_level(name, place, targets, only, report, progress)
+    if not (report.results or report.blocking or report.caching or report.skipped or words.only is None):
+        raise ConfigError(
+            "--only", f"there is no cell like {words.only!r}; --json of a short run has the names"
+        )
+    terminal.report(console, report)
+    write(words, report)
+    return EXIT_FAILED if failed(report) else 0
+
+
+def measure_level(
+    name: str, place: Place, targets: list[Target], only: re.Pattern[str], report: Report,
+    progress: terminal.Shown,
+) -> None:  # fmt: skip
+    if name not in levels.NAMES:
+        raise ConfigError("--level", f"{name!r} is unknown; use {', '.join(levels.NAMES)}")
+    level = levels.make(name, place)
+    why = level.missing()
+    if why is not None:
+        report.skipped.append({"level": name, "reason": why})
+        return
+    cells = [cell for cell in level.cells(place.profile) if only.search(cell.id)]
+    errands = [errand for errand in level.errands(place.profile) if only.search(errand.id)]
+    runner.Run(place, targets, level, cells, errands, report, progress).all()
+
+
+def failed(report: Report) -> bool:
+    """Whether any daemon failed anywhere."""
+    return any(one.failures for one in report.contestants)
+
+
+def write(words: Words, report: Report) -> None:
+    if words.json:
+        reportfile.write(report, Path(words.json))
+    if words.html:
+        Path(words.html).write_text(page.page(report))
+
+
+def compare(old: str, new: str) -> int:
+    """`vfsd bench compare`. 1: something has become slower, or fails now. ConfigError."""
+    then, now = reportfile.read("OLD", Path(old)), reportfile.read("NEW", Path(new))
+    return EXIT_FAILED if terminal.comparison(make_console(), then, now) else 0

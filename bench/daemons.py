@@ -1,0 +1,346 @@
+"""The daemons under test: which there are, how each is started, and what a running one uses."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vfsd.errors import ConfigError
+
+from .model import Failed, NotOffered, Setting
+
+C_DAEMON = "/usr/lib/qemu/virtiofsd"
+RUST_PLACES = ("/usr/libexec/virtiofsd", "/usr/lib/virtiofsd")
+RUST_VARIABLE = "VFSD_PEER_RUST"
+LISTENING = "00010000"  # __SO_ACCEPTCON, the flags column of /proc/net/unix
+SAID_MAX = 65536  # bytes of standard error that are kept
+END_S = 5.0
+
+
+def vfsd_command(setting: Setting) -> list[str]:
+    """`vfsd serve`, by the interpreter that runs this."""
+    modes = {"none": "never", "auto": "auto", "always": "always"}
+    if setting.cache not in modes:
+        raise NotOffered(f"vfsd has no cache mode {setting.cache}")
+    if setting.writeback:
+        raise NotOffered("vfsd has no writeback option")
+    return [
+        *(sys.executable, "-m", "vfsd", "serve", "--socket", "{socket}", "--shared-dir", "{dir}"),
+        *("--cache", modes[setting.cache]),
+        *(["--xattr"] if setting.xattr else []),
+    ]
+
+
+def c_command(setting: Setting) -> list[str]:
+    """The C virtiofsd of QEMU up to 7.2. Of its two sandboxes chroot is the lighter one."""
+    if setting.cache == "metadata":
+        raise NotOffered("the C daemon has no cache mode metadata")
+    options = [f"cache={setting.cache}", "xattr" if setting.xattr else "no_xattr"]
+    options.append("writeback" if setting.writeback else "no_writeback")
+    return [
+        *(C_DAEMON, "-f", "--socket-path={socket}", "-o", "source={dir}", "-o", "sandbox=chroot"),
+        *(word for option in options for word in ("-o", option)),
+    ]
+
+
+def rust_command(program: Sequence[str], handles: str | None, setting: Setting) -> list[str]:
+    """The Rust virtiofsd. handles: --inode-file-handles, whose default changed with 1.14."""
+    mode = {"none": "never"}.get(setting.cache, setting.cache)
+    return [
+        *(*program, "--socket-path", "{socket}", "--shared-dir", "{dir}"),
+        *("--sandbox", "none", "--seccomp", "none", "--cache", mode),
+        *([f"--inode-file-handles={handles}"] if handles else []),
+        *(["--xattr"] if setting.xattr else []),
+        *(["--writeback"] if setting.writeback else []),
+    ]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A daemon to measure. kind: vfsd, c, rust, or given, with the operator's `words`.
+
+    handles: see rust_command.
+    """
+
+    name: str
+    kind: str
+    words: tuple[str, ...] = ()
+    handles: str | None = None
+
+    def command(self, setting: Setting, socket: Path, directory: Path) -> list[str]:
+        """What to run. NotOffered: it has no such setting."""
+        if self.kind in ("c", "rust") and setting.queues > 1:
+            raise NotOffered("has one request queue")
+        if self.kind == "vfsd":
+            words = vfsd_command(setting)
+        elif self.kind == "c":
+            words = c_command(setting)
+        elif self.kind == "rust":
+            words = rust_command(self.words, self.handles, setting)
+        else:
+            words = self.given(setting)
+        return [word.replace("{socket}", str(socket)).replace("{dir}", str(directory)) for word in words]
+
+    def given(self, setting: Setting) -> list[str]:
+        text = " ".join(self.words)
+        if setting.cache != "auto" and "{cache}" not in text:
+            raise NotOffered("its command has no {cache}: measured as it is given, in the tables of auto")
+        if setting.writeback:
+            raise NotOffered("its command is as it is given: not measured with writeback on")
+        return [word.replace("{cache}", setting.cache) for word in self.words]
+
+    def version(self) -> str:
+        """The first line that --version says."""
+        if self.kind == "vfsd":
+            words = [sys.executable, "-m", "vfsd"]
+        elif self.kind == "c":
+            words = [C_DAEMON]
+        else:
+            words = list(self.words[: self._program()])
+        try:
+            done = subprocess.run(
+                [*words, "--version"], capture_output=True, text=True, timeout=END_S, stdin=subprocess.DEVNULL
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return "unknown"
+        lines = (done.stdout or done.stderr).strip().splitlines()
+        return lines[0][:120] if lines and done.returncode == 0 else "unknown"
+
+    def _program(self) -> int:
+        """How many of the words name the program."""
+        if self.kind == "rust":
+            return len(self.words)
+        for at, word in enumerate(self.words):
+            if word.startswith("-") or "{" in word:
+                return max(1, at)
+        return len(self.words)
+
+
+def parse_target(text: str) -> Target:
+    """NAME=COMMAND. ConfigError."""
+    name, _, command = text.partition("=")
+    words = shlex.split(command)
+    if not name or not words:
+        raise ConfigError(
+            "--daemon", f"{text!r} is not NAME=COMMAND; write for instance x='xd {{socket}} {{dir}}'"
+        )
+    for part in ("{socket}", "{dir}"):
+        if part not in command:
+            raise ConfigError("--daemon", f"the command of {name} has no {part}; put it where the path goes")
+    if name == "floor" or not name.replace("-", "").replace(".", "").replace("_", "").isalnum():
+        raise ConfigError("--daemon", f"{name!r} can't be a name; use letters, digits, '-', '_' and '.'")
+    return Target(name, "given", tuple(words))
+
+
+def found_targets() -> list[Target]:
+    """vfsd, and the peers that are installed."""
+    found = [Target("vfsd", "vfsd")]
+    if os.access(C_DAEMON, os.X_OK) and os.geteuid() == 0:  # it wants to be root
+        found.append(Target("c", "c"))
+    given = os.environ.get(RUST_VARIABLE)
+    paths = [shutil.which("virtiofsd"), *(path for path in RUST_PLACES if os.access(path, os.X_OK))]
+    installed = [path for path in paths if path]
+    words = tuple(shlex.split(given)) if given else tuple(installed[:1])
+    if words:
+        rust = Target("rust", "rust", words)
+        found.append(rust)
+        # From 1.14 on the default opens every inode by handle, which is slower and holds fewer
+        # descriptors: both ways are shown.
+        if version_numbers(rust.version()) >= (1, 14):
+            found.append(Target("rust-nohandles", "rust", words, "never"))
+    return found
+
+
+def version_numbers(text: str) -> tuple[int, ...]:
+    for word in text.split():
+        parts = word.split(".")
+        if len(parts) > 1 and all(part.isdigit() for part in parts):
+            return tuple(int(part) for part in parts)
+    return ()
+
+
+@dataclass(frozen=True)
+class Pinning:
+    """CPUs for the daemons and for what drives them; empty when there is only one."""
+
+    daemon: frozenset[int]
+    front: frozenset[int]
+
+    @classmethod
+    def here(cls) -> Pinning:
+        cpus = sorted(os.sched_getaffinity(0))
+        if len(cpus) < 2:
+            return cls(frozenset(), frozenset())
+        half = len(cpus) // 2
+        return cls(frozenset(cpus[:half]), frozenset(cpus[half:]))
+
+    @contextlib.contextmanager
+    def use(self, cpus: frozenset[int]) -> Iterator[None]:
+        """This thread, and what it starts, on these CPUs only."""
+        before = os.sched_getaffinity(0)
+        if cpus:
+            os.sched_setaffinity(0, cpus)
+        try:
+            yield
+        finally:
+            os.sched_setaffinity(0, before)
+
+
+class Running:
+    """A daemon's process. argv: exactly what runs. socket: where it listens.
+
+    Raises Failed when it does not come to listen.
+    """
+
+    def __init__(
+        self, target: Target, setting: Setting, directory: Path, pinning: Pinning, ready: float
+    ) -> None:
+        # Not below the served directory, whose path may be long: a socket's has at most 107 bytes.
+        self._place = Path(tempfile.mkdtemp(prefix="vfsd-bench-"))
+        self.socket = self._place / "socket"
+        self.target = target
+        self._said = bytearray()
+        self._threads: dict[int, str] = {}
+        try:
+            self.argv = target.command(setting, self.socket, directory)
+        except NotOffered:
+            shutil.rmtree(self._place)
+            raise
+        began = time.perf_counter()
+        try:
+            with pinning.use(pinning.daemon):
+                self._process = subprocess.Popen(
+                    self.argv,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+        except OSError as problem:
+            shutil.rmtree(self._place)
+            raise Failed(f"can't be run: {problem.strerror}") from problem
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        try:
+            self.listening = self._wait(began, ready)
+        except BaseException:
+            self.end()
+            raise
+
+    def _read(self) -> None:
+        """Always, so that it never waits for us."""
+        assert self._process.stdout is not None
+        with self._process.stdout as stream:
+            while data := os.read(stream.fileno(), 4096):
+                self._said += data
+                del self._said[:-SAID_MAX]
+
+    def _wait(self, began: float, ready: float) -> float:
+        """Seconds from exec until it listens, to a millisecond. Nobody connects meanwhile."""
+        path = str(self.socket)
+        while True:
+            for line in Path("/proc/net/unix").read_text().splitlines():
+                words = line.split(None, 7)
+                if len(words) == 8 and words[7] == path and words[3] == LISTENING:
+                    return time.perf_counter() - began
+            self.expect_alive("before it listened")
+            if time.perf_counter() - began > ready:
+                raise Failed(f"did not listen within {ready:g} s{self.last_words()}")
+            time.sleep(0.001)
+
+    def last_words(self) -> str:
+        """The last line it said, for a message."""
+        lines = self._said.decode(errors="replace").strip().splitlines()
+        return f": {lines[-1][-160:]}" if lines else ""
+
+    def expect_alive(self, when: str) -> None:
+        """Failed: it has ended."""
+        status = self._process.poll()
+        if status is None:
+            return
+        self._reader.join(1)
+        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        raise Failed(f"{how} {when}{self.last_words()}")
+
+    def processes(self) -> list[int]:
+        """The daemon and its descendants."""
+        found, todo = [], [self._process.pid]
+        while todo:
+            pid = todo.pop()
+            found.append(pid)
+            for task in tasks(pid):
+                with contextlib.suppress(OSError):
+                    todo += map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split())
+        return found
+
+    def threads(self) -> dict[int, str]:
+        """Thread ids and names, of all its processes."""
+        found = {}
+        for pid in self.processes():
+            for task in tasks(pid):
+                with contextlib.suppress(OSError):
+                    found[task] = Path(f"/proc/{pid}/task/{task}/comm").read_text().strip()
+        return found
+
+    def expect_threads(self) -> None:
+        """The first time: note which there are. Later: Failed when one of them has died."""
+        now = self.threads()
+        if not self._threads:
+            self._threads = now
+        lost = sorted({name for task, name in self._threads.items() if task not in now})
+        if lost:
+            raise Failed(f"its threads {', '.join(lost)} died")
+
+    def cpu(self) -> float:
+        """Seconds of CPU its threads that live have used, of all its processes."""
+        total = 0
+        for pid in self.processes():
+            for task in tasks(pid):
+                with contextlib.suppress(OSError):
+                    total += int(Path(f"/proc/{pid}/task/{task}/schedstat").read_text().split()[0])
+        return total / 1e9
+
+    def resident(self) -> int:
+        """Bytes of resident memory of all its processes, without shared memory: the guest's is."""
+        total = 0
+        for pid in self.processes():
+            with contextlib.suppress(OSError):
+                for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+                    if line.startswith(("RssAnon", "RssFile")):
+                        total += int(line.split()[1]) * 1024
+        return total
+
+    def kill(self) -> None:
+        """At once."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def end(self) -> None:
+        """SIGTERM, and SIGKILL to what is left of it."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(END_S)
+        self.kill()
+        self._reader.join(1)
+        shutil.rmtree(self._place, ignore_errors=True)
+
+
+def tasks(pid: int) -> list[int]:
+    """The thread ids of a process; none when it has gone."""
+    try:
+        return [int(name) for name in os.listdir(f"/proc/{pid}/task")]
+    except OSError:
+        return []

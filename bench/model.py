@@ -1,0 +1,249 @@
+"""What is measured, and what comes out: the types that every level shares."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from .daemons import Running, Target
+    from .histogram import Histogram
+    from .profiles import Profile
+
+FLOOR = "floor"  # the column of bare system calls
+
+
+class Failed(Exception):
+    """A daemon did not do what it must: its column says so."""
+
+
+class NotOffered(Exception):
+    """A daemon does not have what a measurement is of; nobody's fault, and no figure."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a daemon is started with and how it is driven.
+
+    backing: memory or disk. cache: none, auto, always, metadata. completions: poll or event, how
+    the front end learns of replies. queue_size: elements of each queue.
+    """
+
+    level: str = "wire"
+    backing: str = "memory"
+    cache: str = "auto"
+    completions: str = "poll"
+    queues: int = 1
+    queue_size: int = 1024
+    xattr: bool = False
+    writeback: bool = False
+
+    @property
+    def id(self) -> str:
+        """Short, for people and as a key."""
+        on = [name for name in ("xattr", "writeback") if getattr(self, name)]
+        queues = f"{self.queues}x{self.queue_size}"
+        return " ".join([self.level, self.completions, queues, self.backing, f"cache={self.cache}", *on])
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure of the table, for each daemon. depth: operations under way at a time."""
+
+    setting: Setting
+    workload: str
+    depth: int = 1
+
+    @property
+    def id(self) -> str:
+        return f"{self.setting.id} | {self.workload} | qd {self.depth}"
+
+
+@dataclass
+class Sample:
+    """One run of a cell. Times in seconds, latencies in nanoseconds."""
+
+    ops: int
+    elapsed: float
+    bytes: int = 0
+    requests: int = 0
+    kicks: int = 0
+    calls: int = 0
+    daemon_cpu: float = 0.0
+    foreign: float = 0.0  # share of the CPUs' time that others used meanwhile
+    p50: float = 0.0
+    p99: float = 0.0
+    p999: float = 0.0
+    max: float = 0.0
+    steps: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def latencies(self, found: Histogram) -> None:
+        """Set the percentiles."""
+        self.p50, self.p99, self.p999 = (found.percentile(q) for q in (50, 99, 99.9))
+        self.max = float(found.largest)
+
+
+@dataclass
+class Result:
+    """All of one daemon, or the floor, in one cell.
+
+    failed: why it is FAILED. missing: why there is nothing to show, though nobody failed.
+    """
+
+    cell: Cell
+    who: str
+    samples: list[Sample] = field(default_factory=list)
+    failed: str | None = None
+    missing: str | None = None
+
+
+@dataclass
+class Blocking:
+    """Head-of-line blocking: getattr on a queue while something slow is under way on it.
+
+    slow: seconds the slow request took. Latencies in nanoseconds; alone: p99 with nothing else.
+    """
+
+    setting: str
+    what: str
+    who: str
+    slow: float = 0.0
+    alone_p99: float = 0.0
+    p50: float = 0.0
+    p99: float = 0.0
+    max: float = 0.0
+    ops: int = 0
+    failed: str | None = None
+    missing: str | None = None
+
+
+@dataclass
+class Caching:
+    """What a daemon lets a guest keep, in one cache mode, as its replies say. Times in seconds.
+
+    *_shown: how long after a change on the host a new request sees it, measured; a guest that
+    caches may show the old state for the time-out more.
+    """
+
+    cache: str
+    who: str
+    entry: float = 0.0
+    attr: float = 0.0
+    negative: float = 0.0
+    keep_cache: bool = False
+    direct_io: bool = False
+    cache_dir: bool = False
+    no_flush: bool = False
+    readdirplus: bool = False
+    writeback: bool = False
+    attr_shown: float = 0.0
+    data_shown: float = 0.0
+    failed: str | None = None
+    missing: str | None = None
+
+
+@dataclass
+class Start:
+    """One start of a daemon. Seconds; memory in bytes, guest memory not counted.
+
+    listening: from exec until it listens. resident: with one guest and nothing looked up.
+    """
+
+    setting: str
+    listening: float
+    resident: int = 0
+
+
+@dataclass
+class Inodes:
+    """Memory for inodes a guest knows. Bytes for `count` of them."""
+
+    count: int
+    resident: int
+
+
+@dataclass
+class Contestant:
+    """A daemon and all that is not in a cell. commands: by setting, exactly what was run."""
+
+    name: str
+    version: str = ""
+    commands: dict[str, list[str]] = field(default_factory=dict)
+    starts: list[Start] = field(default_factory=list)
+    inodes: list[Inodes] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Report:
+    """Everything a run has found; docs/bench.md describes it as JSON."""
+
+    made: str
+    command: list[str]
+    profile: str
+    rounds: int
+    seconds: float
+    machine: dict[str, str]
+    contestants: list[Contestant] = field(default_factory=list)
+    results: list[Result] = field(default_factory=list)
+    blocking: list[Blocking] = field(default_factory=list)
+    caching: list[Caching] = field(default_factory=list)
+    skipped: list[dict[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {"format": 1, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class Errand:
+    """A measurement outside of the table. what: inodes, caching, or a kind of blocking."""
+
+    what: str
+    setting: Setting
+
+    @property
+    def id(self) -> str:
+        return f"{self.setting.id} | {self.what}"
+
+
+class Session(Protocol):
+    """A daemon that has been started, with what drives it."""
+
+    def run(self, cell: Cell, seconds: float, warm: float) -> Sample:
+        """Measure. Failed, NotOffered."""
+
+    def inodes(self) -> Inodes:
+        """What it takes to know many inodes. Failed, NotOffered."""
+
+    def blocking(self, what: str) -> Blocking:
+        """Measure getattr beside a slow request. Failed, NotOffered."""
+
+    def caching(self) -> Caching:
+        """What it lets a guest keep. Failed, NotOffered."""
+
+
+class Level(Protocol):
+    """Where daemons are driven from: the wire, a mount, a guest."""
+
+    name: str
+
+    def missing(self) -> str | None:
+        """Why this level can't be had here; None when it can."""
+
+    def cells(self, profile: Profile) -> list[Cell]:
+        """What a profile measures here."""
+
+    def around(self, errand: Errand, target: Target) -> AbstractContextManager[None]:
+        """What has to be there before a daemon is started for an errand. NotOffered."""
+
+    def errands(self, profile: Profile) -> list[Errand]:
+        """What is measured once for each daemon, and not in cells."""
+
+    def session(self, target: Target, running: Running, setting: Setting) -> AbstractContextManager[Session]:
+        """Drive a daemon that listens. Failed: it can't be."""
+
+    def floor(self, cell: Cell, seconds: float, warm: float) -> Sample:
+        """The same work as bare system calls. NotOffered: there is no such thing."""

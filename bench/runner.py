@@ -1,0 +1,258 @@
+"""Runs everything: fresh daemons in turn, A B C A B C, each cell as often as the profile has rounds."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from itertools import groupby
+from typing import Protocol
+
+from .daemons import Running, Target
+from .fixture import file_system
+from .levels.place import Place
+from .machine import facts
+from .model import (
+    FLOOR,
+    Blocking,
+    Caching,
+    Cell,
+    Contestant,
+    Errand,
+    Failed,
+    Level,
+    NotOffered,
+    Report,
+    Result,
+    Session,
+    Setting,
+    Start,
+)  # fmt: skip
+
+CHUNK = 12  # cells from one start of a daemon
+STRIKES = 2  # starts in a row that come to nothing, after which a daemon is out
+
+
+class Progress(Protocol):
+    """Told what is going on. total: how many steps there will be."""
+
+    def begin(self, total: int) -> None: ...
+    def step(self, text: str) -> None: ...
+
+
+class Silent:
+    """Nobody looks."""
+
+    def begin(self, total: int) -> None: ...
+    def step(self, text: str) -> None: ...
+
+
+def chunks(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """Parts of one setting each, and not long."""
+    found = []
+    for _, group in groupby(cells, key=lambda cell: cell.setting):
+        part = list(group)
+        found += [part[at : at + CHUNK] for at in range(0, len(part), CHUNK)]
+    return found
+
+
+class Entrant:
+    """A target in the course of a run."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.shown = Contestant(target.name, target.version())
+        self.strikes = 0
+        self.out: str | None = None
+
+    def fail(self, why: str, where: str) -> None:
+        """Once for each reason: the same one mostly strikes everywhere."""
+        if not any(text.endswith(why) for text in self.shown.failures):
+            self.shown.failures.append(f"{where}: {why}")
+
+    def strike(self, why: str) -> None:
+        self.strikes += 1
+        if self.strikes >= STRIKES:
+            self.out = f"given up after {STRIKES} starts in a row: {why}"
+
+
+class Run:
+    """One run of a level. cells, errands: already chosen. What goes wrong is in the report."""
+
+    def __init__(
+        self, place: Place, targets: Sequence[Target], level: Level, cells: Sequence[Cell],
+        errands: Sequence[Errand], report: Report, progress: Progress,
+    ) -> None:  # fmt: skip
+        self.place = place
+        self.level = level
+        self.cells = cells
+        self.errands = errands
+        self.report = report
+        self.progress = progress
+        self.entrants = [Entrant(target) for target in targets]
+        self.results: dict[tuple[Cell, str], Result] = {}
+
+    def all(self) -> None:
+        """Everything."""
+        rounds = self.place.profile.rounds
+        self.progress.begin(
+            rounds * len(self.cells) * (len(self.entrants) + 1) + len(self.errands) * len(self.entrants)
+        )
+        for number in range(rounds):
+            done: set[tuple[str, str]] = set()  # floors of this round
+            for cells in chunks(self.cells):
+                self._chunk(number, cells, done)
+        for errand in self.errands:
+            for entrant in self.entrants:
+                self._errand(entrant, errand)
+        self.report.contestants += [entrant.shown for entrant in self.entrants]
+        self.report.results += list(self.results.values())
+
+    def _result(self, cell: Cell, who: str) -> Result:
+        return self.results.setdefault((cell, who), Result(cell, who))
+
+    def _chunk(self, number: int, cells: list[Cell], done: set[tuple[str, str]]) -> None:
+        """Each daemon, and the floor, in an order that changes from round to round."""
+        turns: list[Entrant | None] = [*self.entrants, None]
+        by = number % len(turns)
+        for entrant in turns[by:] + turns[:by]:
+            if entrant is None:
+                self._floors(cells, done)
+            else:
+                self._cells(entrant, cells)
+
+    def _floors(self, cells: list[Cell], done: set[tuple[str, str]]) -> None:
+        """One thread, whatever the cell's depth: once for each workload and backing is enough."""
+        profile = self.place.profile
+        for cell in cells:
+            self.progress.step(f"{FLOOR}  {cell.id}")
+            key = (cell.workload, cell.setting.backing)
+            if key in done:
+                continue
+            done.add(key)
+            result = self._result(Cell(Setting(backing=cell.setting.backing), cell.workload), FLOOR)
+            try:
+                result.samples.append(self.level.floor(cell, profile.seconds, profile.warm))
+            except NotOffered as problem:
+                result.missing = str(problem)
+
+    def _cells(self, entrant: Entrant, cells: list[Cell]) -> None:
+        """From a fresh start, and from another one after each failure."""
+        todo = list(cells)
+        while todo and entrant.out is None:
+            ready = False
+            try:
+                with self._started(entrant, todo[0].setting) as session:
+                    ready = True
+                    while todo:
+                        self._cell(entrant, session, todo[0])
+                        todo.pop(0)
+            except NotOffered as problem:
+                self._all(entrant, todo, missing=str(problem))
+                return
+            except Failed as problem:
+                if not ready:
+                    entrant.strike(str(problem))
+                    self._all(entrant, todo, failed=str(problem))
+                    return
+                self._fail(entrant, todo.pop(0), str(problem))
+        self._all(entrant, todo, failed=entrant.out)
+
+    def _all(
+        self, entrant: Entrant, cells: list[Cell], failed: str | None = None, missing: str | None = None
+    ) -> None:
+        """What none of these could be measured for."""
+        for cell in cells:
+            self.progress.step(f"{entrant.target.name}  {cell.id}")
+            if failed is not None:
+                self._fail(entrant, cell, failed)
+            else:
+                self._result(cell, entrant.target.name).missing = missing
+
+    def _cell(self, entrant: Entrant, session: Session, cell: Cell) -> None:
+        self.progress.step(f"{entrant.target.name}  {cell.id}")
+        result = self._result(cell, entrant.target.name)
+        if result.failed or result.missing:
+            return
+        profile = self.place.profile
+        try:
+            result.samples.append(session.run(cell, profile.seconds, profile.warm))
+        except NotOffered as problem:
+            result.missing = str(problem)
+        entrant.strikes = 0
+
+    def _fail(self, entrant: Entrant, cell: Cell, why: str) -> None:
+        result = self._result(cell, entrant.target.name)
+        if result.failed is None:
+            result.failed = why
+            result.samples.clear()
+            entrant.fail(why, f"{cell.workload} at depth {cell.depth}, {cell.setting.id}")
+
+    @contextmanager
+    def _started(self, entrant: Entrant, setting: Setting) -> Iterator[Session]:
+        """A fresh daemon with its own directory as it should be. Failed, NotOffered."""
+        target = entrant.target
+        if setting.backing not in self.place.trees:
+            raise NotOffered(self.place.missing[setting.backing])
+        tree = self.place.trees[setting.backing]
+        tree.own(target.name)
+        running = Running(target, setting, tree.base, self.place.pinning, self.place.no_reply)
+        try:
+            entrant.shown.commands[setting.id] = running.argv
+            with self.level.session(target, running, setting) as session:
+                entrant.shown.starts.append(Start(setting.id, running.listening, running.resident()))
+                yield session
+        finally:
+            running.end()
+
+    def _errand(self, entrant: Entrant, errand: Errand) -> None:
+        """What is measured once."""
+        self.progress.step(f"{entrant.target.name}  {errand.what}  {errand.setting.id}")
+        failed = missing = None
+        try:
+            if entrant.out is not None:
+                raise Failed(entrant.out)
+            with self.level.around(errand, entrant.target), self._started(entrant, errand.setting) as session:
+                self._do(entrant, session, errand)
+            return
+        except NotOffered as problem:
+            missing = str(problem)
+        except Failed as problem:
+            failed = str(problem)
+            entrant.fail(failed, errand.what)
+        name, cache = entrant.target.name, errand.setting.cache
+        if errand.what == "caching":
+            self.report.caching.append(
+                Caching(cache, name, writeback=errand.setting.writeback, failed=failed, missing=missing)
+            )
+        elif errand.what != "inodes":
+            self.report.blocking.append(
+                Blocking(errand.setting.id, errand.what, name, failed=failed, missing=missing)
+            )
+        else:
+            self.report.notes.append(f"{name}: memory of inodes: {failed or missing}")
+
+    def _do(self, entrant: Entrant, session: Session, errand: Errand) -> None:
+        if errand.what == "inodes":
+            entrant.shown.inodes.append(session.inodes())
+        elif errand.what == "caching":
+            self.report.caching.append(session.caching())
+        else:
+            self.report.blocking.append(session.blocking(errand.what))
+
+
+def new_report(place: Place) -> Report:
+    """Empty, with the facts."""
+    profile = place.profile
+    report = Report(
+        datetime.now(UTC).isoformat(timespec="seconds"), sys.argv, profile.name, profile.rounds,
+        profile.seconds, facts(),
+    )  # fmt: skip
+    report.machine["entries of the large directory"] = str(profile.large)
+    for backing, tree in place.trees.items():
+        report.machine[f"{backing} files on"] = file_system(tree.base)
+    for who, cpus in (("daemons", place.pinning.daemon), ("front end", place.pinning.front)):
+        report.machine[f"CPUs of the {who}"] = ", ".join(map(str, sorted(cpus))) or "any"
+    report.notes += [f"{backing}: {why}" for backing, why in place.missing.items()]
+    return report

@@ -1,0 +1,210 @@
+"""What is shown on the terminal: progress, tables, comparisons (rich)."""
+
+from __future__ import annotations
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+from rich.text import Text
+
+from .compare import changes, differences
+from .figures import Figure, Row, amount, by_setting, names, times
+from .levels.blocking import TITLES
+from .model import FLOOR, Report, Setting
+
+TITLE_WIDTH = 40
+DAEMON_WIDTH = 46
+BULK = ("read-128k", "write-128k", "read-1m", "write-1m")
+COLOURS = {"faster": "green", "slower": "red", "FAILED": "bold red", "noise": "dim"}
+
+
+class Shown:
+    """A progress bar, drawn between measurements only: a thread that draws would be measured too."""
+
+    def __init__(self, console: Console) -> None:
+        self._bar = Bar(
+            BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"),
+            console=console, auto_refresh=False, transient=True,
+        )  # fmt: skip
+        self._task = self._bar.add_task("", total=None)
+
+    def __enter__(self) -> Shown:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def begin(self, total: int) -> None:
+        self._bar.reset(self._task, total=total)
+
+    def step(self, text: str) -> None:
+        self._bar.update(self._task, advance=1, description=text, refresh=True)
+
+
+def setting_title(setting: Setting) -> str:
+    queues = "1 queue" if setting.queues == 1 else f"{setting.queues} queues"
+    backing = {"memory": "files in memory", "disk": "files on a disk"}.get(setting.backing, setting.backing)
+    how = "polling for replies" if setting.completions == "poll" else "sleeping until called"
+    more = [name for name, on in (("xattr", setting.xattr), ("writeback", setting.writeback)) if on]
+    parts = [
+        setting.level,
+        how,
+        f"{queues} of {setting.queue_size}",
+        backing,
+        f"cache={setting.cache}",
+        *more,
+    ]
+    return " · ".join(parts)
+
+
+def figure_cells(row: Row, who: str, first: str, wide: bool) -> list[Text]:
+    """Under headings()."""
+    found, result = row.figures.get(who), row.results.get(who)
+    if found is None:
+        failed = result is not None and result.failed is not None
+        shown = Text("FAILED", style="bold red") if failed else Text("-", style="dim")
+        return [shown, *[Text("")] * (len(headings(who, first, wide)) - 1)]
+    cells = [Text(value(found, row, wide)), Text(times(row.ratio(who, FLOOR)), style="dim")]
+    if wide:
+        cells += [Text(amount(found.p99)), Text(amount(found.cpu))]
+    if who != first:
+        ratio = row.ratio(first, who)
+        cells.append(Text(times(ratio), style="" if ratio is None else "green" if ratio < 1 else "red"))
+    return cells
+
+
+def headings(who: str, first: str, wide: bool) -> list[str]:
+    """A daemon's columns: time, times the floor, p99, CPU, and the first daemon's time by its."""
+    return [who, "x floor", *(("p99", "cpu") if wide else ()), *(() if who == first else (f"{first}/{who}",))]
+
+
+def value(found: Figure, row: Row, wide: bool) -> str:
+    """Time for one, and the throughput where that says more."""
+    noise = "~" if found.noisy else ""
+    if wide and row.cell.workload.startswith(BULK):
+        return f"{amount(found.us)}{noise} {found.mb_per_second:,.0f} MB/s"
+    return amount(found.us) + noise
+
+
+def table(setting: Setting, found: list[Row], daemons: list[str], wide: bool) -> Table:
+    shown = Table(title=setting_title(setting), title_justify="left", title_style="bold", box=SIMPLE_HEAD,
+                  pad_edge=False, padding=(0, 1, 0, 0))  # fmt: skip
+    shown.add_column("µs for one", no_wrap=True, max_width=TITLE_WIDTH)
+    shown.add_column("qd", justify="right")
+    shown.add_column(FLOOR, justify="right", no_wrap=True)
+    first = daemons[0]
+    for name in daemons:
+        for heading in headings(name, first, wide):
+            shown.add_column(heading, justify="right", no_wrap=True, style="bold" if heading == name else "")
+    for row in found:
+        title = row.title + (" (entry)" if row.unit == "entry" else "")
+        cells = [cell for name in daemons for cell in figure_cells(row, name, first, wide)]
+        shown.add_row(title, str(row.cell.depth), amount(row.floor.us) if row.floor else "", *cells)
+    return shown
+
+
+def report(console: Console, found: Report) -> None:
+    """Everything worth a look."""
+    daemons = names(found)
+    wide = console.width >= TITLE_WIDTH + 16 + DAEMON_WIDTH * len(daemons)
+    for setting, some in by_setting(found).items():
+        console.print(table(setting, some, daemons, wide))
+    console.print(
+        "time by operations done (median of the rounds); p99 of an operation's latency; cpu: the daemon's"
+        " time for one; x floor: times the bare system calls; ~ others used the machine meanwhile",
+        style="dim",
+    )
+    for shown in (starts(found), blocking(found), caching(found)):
+        if shown.row_count:
+            console.print(shown)
+    for line in problems(found):
+        console.print(line, highlight=False, markup=False)
+
+
+def titled(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+
+
+def starts(found: Report) -> Table:
+    shown = titled("start and memory")
+    for heading in ("daemon", "ms from exec to listening", "MB resident", "MB more for 100,000 inodes"):
+        shown.add_column(heading, justify="left" if heading == "daemon" else "right")
+    for one in found.contestants:
+        if not one.starts:
+            continue
+        listening = sorted(start.listening for start in one.starts)[len(one.starts) // 2]
+        resident = sorted(start.resident for start in one.starts)[len(one.starts) // 2]
+        more = [f"{n.resident / n.count / 10:.1f} (from {n.count:,})" for n in one.inodes]
+        shown.add_row(one.name, f"{listening * 1e3:.0f}", f"{resident / 1e6:.1f}", *(more or ["-"]))
+    return shown
+
+
+def blocking(found: Report) -> Table:
+    shown = titled("getattr beside something slow on its queue")
+    for heading in ("slow", "daemon", "takes ms", "p99 alone µs", "p50 µs", "p99 µs", "max µs"):
+        shown.add_column(heading, justify="left" if heading in ("slow", "daemon") else "right")
+    for one in found.blocking:
+        if one.failed or one.missing:
+            shown.add_row(TITLES[one.what], one.who, *problem_cells(one.failed, one.missing, 5))
+            continue
+        shown.add_row(TITLES[one.what], one.who, f"{one.slow * 1e3:,.0f}",
+                      *(amount(ns / 1e3) for ns in (one.alone_p99, one.p50, one.p99, one.max)))  # fmt: skip
+    return shown
+
+
+def problem_cells(failed: str | None, missing: str | None, width: int) -> list[Text]:
+    first = Text("FAILED", style="bold red") if failed else Text(missing or "-", style="dim")
+    return [first, *[Text("")] * (width - 1)]
+
+
+def caching(found: Report) -> Table:
+    shown = titled("what a guest may keep")
+    for heading in ("cache", "daemon", "names s", "attributes s", "absent s", "contents", "listings",
+                    "readdirplus", "change seen ms"):  # fmt: skip
+        shown.add_column(heading, justify="right" if heading.endswith(("s", "ms")) else "left")
+    for one in found.caching:
+        mode = one.cache + ("+writeback" if one.writeback else "")
+        if one.failed or one.missing:
+            shown.add_row(mode, one.who, *problem_cells(one.failed, one.missing, 7))
+            continue
+        contents = "not at all" if one.direct_io else "over opens" if one.keep_cache else "while open"
+        later = max(one.attr_shown, one.data_shown) * 1e3
+        kept, plus = ("yes" if on else "no" for on in (one.cache_dir, one.readdirplus))
+        times_kept = (f"{one.entry:g}", f"{one.attr:g}", f"{one.negative:g}")
+        shown.add_row(mode, one.who, *times_kept, contents, kept, plus, f"{later:.1f}")
+    return shown
+
+
+def problems(found: Report) -> list[str]:
+    """Lines: what failed, what was skipped, what to know."""
+    lines = [f"FAILED {one.name}: {why}" for one in found.contestants for why in one.failures]
+    lines += [f"skipped: level {skip['level']}: {skip['reason']}" for skip in found.skipped]
+    missing = {(r.who, r.missing) for r in found.results if r.missing and r.who != FLOOR}
+    lines += [f"not measured: {who}: {why}" for who, why in sorted(missing, key=str)]
+    return lines + [f"note: {note}" for note in found.notes]
+
+
+def comparison(console: Console, old: Report, new: Report) -> int:
+    """What `vfsd bench compare` prints: how many are slower, or fail now."""
+    for line in differences(old, new):
+        console.print(f"not the same: {line}", highlight=False, markup=False)
+    shown = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for heading in ("daemon", "cell", "old µs", "new µs", "new/old", ""):
+        shown.add_column(heading, justify="right" if "µs" in heading or "/" in heading else "left")
+    found = changes(old, new)
+    for one in found:
+        cell = f"{one.row.title} qd {one.row.cell.depth} · {one.row.cell.setting.id}"
+        before, after = (amount(figure.us) if figure else "" for figure in (one.old, one.new))
+        said = Text(one.verdict, style=COLOURS.get(one.verdict, ""))
+        shown.add_row(one.who, cell, before, after, times(one.ratio), said)
+    console.print(shown)
+    counts = {
+        verdict: sum(one.verdict == verdict for one in found)
+        for verdict in ("faster", "slower", "noise", "FAILED")
+    }
+    console.print(f"{counts['faster']} faster, {counts['slower']} slower, {counts['noise']} within noise,"
+                  f" {counts['FAILED']} failed", highlight=False)  # fmt: skip
+    return counts["slower"] + counts["FAILED"]
