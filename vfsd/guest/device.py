@@ -103,6 +103,8 @@ class Device:
         self._calls: list[int] = []
         self._fds: list[int] = []  # all of them
         self._trouble: str | None = None  # what the watcher is woken for
+        self._path: str | os.PathLike[str]
+        self._inband = False
         self._watcher: threading.Thread | None = None
         self.transport: Transport
 
@@ -126,30 +128,23 @@ class Device:
             raise OSError(EINVAL, f"{queues} queues and {slots} slots: there must be one of each")
         if order not in ORDERS:
             raise OSError(EINVAL, f"order {order!r} is not known; there are {', '.join(ORDERS)}")
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            sock.settimeout(timeout_s)
-            sock.connect(os.fspath(path))
-        except OSError as problem:
-            sock.close()
-            missing = ETIMEDOUT if isinstance(problem, TimeoutError) else ENAMETOOLONG
-            why = problem.strerror or str(problem)
-            raise OSError(problem.errno or missing, why, os.fspath(path)) from problem
+        sock = open_socket(path, timeout_s)
         frontend = Frontend(sock, timeout_s)
         device = cls(frontend, sock, order, queues, queue_size, indirect, event_idx, scramble, slots,
                      poll)
+        device._path = path
+        device._inband = inband
         try:
-            device._probe(inband)
+            device._probe()
         except BROKEN as problem:
             device.remove()
-            why = f"the daemon broke off the handshake: {reason(problem)}"
-            raise OSError(EIO, why, os.fspath(path)) from problem
+            raise broken_off(problem, path) from problem
         except BaseException:
             device.remove()
             raise
         return device
 
-    def _probe(self, inband: bool) -> None:
+    def _probe(self) -> None:
         self._open()
         os.ftruncate(self._memory_fd, self._layout.size)
         fcntl.fcntl(self._memory_fd, fcntl.F_ADD_SEALS, SEALS)
@@ -159,13 +154,17 @@ class Device:
             features |= VirtioFeature.EVENT_IDX
         if self._layout.rings[0][3] is not None:
             features |= VirtioFeature.INDIRECT_DESC
-        without = messages.NO_FEATURE if inband else ProtocolFeature.INBAND_NOTIFICATIONS
+        without = messages.NO_FEATURE if self._inband else ProtocolFeature.INBAND_NOTIFICATIONS
         region = Region(MEMORY_GPA, self._layout.size, MEMORY_GPA, 0)
         self._setup = Setup([SharedRegion(region, self._memory_fd)], [], features, without)
+        self._attach()
+
+    def _attach(self) -> None:
+        """What every new connection begins with."""
         with contextlib.suppress(TooFewQueues):
             self.frontend.handshake(self.order, self._with_vrings())
         self._check_queues(self.frontend.queues_max - 1)
-        if inband and ProtocolFeature.INBAND_NOTIFICATIONS not in self.frontend.protocol_features:
+        if self._inband and ProtocolFeature.INBAND_NOTIFICATIONS not in self.frontend.protocol_features:
             why = f"no in-band notifications with this daemon in the order of {self.order}"
             raise OSError(EOPNOTSUPP, why)
         self._bring_up()
@@ -249,6 +248,32 @@ class Device:
                 raise OSError(EIO, self.gone) from problem
             self._start_watcher()
 
+    def reconnect(self) -> None:
+        """Once the daemon has gone, connect to its socket again; the rings start empty.
+
+        What was in flight has failed, and the FUSE session is a new one: INIT comes first. OSError
+        as for connect(); the device then stays gone.
+        """
+        with self._lock:
+            if self._removed or self.gone is None:
+                raise OSError(ENODEV, "the device was removed" if self._removed else "it is there already")
+            sock = open_socket(self._path, self.frontend.timeout_s)
+            self._stop_watcher()
+            self.transport.close()
+            self.frontend.close()
+            self._sock = sock
+            self.frontend = Frontend(sock, self.frontend.timeout_s)
+            self._trouble = None
+            why, self.gone = self.gone, None
+            try:
+                self._attach()
+            except BaseException as problem:
+                self.gone = why
+                self.transport.close()
+                if isinstance(problem, BROKEN):
+                    raise broken_off(problem, self._path) from problem
+                raise
+
     def remove(self) -> None:
         """virtio_fs_remove: no new requests, wait for those in flight, stop the device. Idempotent."""
         with self._lock:
@@ -305,6 +330,24 @@ def broken(device: "weakref.ref[Device]", why: str) -> None:
     if this is not None:
         this._trouble = why
         os.eventfd_write(this._wake, 1)
+
+
+def open_socket(path: str | os.PathLike[str], timeout_s: float) -> socket.socket:
+    """Connected. OSError with the path."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(timeout_s)
+        sock.connect(os.fspath(path))
+    except OSError as problem:
+        sock.close()
+        missing = ETIMEDOUT if isinstance(problem, TimeoutError) else ENAMETOOLONG
+        why = problem.strerror or str(problem)
+        raise OSError(problem.errno or missing, why, os.fspath(path)) from problem
+    return sock
+
+
+def broken_off(problem: Exception, path: str | os.PathLike[str]) -> OSError:
+    return OSError(EIO, f"the daemon broke off the handshake: {reason(problem)}", os.fspath(path))
 
 
 def reason(problem: Exception) -> str:
