@@ -1,6 +1,7 @@
 """The daemons that the guest's tests run against: vfsd, QEMU's in C, and the Rust one where given.
 
-VFSD_PEER_RUST is its command, with {socket} and {dir} to be filled in.
+The Rust one is the installed one, or VFSD_PEER_RUST is its command, with {socket} and {dir} to be
+filled in (`bench/get-peers` gets one). Where there is none its cases are skipped.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ from pathlib import Path
 from typing import Self
 
 QEMU_VIRTIOFSD = "/usr/lib/qemu/virtiofsd"
+RUST_VIRTIOFSD = "/usr/libexec/virtiofsd"
 RUST = os.environ.get("VFSD_PEER_RUST", "")
-PEERS = ("vfsd", "qemu-virtiofsd", *(["rust-virtiofsd"] if RUST else []))
+if not RUST and os.access(RUST_VIRTIOFSD, os.X_OK):
+    RUST = f"{RUST_VIRTIOFSD} --shared-dir {{dir}} --socket-path {{socket}} --sandbox none --cache auto"
+PEERS = ("vfsd", "qemu-virtiofsd", "rust-virtiofsd")
 READY = {
     "vfsd": "READY",
     "qemu-virtiofsd": "Waiting for vhost-user socket connection",
@@ -33,6 +37,8 @@ def missing(kind: str) -> str | None:
             return f"there is no {QEMU_VIRTIOFSD}"
         if os.geteuid() != 0:
             return "QEMU's virtiofsd needs root"
+    if kind == "rust-virtiofsd" and not RUST:
+        return f"there is no {RUST_VIRTIOFSD}, and VFSD_PEER_RUST is not set"
     return None
 
 
