@@ -17,13 +17,14 @@ ALLOWED = {
     "errors": set(),
     "vhost": {"_ring", "errors"},
     "fuse": {"_ring", "_wire"},
-    "hostfs": {"_ring", "_wire", "fuse", "errors"},
-    "_pool": set(),
-    "_queue": {"_pool", "_ring", "fuse"},
+    "hostfs": {"_ring", "_threads", "_wire", "fuse", "errors"},
+    "_threads": set(),
+    "_pool": {"_threads"},
+    "_queue": {"_pool", "_ring", "_threads", "fuse"},
     "share": {"_pool", "_queue", "fuse", "hostfs", "vhost", "errors"},
     "options": {"errors", "hostfs", "share"},
     "daemon": {"errors", "hostfs", "options", "share"},
-    "guest": {"_ring", "_wire", "fuse", "vhost", "errors"},
+    "guest": {"_ring", "_threads", "_wire", "fuse", "vhost", "errors"},
 }
 GUEST_MAY_USE_OF_FUSE = {"abi", "opcodes", "shapes"}
 

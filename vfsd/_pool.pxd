@@ -1,10 +1,6 @@
 """Threads for what may block, so that no queue waits for it (docs/architecture.md, "Threads")."""
 
-cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_mutex_t:
-        pass
-    ctypedef struct pthread_cond_t:
-        pass
+from vfsd._threads cimport pthread_cond_t, pthread_mutex_t
 
 
 # A piece of work, part of the caller's own structure, which is the caller's again once run is called.

@@ -6,11 +6,7 @@ from vfsd._pool cimport pool_t, task_t
 from vfsd._ring cimport RING_ERRORS, chain_t, iovec, ring_t
 from vfsd.fuse.dispatch cimport OPCODES_MAX, dispatch_t, request_t
 
-cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_mutex_t:
-        pass
-    ctypedef struct pthread_cond_t:
-        pass
+from vfsd._threads cimport pthread_cond_t, pthread_mutex_t
 
 cdef enum:
     BATCH = 32          # chains taken at a time

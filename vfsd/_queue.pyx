@@ -12,6 +12,10 @@ from vfsd._pool cimport Pool, pool_submit, task_t
 from vfsd.fuse.dispatch cimport (
     WOULD_BLOCK, Dispatch, request_blocks, request_parse, request_reply, request_run, request_t, span_t,
 )
+from vfsd._threads cimport (
+    pthread_cond_broadcast, pthread_cond_destroy, pthread_cond_init, pthread_cond_wait,
+    pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
+)
 
 import logging
 import os
@@ -43,16 +47,6 @@ cdef extern from "_atomics.h" nogil:
     void store_release_int(int *p, int v)
     uint64_t load_relaxed_u64(const uint64_t *p)
     void count_u64(uint64_t *p, uint64_t v)
-
-cdef extern from "<pthread.h>" nogil:
-    int pthread_mutex_init(pthread_mutex_t *m, const void *attr)
-    int pthread_mutex_destroy(pthread_mutex_t *m)
-    int pthread_mutex_lock(pthread_mutex_t *m)
-    int pthread_mutex_unlock(pthread_mutex_t *m)
-    int pthread_cond_init(pthread_cond_t *c, const void *attr)
-    int pthread_cond_destroy(pthread_cond_t *c)
-    int pthread_cond_wait(pthread_cond_t *c, pthread_mutex_t *m)
-    int pthread_cond_broadcast(pthread_cond_t *c)
 
 cdef extern from "<sys/epoll.h>" nogil:
     struct epoll_event:

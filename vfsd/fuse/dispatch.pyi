@@ -6,17 +6,7 @@ __all__ = ("Dispatch", "Request")
 
 @final
 class Request:
-    unique: int
-    nodeid: int
-    opcode: int
-    uid: int
-    gid: int
-    pid: int
-    room: int
     def take(self, layout: Struct) -> tuple[Any, ...]: ...
-    def string(self) -> bytes: ...
-    def name(self) -> bytes: ...
-    def rest(self) -> bytes: ...
 
 @final
 class Dispatch:

@@ -207,65 +207,23 @@ cdef int fill_reply(request_t *r, bytes reply) except -1000:
 
 @cython.final
 cdef class Request:
-    """One request as a Python operation sees it: header fields and a reader over its body.
+    """The body of a request, as a Python operation reads it."""
 
-    `room` is the space for the reply's body in bytes. Every reading method raises EINVAL when the
-    body is too short for what it asks.
-    """
-
-    cdef readonly uint64_t unique
-    cdef readonly uint64_t nodeid
-    cdef readonly uint32_t opcode
-    cdef readonly uint32_t uid
-    cdef readonly uint32_t gid
-    cdef readonly uint32_t pid
-    cdef readonly uint64_t room
     cdef bytes body
     cdef Py_ssize_t at
 
     cdef int load(self, request_t *r) except -1:
-        cdef uint64_t n = r.body.bytes
-        self.unique = r.header.unique
-        self.nodeid = r.header.nodeid
-        self.opcode = r.header.opcode
-        self.uid = r.header.uid
-        self.gid = r.header.gid
-        self.pid = r.header.pid
-        self.room = r.reply.bytes
-        self.body = PyBytes_FromStringAndSize(NULL, n)
-        span_read(&r.body, PyBytes_AS_STRING(self.body), n)
+        self.body = PyBytes_FromStringAndSize(NULL, r.body.bytes)
+        span_read(&r.body, PyBytes_AS_STRING(self.body), r.body.bytes)
         return 0
 
     def take(self, layout):
-        """The next fields, by a `struct.Struct`."""
+        """The next fields, by a `struct.Struct`. OSError EINVAL when the body is too short."""
         if len(self.body) - self.at < layout.size:
             raise OSError(errno.EINVAL, "request too short")
         fields = layout.unpack_from(self.body, self.at)
         self.at += layout.size
         return fields
-
-    def string(self):
-        """The next NUL-terminated bytes, without the NUL."""
-        end = self.body.find(b"\0", self.at)
-        if end < 0:
-            raise OSError(errno.EINVAL, "string without end")
-        text = self.body[self.at:end]
-        self.at = end + 1
-        return text
-
-    def name(self):
-        """The next string, as the name of a directory entry: EINVAL or ENAMETOOLONG if it can't be one."""
-        cdef bytes name = self.string()
-        cdef int rc = name_check(PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))
-        if rc < 0:
-            raise OSError(-rc, "bad name")
-        return name
-
-    def rest(self):
-        """All bytes not read yet."""
-        rest = self.body[self.at:]
-        self.at = len(self.body)
-        return rest
 
 
 @cython.final

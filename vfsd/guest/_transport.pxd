@@ -13,11 +13,7 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 from vfsd._ring cimport driver_t, sg_t
 
-cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_mutex_t:
-        pass
-    ctypedef struct pthread_cond_t:
-        pass
+from vfsd._threads cimport pthread_cond_t, pthread_mutex_t
 
 cdef enum:
     QUEUE_NAME_LEN = 24    # VQ_NAME_LEN, with the NUL

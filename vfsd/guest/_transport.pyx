@@ -13,6 +13,10 @@ from vfsd._ring cimport (
     driver_publish, driver_wants_kick, memory_from_gpa, sg_t,
 )
 from vfsd._wire cimport FUSE_IN_HEADER, FUSE_OUT_HEADER, fuse_forget_in, fuse_in_header, fuse_out_header
+from vfsd._threads cimport (
+    pthread_cond_broadcast, pthread_cond_init, pthread_cond_signal, pthread_cond_wait,
+    pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
+)
 
 import logging
 import os
@@ -29,15 +33,6 @@ log = logging.getLogger("vfsd.guest")
 cdef extern from "_atomics.h" nogil:
     uint64_t add_u64(uint64_t *p, uint64_t v)
     uint64_t load_relaxed_u64(const uint64_t *p)
-
-cdef extern from "<pthread.h>" nogil:
-    int pthread_mutex_init(pthread_mutex_t *m, const void *attr)
-    int pthread_mutex_lock(pthread_mutex_t *m)
-    int pthread_mutex_unlock(pthread_mutex_t *m)
-    int pthread_cond_init(pthread_cond_t *c, const void *attr)
-    int pthread_cond_wait(pthread_cond_t *c, pthread_mutex_t *m)
-    int pthread_cond_signal(pthread_cond_t *c)
-    int pthread_cond_broadcast(pthread_cond_t *c)
 
 cdef extern from "<poll.h>" nogil:
     struct pollfd:

@@ -6,6 +6,7 @@ from libc.stdio cimport snprintf
 from libc.string cimport memcpy
 
 from vfsd._wire cimport FUSE_ROOT_ID
+from vfsd._threads cimport pthread_mutex_lock, pthread_mutex_unlock
 from vfsd.hostfs cimport _host as h
 from vfsd.hostfs._slots cimport (
     BUSY, HANDLE_BYTES_MAX, MOUNTS_MAX, REFERENCES, add_u64, cas_int, cas_u64, inode_t, load_acquire_int,
@@ -114,7 +115,7 @@ cdef bint evict_one(tables_t *t, inode_t *inode) noexcept nogil:
 
 cdef int evict(tables_t *t, int n) noexcept nogil:
     cdef int closed = 0, steps = EVICT_STEPS
-    h.pthread_mutex_lock(&t.evict)
+    pthread_mutex_lock(&t.evict)
     while closed < n and steps:
         steps -= 1
         t.hand += 1
@@ -122,7 +123,7 @@ cdef int evict(tables_t *t, int n) noexcept nogil:
             t.hand = FUSE_ROOT_ID + 1
         if t.hand < t.inodes_top:
             closed += evict_one(t, &t.inodes[t.hand])
-    h.pthread_mutex_unlock(&t.evict)
+    pthread_mutex_unlock(&t.evict)
     add_u64(&t.n_anchors, <uint64_t>-closed)
     add_u64(&t.evicted, closed)
     return closed

@@ -2,6 +2,7 @@
 
 from libc.errno cimport EBADF, ENFILE
 
+from vfsd._threads cimport pthread_mutex_lock, pthread_mutex_unlock
 from vfsd.hostfs cimport _host as h
 from vfsd.hostfs._slots cimport (
     HANDLES_MAX, OPEN, REFERENCES, add_u64, cas_u64, generation_of, handle_t, load_acquire_u64, reference,
@@ -25,24 +26,24 @@ cdef void handle_put(tables_t *t, uint32_t index) noexcept nogil:
         return
     h.close(handle.fd)
     add_u64(&t.n_handles, <uint64_t>-1)
-    h.pthread_mutex_lock(&t.alloc)
+    pthread_mutex_lock(&t.alloc)
     handle.next = t.handles_free
     t.handles_free = index
     store_release_u64(&handle.state, (generation_of(handle.state) + 1) << 32)
-    h.pthread_mutex_unlock(&t.alloc)
+    pthread_mutex_unlock(&t.alloc)
 
 
 cdef int handle_open(tables_t *t, int fd, uint64_t *fh) noexcept nogil:
     cdef uint32_t index
     cdef handle_t *handle
-    h.pthread_mutex_lock(&t.alloc)
+    pthread_mutex_lock(&t.alloc)
     index = t.handles_free
     if index:
         t.handles_free = t.handles[index].next
     elif t.handles_top < HANDLES_MAX:
         index = t.handles_top
         t.handles_top += 1
-    h.pthread_mutex_unlock(&t.alloc)
+    pthread_mutex_unlock(&t.alloc)
     if index == 0:
         return -ENFILE
     handle = &t.handles[index]

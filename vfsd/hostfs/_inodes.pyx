@@ -3,6 +3,7 @@
 from libc.errno cimport EMFILE, ENFILE, ENOENT, ESTALE, errno
 
 from vfsd._wire cimport FUSE_ROOT_ID
+from vfsd._threads cimport pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock
 from vfsd.hostfs cimport _host as h
 from vfsd.hostfs._anchors cimport EVICT_BATCH, evict, inode_fd, out_of_descriptors
 from vfsd.hostfs._slots cimport (
@@ -40,24 +41,24 @@ cdef void inode_free(tables_t *t, uint32_t index) noexcept nogil:
         inode.fd = -1
         add_u64(&t.n_anchors, <uint64_t>-1)
     add_u64(&t.n_inodes, <uint64_t>-1)
-    h.pthread_mutex_lock(&t.alloc)
+    pthread_mutex_lock(&t.alloc)
     inode.next = t.inodes_free
     t.inodes_free = index
     store_release_u64(&inode.state, (generation_of(inode.state) + 1) << 32)
-    h.pthread_mutex_unlock(&t.alloc)
+    pthread_mutex_unlock(&t.alloc)
 
 
 cdef uint32_t inode_alloc(tables_t *t) noexcept nogil:
     """A dead slot of the caller's own, 0 when the table is full."""
     cdef uint32_t index
-    h.pthread_mutex_lock(&t.alloc)
+    pthread_mutex_lock(&t.alloc)
     index = t.inodes_free
     if index:
         t.inodes_free = t.inodes[index].next
     elif t.inodes_top < INODES_MAX:
         index = t.inodes_top
         t.inodes_top += 1
-    h.pthread_mutex_unlock(&t.alloc)
+    pthread_mutex_unlock(&t.alloc)
     return index
 
 
@@ -68,7 +69,7 @@ cdef inline uint32_t bucket_of(uint64_t dev, uint64_t ino, uint64_t mnt_id) noex
     return <uint32_t>(x >> 46)
 
 
-cdef inline h.pthread_mutex_t *shard_of(tables_t *t, uint32_t bucket) noexcept nogil:
+cdef inline pthread_mutex_t *shard_of(tables_t *t, uint32_t bucket) noexcept nogil:
     return &t.shard[bucket % SHARDS]
 
 
@@ -77,12 +78,12 @@ cdef void unhash(tables_t *t, uint32_t index) noexcept nogil:
     cdef inode_t *inode = &t.inodes[index]
     cdef uint32_t bucket = bucket_of(inode.dev, inode.ino, inode.mnt_id)
     cdef uint32_t *link = &t.buckets[bucket]
-    h.pthread_mutex_lock(shard_of(t, bucket))
+    pthread_mutex_lock(shard_of(t, bucket))
     while link[0] and link[0] != index:
         link = &t.inodes[link[0]].next
     if link[0]:
         link[0] = inode.next
-    h.pthread_mutex_unlock(shard_of(t, bucket))
+    pthread_mutex_unlock(shard_of(t, bucket))
 
 
 cdef uint32_t find_locked(tables_t *t, uint32_t bucket, const h.statx_t *st) noexcept nogil:
@@ -105,9 +106,9 @@ cdef uint32_t find_locked(tables_t *t, uint32_t bucket, const h.statx_t *st) noe
 cdef uint32_t find(tables_t *t, const h.statx_t *st) noexcept nogil:
     cdef uint32_t bucket = bucket_of(device_of(st), st.stx_ino, st.stx_mnt_id)
     cdef uint32_t index
-    h.pthread_mutex_lock(shard_of(t, bucket))
+    pthread_mutex_lock(shard_of(t, bucket))
     index = find_locked(t, bucket, st)
-    h.pthread_mutex_unlock(shard_of(t, bucket))
+    pthread_mutex_unlock(shard_of(t, bucket))
     return index
 
 
@@ -132,13 +133,13 @@ cdef uint32_t insert(tables_t *t, int fd, const h.statx_t *st) noexcept nogil:
     inode.nlookup = 1
     add_u64(&t.n_inodes, 1)
     add_u64(&t.n_anchors, 1)
-    h.pthread_mutex_lock(shard_of(t, bucket))
+    pthread_mutex_lock(shard_of(t, bucket))
     index = find_locked(t, bucket, st)
     if index == 0:
         inode.next = t.buckets[bucket]
         t.buckets[bucket] = mine
         add_u64(&inode.state, 2)  # the lookups' and the caller's
-    h.pthread_mutex_unlock(shard_of(t, bucket))
+    pthread_mutex_unlock(shard_of(t, bucket))
     if index == 0:
         return mine
     inode_free(t, mine)
@@ -237,12 +238,12 @@ cdef int lookup(tables_t *t, uint64_t parent, const char *name, fuse_entry_out *
 cdef void drop_lookups(tables_t *t, uint32_t index, uint64_t n) noexcept nogil:
     """Take n lookups from a referenced inode; their own reference goes with the last."""
     cdef inode_t *inode = &t.inodes[index]
-    cdef h.pthread_mutex_t *lock = shard_of(t, bucket_of(inode.dev, inode.ino, inode.mnt_id))
+    cdef pthread_mutex_t *lock = shard_of(t, bucket_of(inode.dev, inode.ino, inode.mnt_id))
     cdef bint last
-    h.pthread_mutex_lock(lock)
+    pthread_mutex_lock(lock)
     last = 0 < inode.nlookup <= n
     inode.nlookup = inode.nlookup - n if inode.nlookup > n else 0
-    h.pthread_mutex_unlock(lock)
+    pthread_mutex_unlock(lock)
     if last:
         inode_put(t, index)
 

@@ -8,7 +8,7 @@ never make an operation reach a descriptor that has become something else.
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
-from vfsd.hostfs._host cimport pthread_mutex_t, sched_yield
+from vfsd._threads cimport pthread_mutex_t, sched_yield
 
 cdef extern from "_atomics.h" nogil:
     int load_acquire_int(const int *p)

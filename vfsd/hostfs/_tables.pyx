@@ -5,6 +5,7 @@ from libc.errno cimport errno
 from libc.stdint cimport uint32_t, uint64_t
 
 from vfsd._wire cimport FUSE_ROOT_ID
+from vfsd._threads cimport pthread_mutex_init
 from vfsd.hostfs cimport _host as h
 from vfsd.hostfs._anchors cimport note_root
 from vfsd.hostfs._handles cimport handle_release
@@ -47,9 +48,9 @@ cdef class Tables:
         cdef tables_t *t = &self.t
         cdef int i
         for i in range(SHARDS):
-            h.pthread_mutex_init(&t.shard[i], NULL)
-        h.pthread_mutex_init(&t.alloc, NULL)
-        h.pthread_mutex_init(&t.evict, NULL)
+            pthread_mutex_init(&t.shard[i], NULL)
+        pthread_mutex_init(&t.alloc, NULL)
+        pthread_mutex_init(&t.evict, NULL)
         t.proc_fd = -1
         t.inodes_top = FUSE_ROOT_ID + 1
         t.handles_top = 1

@@ -74,85 +74,69 @@ cdef int op_readlink(void *fs, request_t *r) noexcept nogil:
     return span_write(&r.reply, target, n)
 
 
-cdef int op_symlink(void *fs, request_t *r) noexcept nogil:
-    cdef tables_t *t = <tables_t *>fs
+# How a new name is made: the system call's result.
+ctypedef int (*make_t)(int parent, const char *name, const void *what) noexcept nogil
+
+
+cdef int make(tables_t *t, request_t *r, const char *name, make_t call, const void *what) noexcept nogil:
+    """Make a name, the caller's own, and answer with its entry."""
     cdef place_t p
+    cdef int rc
+    if r.reply.bytes < sizeof(w.fuse_entry_out):
+        return -EINVAL
+    rc = place_get(t, r.header.nodeid, &p)
+    if rc < 0:
+        return rc
+    rc = become(t, r)
+    if rc == 0:
+        rc = -errno if call(p.fd, name, what) < 0 else 0
+        unbecome(t, r)
+    if rc == 0:
+        rc = reply_entry(t, r, p.fd, name, True)
+    place_put(t, &p)
+    return rc
+
+
+cdef int make_symlink(int parent, const char *name, const void *target) noexcept nogil:
+    return h.symlinkat(<const char *>target, parent, name)
+
+
+cdef int op_symlink(void *fs, request_t *r) noexcept nogil:
     cdef char name[NAME_BYTES]
     cdef char target[PATH_BYTES]
     cdef int rc = read_name(r, name)
-    if rc < 0:
-        return rc
-    rc = read_string(&r.body, target, PATH_BYTES)
-    if rc < 0:
-        return rc
-    if r.reply.bytes < sizeof(w.fuse_entry_out):
-        return -EINVAL
-    rc = place_get(t, r.header.nodeid, &p)
-    if rc < 0:
-        return rc
-    rc = become(t, r)
     if rc == 0:
-        rc = -errno if h.symlinkat(target, p.fd, name) < 0 else 0
-        unbecome(t, r)
-    if rc == 0:
-        rc = reply_entry(t, r, p.fd, name, True)
-    place_put(t, &p)
-    return rc
+        rc = read_string(&r.body, target, PATH_BYTES)
+    return rc if rc < 0 else make(<tables_t *>fs, r, name, make_symlink, target)
+
+
+cdef int make_node(int parent, const char *name, const void *what) noexcept nogil:
+    cdef const w.fuse_mknod_in *arg = <const w.fuse_mknod_in *>what
+    # new_decode_dev() of linux/kdev_t.h
+    cdef uint64_t device = h.makedev((arg.rdev >> 8) & 0xfff, (arg.rdev & 0xff) | ((arg.rdev >> 12) & 0xfff00))
+    return h.mknodat(parent, name, arg.mode, device)
 
 
 cdef int op_mknod(void *fs, request_t *r) noexcept nogil:
-    cdef tables_t *t = <tables_t *>fs
-    cdef place_t p
     cdef w.fuse_mknod_in arg
     cdef char name[NAME_BYTES]
-    cdef uint64_t device
-    cdef int rc
-    if span_read(&r.body, &arg, sizeof(arg)) < 0:
-        return -EINVAL
-    rc = read_last_name(r, name)
-    if rc < 0:
-        return rc
-    if r.reply.bytes < sizeof(w.fuse_entry_out):
-        return -EINVAL
-    rc = place_get(t, r.header.nodeid, &p)
-    if rc < 0:
-        return rc
-    # new_decode_dev() of linux/kdev_t.h
-    device = h.makedev((arg.rdev >> 8) & 0xfff, (arg.rdev & 0xff) | ((arg.rdev >> 12) & 0xfff00))
-    rc = become(t, r)
+    cdef int rc = span_read(&r.body, &arg, sizeof(arg))
     if rc == 0:
-        rc = -errno if h.mknodat(p.fd, name, arg.mode, device) < 0 else 0
-        unbecome(t, r)
-    if rc == 0:
-        rc = reply_entry(t, r, p.fd, name, True)
-    place_put(t, &p)
-    return rc
+        rc = read_last_name(r, name)
+    return rc if rc < 0 else make(<tables_t *>fs, r, name, make_node, &arg)
+
+
+cdef int make_directory(int parent, const char *name, const void *what) noexcept nogil:
+    return h.mkdirat(parent, name, (<const w.fuse_mkdir_in *>what).mode & 0o7777)
 
 
 cdef int op_mkdir(void *fs, request_t *r) noexcept nogil:
-    cdef tables_t *t = <tables_t *>fs
-    cdef place_t p
     cdef w.fuse_mkdir_in arg
     cdef char name[NAME_BYTES]
-    cdef int rc
-    if span_read(&r.body, &arg, sizeof(arg)) < 0:
-        return -EINVAL
-    rc = read_last_name(r, name)
-    if rc < 0:
-        return rc
-    if r.reply.bytes < sizeof(w.fuse_entry_out):
-        return -EINVAL
-    rc = place_get(t, r.header.nodeid, &p)
-    if rc < 0:
-        return rc
-    rc = become(t, r)
+    cdef int rc = span_read(&r.body, &arg, sizeof(arg))
     if rc == 0:
-        rc = -errno if h.mkdirat(p.fd, name, arg.mode & 0o7777) < 0 else 0
-        unbecome(t, r)
-    if rc == 0:
-        rc = reply_entry(t, r, p.fd, name, True)
-    place_put(t, &p)
-    return rc
+        rc = read_last_name(r, name)
+    return rc if rc < 0 else make(<tables_t *>fs, r, name, make_directory, &arg)
 
 
 cdef int op_link(void *fs, request_t *r) noexcept nogil:
