@@ -16,8 +16,9 @@ from vfsd._wire cimport (
     FUSE_IN_HEADER, FUSE_OUT_HEADER, fuse_attr, fuse_attr_out, fuse_entry_out, fuse_in_header,
     fuse_write_out,
 )
-from vfsd.guest._transport cimport (
-    REQ_ARGVAR, Transport, forget_send, slot_get, slot_header, slot_out, slot_pages, slot_put,
+from vfsd.guest._transport cimport Transport
+from vfsd.guest._vqs cimport (
+    REQ_ARGVAR, forget_send, slot_get, slot_header, slot_out, slot_pages, slot_put,
     slot_send, slot_t, transport_t,
 )
 

@@ -19,8 +19,9 @@ from vfsd._wire cimport (
     FUSE_IN_HEADER, FUSE_OUT_HEADER, fuse_batch_forget_in, fuse_forget_in, fuse_forget_one,
     fuse_in_header, fuse_out_header,
 )
-from vfsd.guest cimport _transport as tr
-from vfsd.guest._transport cimport Transport, slot_t, transport_t
+from vfsd.guest cimport _vqs as tr
+from vfsd.guest._transport cimport Transport
+from vfsd.guest._vqs cimport slot_t, transport_t
 
 from vfsd.fuse.shapes import SHAPES
 
