@@ -185,7 +185,7 @@ cdef uint64_t two_words(uint32_t flags, uint32_t flags2) noexcept nogil:
 cdef void bound_init(bridge_t *b, pending_t *p, init_out *out, uint32_t size) noexcept nogil:
     """Promise the kernel no more than was offered, and than a queue carries."""
     cdef uint64_t flags
-    cdef uint32_t pages = b.capacity / PAGE
+    cdef uint32_t pages = b.capacity // PAGE
     if size < INIT_OUT_FLAGS:
         return
     flags = two_words(out.flags, out.flags2 if size == INIT_OUT_WHOLE else 0) & p.offered
