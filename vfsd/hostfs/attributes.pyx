@@ -1,6 +1,6 @@
 """GETATTR, SETATTR, STATFS."""
 
-from libc.errno cimport EINVAL, errno
+from libc.errno cimport EINVAL, ENOSYS, errno
 from libc.stdint cimport int64_t, uint32_t
 from libc.string cimport memset
 
@@ -16,6 +16,9 @@ from vfsd.hostfs._tables cimport Tables
 from vfsd.fuse.opcodes import NUMBER
 
 __all__ = ("install",)
+
+cdef enum:
+    FCHMODAT2 = 452  # the same number on every architecture; younger than Debian 12's libc
 
 
 cdef int reply_attr(tables_t *t, request_t *r, int fd) noexcept nogil:
@@ -70,7 +73,17 @@ cdef int set_size(tables_t *t, place_t *p, const w.fuse_setattr_in *arg) noexcep
     return rc
 
 
-cdef int set_times(tables_t *t, const char *name, const w.fuse_setattr_in *arg) noexcept nogil:
+cdef int set_mode(tables_t *t, int fd, uint32_t mode) noexcept nogil:
+    """By descriptor (fchmodat2, Linux 6.6) or through /proc, which costs a path walk."""
+    cdef char name[FD_BYTES]
+    if h.syscall(FCHMODAT2, fd, b"", mode, h.AT_EMPTY_PATH) == 0:
+        return 0
+    if errno != ENOSYS:
+        return -errno
+    return -errno if h.fchmodat(t.proc_fd, fd_name(fd, name), mode, 0) < 0 else 0
+
+
+cdef int set_times(int fd, const w.fuse_setattr_in *arg) noexcept nogil:
     cdef h.timespec times[2]
     times[0].tv_sec = arg.atime
     times[0].tv_nsec = arg.atimensec
@@ -84,14 +97,13 @@ cdef int set_times(tables_t *t, const char *name, const w.fuse_setattr_in *arg) 
         times[1].tv_nsec = h.UTIME_OMIT
     elif arg.valid & w.FATTR_MTIME_NOW:
         times[1].tv_nsec = h.UTIME_NOW
-    return -errno if h.utimensat(t.proc_fd, name, times, 0) < 0 else 0
+    return -errno if h.utimensat(fd, b"", times, h.AT_EMPTY_PATH) < 0 else 0
 
 
 cdef int op_setattr(void *fs, request_t *r) noexcept nogil:
     cdef tables_t *t = <tables_t *>fs
     cdef w.fuse_setattr_in arg
     cdef place_t p
-    cdef char name[FD_BYTES]
     cdef uint32_t nobody = 0xffffffff  # chown(2): leave that id alone
     cdef int rc
     memset(&arg, 0, sizeof(arg))
@@ -100,18 +112,17 @@ cdef int op_setattr(void *fs, request_t *r) noexcept nogil:
     rc = place_get(t, r.header.nodeid, &p)
     if rc < 0:
         return rc
-    fd_name(p.fd, name)
     # The owner first: a change of owner takes set-uid bits away, which the mode may ask for.
     if arg.valid & (w.FATTR_UID | w.FATTR_GID):
         rc = h.fchownat(p.fd, b"", arg.uid if arg.valid & w.FATTR_UID else nobody,
                         arg.gid if arg.valid & w.FATTR_GID else nobody, h.AT_EMPTY_PATH)
         rc = -errno if rc < 0 else 0
     if rc == 0 and arg.valid & w.FATTR_MODE:
-        rc = -errno if h.fchmodat(t.proc_fd, name, arg.mode & 0o7777, 0) < 0 else 0
+        rc = set_mode(t, p.fd, arg.mode & 0o7777)
     if rc == 0 and arg.valid & w.FATTR_SIZE:
         rc = set_size(t, &p, &arg)
     if rc == 0 and arg.valid & (w.FATTR_ATIME | w.FATTR_MTIME):
-        rc = set_times(t, name, &arg)
+        rc = set_times(p.fd, &arg)
     if rc == 0:
         rc = reply_attr(t, r, p.fd)
     place_put(t, &p)
