@@ -89,9 +89,6 @@ class VirtioFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has 
             while data := source.read(self.blocksize):
                 target.write(data)
 
-    def created(self, path: str) -> Any:
-        raise NotImplementedError("a FUSE file system need not keep a file's birth time")
-
     def modified(self, path: str) -> Any:
         return datetime.datetime.fromtimestamp(self.info(path)["mtime"], tz=datetime.UTC)
 
