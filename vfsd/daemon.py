@@ -12,6 +12,7 @@ import selectors
 import signal
 import socket
 import stat
+import time
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -23,6 +24,7 @@ from vfsd.share import Connection, Share, ShareSettings
 log = logging.getLogger("vfsd")
 
 BACKLOG = 8
+RETRY_S = 0.1  # between two tries to accept where only time can help
 # Of the process's descriptors, the share that inodes may hold; files, queues and memory need the rest.
 ANCHORS_SHARE = 0.75
 
@@ -136,6 +138,7 @@ class Daemon:
         self._selector = selectors.DefaultSelector()
         self._signalled, self._wakeup = socket.socketpair()
         self._connections: set[Connection] = set()
+        self._accepting = True
 
     def __enter__(self) -> Self:
         self._wakeup.setblocking(False)
@@ -180,16 +183,26 @@ class Daemon:
             return
         except OSError as problem:
             log.error("a front end can't be accepted: %s", problem.strerror)
+            self._stop_accepting()
             return
         try:
             connection = self._share.connect(sock)
         except OSError as problem:
             log.error("a front end can't be served: %s", problem.strerror)
             sock.close()
+            self._stop_accepting()
             return
         self._connections.add(connection)
         self._selector.register(sock, selectors.EVENT_READ, connection)
         log.info("a front end has connected")
+
+    def _stop_accepting(self) -> None:
+        """Out of descriptors: the next front ends wait in the backlog until one of these leaves."""
+        if self._connections and self._accepting:
+            self._selector.unregister(self._listener)
+            self._accepting = False
+        elif not self._connections:
+            time.sleep(RETRY_S)  # nobody will leave: the machine itself is short of them
 
     def _serve(self, connection: Connection) -> None:
         try:
@@ -202,6 +215,9 @@ class Daemon:
         self._selector.unregister(connection.backend)
         self._connections.discard(connection)
         connection.close()
+        if not self._accepting:
+            self._selector.register(self._listener, selectors.EVENT_READ)
+            self._accepting = True
         log.log(level, "%s; %s", why, connection.summary())
 
 

@@ -1,16 +1,22 @@
 """What operators get wrong, and how the daemon begins and ends."""
 
+import contextlib
+import errno
 import os
+import resource
 import signal
 import socket
 import stat
+import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from guests import StartDaemon
+from guests.daemon import eventually
 
 SERVE = [sys.executable, "-m", "vfsd", "serve"]
 NOBODY = 65534
@@ -126,6 +132,34 @@ def test_systemd_is_told_when_it_listens(share: Path, place: Path, tmp_path: Pat
 def test_socket_path_is_the_same_option(share: Path, place: Path) -> None:
     with serving(place, share, option="--socket-path") as process:
         end(process, signal.SIGTERM, place)
+
+
+def test_out_of_descriptors_front_ends_wait_until_one_leaves(daemon: StartDaemon, share: Path) -> None:
+    served = daemon(share)
+    resource.prlimit(served.pid, resource.RLIMIT_NOFILE, (64, 64))
+    with contextlib.ExitStack() as stack:
+
+        def another() -> bool:
+            sock = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            sock.setblocking(False)  # a full backlog is no reason to wait
+            sock.connect_ex(str(served.socket))
+            return "can't be" in served.log
+
+        assert eventually(another, 20)
+        before = cpu_seconds(served.pid)
+        threading.Event().wait(0.5)
+        assert cpu_seconds(served.pid) - before < 0.2, "it tries again and again"
+        assert served.log.count("can't be") == 1
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as late:
+        assert eventually(lambda: late.connect_ex(str(served.socket)) in (0, errno.EISCONN))
+        late.settimeout(20)
+        late.sendall(struct.pack("=III", 1, 1, 0))  # GET_FEATURES
+        assert len(late.recv(20)) == 20
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def serving(
