@@ -199,11 +199,14 @@ class Guest(ABC):
             self._channel = None
         self._pending = b""
         if process is not None:
-            # Also after an orderly end: helper processes are in the same session.
-            for member in _session_members(process.pid):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(member, signal.SIGKILL)
+            # Also after an orderly end: helper processes are in the same session. The first one goes
+            # first: while it lives it can make more of them.
+            process.kill()
             process.wait()
+            while members := _session_members(process.pid):
+                for member in members:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(member, signal.SIGKILL)
         if self._work is not None:
             shutil.rmtree(self._work, ignore_errors=True)
             self._work = None
