@@ -41,6 +41,11 @@ cdef struct queue_t:
     job_t *free_jobs         # under used_lock
     uint64_t poll_ns         # how long to look for more before sleeping, now
     uint64_t poll_max_ns
+    uint64_t idle_since      # ns, when the ring was left
+    bint lingers
+    void *owner              # the Queue: borrowed
+    int threads              # 1, or 2 once something has blocked
+    int sleepers             # of those, waiting for a kick; under the gate
     chain_t chains[BATCH]
     int kick_fd
     bint kick_is_socket
@@ -78,11 +83,12 @@ cdef class Queue:
     cdef object dispatch
     cdef object pool
     cdef object memory
-    cdef object thread
+    cdef list threads
     cdef iovec *iov
     cdef iovec *job_iov
 
     cdef int watch(self, int fd, int what) except -1
     cdef void wake(self) noexcept
+    cdef int add_thread(self) except -1
     cdef void wait_jobs(self) noexcept
     cdef int make_jobs(self, uint32_t iov_max) except -1

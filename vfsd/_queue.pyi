@@ -8,13 +8,19 @@ __all__ = ("Queue",)
 
 @final
 class Queue:
-    """One virtqueue of one connection and the thread that serves it."""
+    """One virtqueue of one connection and the thread that serves it, or two that take turns."""
 
     index: int
     name: str
     num: int
     def __new__(
-        cls, index: int, name: str, dispatch: Dispatch, pool: Pool, poll_us: int = 0
+        cls,
+        index: int,
+        name: str,
+        dispatch: Dispatch,
+        pool: Pool,
+        poll_us: int = 0,
+        lingers: bool = False,
     ) -> Queue: ...
     def start(
         self, memory: GuestMemory, num: int, desc: int, avail: int, used: int, base: int, event_idx: bool

@@ -29,9 +29,14 @@ __all__ = ("Queue",)
 
 log = logging.getLogger("vfsd.queue")
 
+cdef extern from "<time.h>" nogil:
+    struct timespec:
+        long tv_sec
+        long tv_nsec
+    int nanosleep(const timespec *wanted, timespec *left)
+
 cdef extern from *:
     """
-    #include <time.h>
     static inline uint64_t clock_ns(void)
     {
     	struct timespec now;
@@ -90,6 +95,7 @@ cdef enum:
     CHANNEL_POLL_MS = 50
     POLL_MIN_NS = 4000
     CLOCK_EVERY = 32  # looks at the ring for one at the clock
+    LINGER_NS = 200000  # what nobody waits for (FORGET) is gathered for so long
     IOV_SLACK = 1024  # iovecs beyond one per element: a batch, and elements that cross regions
 
 cdef uint64_t ONE = 1
@@ -153,10 +159,11 @@ cdef void call_if_wanted(queue_t *q) noexcept nogil:
         call_guest(q)
 
 
-cdef void serve_chain(queue_t *q, chain_t *chain) noexcept nogil:
-    """One request from parse to used element, or to the pool."""
+cdef bint serve_chain(queue_t *q, chain_t *chain, bint last) noexcept nogil:
+    """One request from parse to used element, or to the pool. False: this thread has lent the ring."""
     cdef request_t r
     cdef span_t readable, writable
+    cdef job_t *job
     cdef int rc
     readable.iov = chain.readable
     readable.n = chain.n_readable
@@ -169,7 +176,7 @@ cdef void serve_chain(queue_t *q, chain_t *chain) noexcept nogil:
         count_u64(&q.unanswered, 1)
         ring.ring_push(&q.ring, chain.head, 0)
         pthread_mutex_unlock(&q.used_lock)
-        return
+        return True
     rc = WOULD_BLOCK
     if not request_blocks(q.dispatch, &r):
         if r.in_python:
@@ -177,12 +184,18 @@ cdef void serve_chain(queue_t *q, chain_t *chain) noexcept nogil:
         rc = request_run(q.dispatch, &r)
         r.resumed = rc == WOULD_BLOCK
     if rc == WOULD_BLOCK:
-        if offload(q, chain, &r):
-            return
+        job = make_job(q, chain, &r)
+        if job != NULL:
+            if last and lend(q):
+                run_job(&job.task)
+                return False
+            pool_submit(q.pool, &job.task)
+            return True
         call_if_wanted(q)
         r.may_wait = True
         rc = request_run(q.dispatch, &r)
     finish(q, &r, chain.head, chain.readable_bytes, rc)
+    return True
 
 
 # --- the pool's side ---
@@ -194,8 +207,8 @@ cdef uint32_t keep_iov(span_t *s, iovec *to) noexcept nogil:
     return s.n
 
 
-cdef bint offload(queue_t *q, chain_t *chain, request_t *r) noexcept nogil:
-    """Have the pool run it. False: it has enough of this queue's already."""
+cdef job_t *make_job(queue_t *q, chain_t *chain, request_t *r) noexcept nogil:
+    """A request that may wait, with all it needs kept. NULL: enough of this queue's are out already."""
     cdef job_t *job
     cdef uint32_t n
     pthread_mutex_lock(&q.used_lock)
@@ -204,7 +217,7 @@ cdef bint offload(queue_t *q, chain_t *chain, request_t *r) noexcept nogil:
         q.free_jobs = job.next
     pthread_mutex_unlock(&q.used_lock)
     if job == NULL:
-        return False
+        return NULL
     job.request = r[0]
     job.request.may_wait = True
     job.head = chain.head
@@ -214,7 +227,31 @@ cdef bint offload(queue_t *q, chain_t *chain, request_t *r) noexcept nogil:
     pthread_mutex_lock(&q.gate)
     q.jobs_out += 1
     pthread_mutex_unlock(&q.gate)
-    pool_submit(q.pool, &job.task)
+    return job
+
+
+cdef bint lend(queue_t *q) noexcept nogil:
+    """Leave the ring to this queue's other thread, to wait oneself. False: it is not asleep, or there is more.
+
+    A kick wakes it; so a request that comes alone costs no hop to the pool, and one that comes
+    after it does not wait.
+    """
+    if q.sleepers == 0 and (q.threads > 1 or not add_standby(q)):
+        return False
+    call_if_wanted(q)
+    if ring.ring_enable_kick(&q.ring):
+        ring.ring_disable_kick(&q.ring)
+        return False
+    leave(q)
+    return True
+
+
+cdef bint add_standby(queue_t *q) noexcept with gil:
+    try:
+        (<Queue>q.owner).add_thread()
+    except RuntimeError:
+        log.exception("no second thread for a queue: what blocks goes to the pool")
+        return False
     return True
 
 
@@ -240,6 +277,15 @@ cdef inline bint closing(queue_t *q) noexcept nogil:
     return load_acquire_int(&q.stop) or load_acquire_int(&q.pauses)
 
 
+cdef bint linger(queue_t *q) noexcept nogil:
+    """Sleep for a moment without asking for kicks: a wake-up and a kick for each FORGET would cost more."""
+    cdef timespec moment
+    moment.tv_sec = 0
+    moment.tv_nsec = LINGER_NS
+    nanosleep(&moment, NULL)
+    return ring.ring_has_chains(&q.ring)
+
+
 cdef bint look_for_more(queue_t *q) noexcept nogil:
     """Poll the ring for a while before sleeping: a wake-up costs far more. True: there is more.
 
@@ -247,6 +293,8 @@ cdef bint look_for_more(queue_t *q) noexcept nogil:
     """
     cdef uint64_t until
     cdef int spins
+    if q.lingers:
+        return linger(q)
     if q.poll_ns == 0:
         return False
     until = clock_ns() + q.poll_ns
@@ -270,27 +318,32 @@ cdef void adapt(queue_t *q, uint64_t slept_ns) noexcept nogil:
         q.poll_ns = min(q.poll_max_ns, max(<uint64_t>POLL_MIN_NS, 2 * q.poll_ns))
 
 
-cdef void work(queue_t *q) noexcept nogil:
-    """Answer all that is on the ring, then ask for a kick. Ends early when the gate is to close."""
+cdef bint work(queue_t *q) noexcept nogil:
+    """Answer all that is on the ring, then ask for a kick. Ends early when the gate is to close.
+
+    False: this thread has lent the ring, and is not the one to leave it.
+    """
     cdef int n, i
     if q.broken:
-        return
+        return True
     if q.owes_call:
         call_guest(q)
     ring.ring_disable_kick(&q.ring)
     while not closing(q):
         n = ring.ring_pop_batch(&q.ring, q.chains, BATCH)
         for i in range(n):
-            serve_chain(q, &q.chains[i])
+            if not serve_chain(q, &q.chains[i], i == n - 1):
+                return False
         if n > 0:
             call_if_wanted(q)
         elif n < 0:
             break_ring(q, n)
-            return
+            return True
         elif not look_for_more(q) and not closing(q):
             if not ring.ring_enable_kick(&q.ring):
-                return
+                return True
             ring.ring_disable_kick(&q.ring)
+    return True
 
 
 cdef void break_ring(queue_t *q, int code) noexcept nogil:
@@ -306,16 +359,21 @@ cdef void report_broken(queue_t *q, int code) noexcept with gil:
     log.warning("a guest broke a ring, the queue is stopped: %s", CHAIN_ERRORS[code])
 
 
-cdef bint enter(queue_t *q) noexcept nogil:
-    """Through the gate, waiting while it is closed. False: the thread is to end."""
-    cdef bint go_on
+cdef int enter(queue_t *q) noexcept nogil:
+    """Through the gate, waiting while it is closed: 1 the ring is this thread's, 0 another has it, -1 the end."""
+    cdef int rc = 1
     pthread_mutex_lock(&q.gate)
     while q.pauses and not q.stop:
         pthread_cond_wait(&q.gate_changed, &q.gate)
-    go_on = not q.stop
-    q.working = go_on
+    if q.stop:
+        rc = -1
+    elif q.working:
+        rc = 0
+        q.sleepers += 1
+    else:
+        q.working = True
     pthread_mutex_unlock(&q.gate)
-    return go_on
+    return rc
 
 
 cdef bint leave(queue_t *q) noexcept nogil:
@@ -328,6 +386,12 @@ cdef bint leave(queue_t *q) noexcept nogil:
         pthread_cond_broadcast(&q.gate_changed)
     pthread_mutex_unlock(&q.gate)
     return again
+
+
+cdef void count_sleepers(queue_t *q, int n) noexcept nogil:
+    pthread_mutex_lock(&q.gate)
+    q.sleepers += n
+    pthread_mutex_unlock(&q.gate)
 
 
 cdef void wait_kick(queue_t *q) noexcept nogil:
@@ -344,13 +408,30 @@ cdef void wait_kick(queue_t *q) noexcept nogil:
 
 
 cdef void serve(queue_t *q) noexcept nogil:
-    cdef uint64_t since
-    while enter(q):
-        work(q)
-        if not leave(q):
-            since = clock_ns()
-            wait_kick(q)
-            adapt(q, clock_ns() - since)
+    cdef bint slept = False
+    cdef int rc
+    while True:
+        rc = enter(q)
+        if rc < 0:
+            wake_queue(q)  # an event wakes one thread: the next one's
+            return
+        if rc > 0:
+            if slept:
+                adapt(q, clock_ns() - q.idle_since)
+            slept = False
+            if not work(q):
+                continue
+            q.idle_since = clock_ns()
+            if leave(q):
+                continue
+            count_sleepers(q, 1)
+        wait_kick(q)
+        count_sleepers(q, -1)
+        slept = True
+
+
+cdef void wake_queue(queue_t *q) noexcept nogil:
+    c_write(q.wake_fd, &ONE, sizeof(ONE))
 
 
 # --- the control thread ---
@@ -361,15 +442,19 @@ cdef bint is_socket(int fd) except -1:
 
 @cython.final
 cdef class Queue:
-    """One virtqueue of one connection and the thread that serves it.
+    """One virtqueue of one connection and the thread that serves it, or two that take turns.
 
     All methods are for the control thread. Descriptors handed over are the queue's own from then
     on. index: 0 is hiprio. dispatch: where requests go. pool: runs what may block. poll_us: the most
-    to poll before sleeping.
+    to poll before sleeping. lingers: nobody waits for its requests, they are gathered for a moment.
     """
 
-    def __cinit__(self, int index, str name, Dispatch dispatch not None, Pool pool not None, int poll_us=0):
+    def __cinit__(self, int index, str name, Dispatch dispatch not None, Pool pool not None, int poll_us=0,
+                  bint lingers=False):
         self.index = index
+        self.threads = []
+        self.q.owner = <void *>self
+        self.q.lingers = lingers
         self.name = name
         self.dispatch = dispatch
         self.pool = pool
@@ -428,9 +513,15 @@ cdef class Queue:
         self.num = num
         self.q.broken = 0
         self.q.stop = 0
-        self.thread = threading.Thread(target=self._run, name=self.name, daemon=True)
         self.started = True
-        self.thread.start()
+        self.add_thread()
+
+    cdef int add_thread(self) except -1:
+        thread = threading.Thread(target=self._run, name=self.name, daemon=True)
+        thread.start()
+        self.threads.append(thread)
+        self.q.threads += 1
+        return 0
 
     cdef int make_jobs(self, uint32_t iov_max) except -1:
         """Room for what the pool may have at a time; memory is taken as it is touched."""
@@ -464,8 +555,9 @@ cdef class Queue:
         pthread_cond_broadcast(&self.q.gate_changed)
         pthread_mutex_unlock(&self.q.gate)
         self.wake()
-        self.thread.join()
-        self.thread = None
+        while self.threads:  # one of them may be adding another
+            self.threads.pop().join()
+        self.q.threads = 0
         self.wait_jobs()
         self.memory = None
         self.started = False
@@ -477,7 +569,7 @@ cdef class Queue:
         return self.q.broken
 
     cdef void wake(self) noexcept:
-        c_write(self.q.wake_fd, &ONE, sizeof(ONE))
+        wake_queue(&self.q)
 
     def kick(self):
         """Look at the ring (in-band kicks)."""

@@ -91,9 +91,10 @@ class Connection:
 
     def make_queue(self, index: int) -> Queue:
         name = "hiprio" if index == 0 else f"requests.{index - 1}"
-        # Nobody waits for a forget, so hiprio need not poll.
-        poll_us = self._poll_us if index > 0 else 0
-        self._queues[index] = Queue(index, name, self._dispatch, self._pool, poll_us)
+        # Nobody waits for a forget: hiprio need not poll, and gathers them.
+        hiprio = index == 0
+        poll_us = 0 if hiprio else self._poll_us
+        self._queues[index] = Queue(index, name, self._dispatch, self._pool, poll_us, hiprio)
         return self._queues[index]
 
     def reset(self) -> None:
