@@ -1,11 +1,12 @@
 """Every option of the daemon, once: names, default, check and help.
 
 A check takes the operator's text and gives the value, or raises ConfigError naming the option.
+`-o name[=value],...` is how libvirt and the older daemons spell the same options.
 """
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from vfsd.errors import ConfigError
@@ -20,7 +21,11 @@ LOG_LEVELS = ("error", "warning", "info", "debug")
 
 @dataclass(frozen=True)
 class Option:
-    """One option. check None: a flag, off unless given. default None: required, or simply not set."""
+    """One option. check None: a flag, off unless given. default None: required, or simply not set.
+
+    o_names: what `-o` calls it; a flag is turned off again by the same name with "no_" before it.
+    o_words: whole words of `-o` that stand for a value of an option that is no flag.
+    """
 
     name: str
     help: str
@@ -29,6 +34,8 @@ class Option:
     default: str | None = None
     required: bool = False
     aliases: tuple[str, ...] = ()
+    o_names: tuple[str, ...] = ()
+    o_words: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -86,8 +93,11 @@ def check_tag(option: str, text: str) -> bytes:
     return tag
 
 
-def check_choice(*choices: str) -> Callable[[str, str], str]:
+def check_choice(*choices: str, **spellings: str) -> Callable[[str, str], str]:
+    """One of the choices; spellings: other words for some of them, as other daemons have them."""
+
     def check(option: str, text: str) -> str:
+        text = spellings.get(text, text)
         if text not in choices:
             raise ConfigError(option, f"{text!r} is unknown; use {', '.join(choices[:-1])} or {choices[-1]}")
         return text
@@ -109,7 +119,9 @@ SERVE_OPTIONS = (
         "--socket", "Listen here for the front end (QEMU, cloud-hypervisor, ...).",
         check_socket, "PATH", required=True, aliases=("--socket-path",),
     ),
-    Option("--shared-dir", "Share this directory.", check_shared_dir, "DIR", required=True),
+    Option(
+        "--shared-dir", "Share this directory.", check_shared_dir, "DIR", required=True, o_names=("source",),
+    ),
     Option(
         "--tag", "Name the guest mounts, for front ends that ask the daemon for it (user-mode Linux,"
         " crosvm). Leave it out for QEMU, which has its own and of which 7.1 to 8.0 crash on it.",
@@ -118,7 +130,8 @@ SERVE_OPTIONS = (
     Option(
         "--cache", "What the guest may keep: nothing (never), names and attributes for a second"
         " (auto), or everything for a day (always).",
-        check_choice(*CACHE_POLICIES), "|".join(CACHE_POLICIES), default="auto",
+        check_choice(*CACHE_POLICIES, none="never"), "|".join(CACHE_POLICIES), default="auto",
+        o_names=("cache",),
     ),
     Option(
         "--num-request-queues", "Offer at most this many request queues; the front end sets up as"
@@ -130,21 +143,65 @@ SERVE_OPTIONS = (
         " polls.",
         check_number(0, POLL_US_MAX), "N", default="50",
     ),
-    Option("--xattr", "Pass extended attributes through."),
+    Option("--xattr", "Pass extended attributes through.", o_names=("xattr",)),
     Option(
         "--inband-notifications", "Offer kicks and calls as messages; only user-mode Linux in"
         " time-travel mode needs them, and they are slow.",
     ),
-    Option("--log-level", "How much to say on stderr.", check_choice(*LOG_LEVELS),
-           "|".join(LOG_LEVELS), default="info"),
+    Option(
+        "--log-level", "How much to say on stderr.",
+        check_choice(*LOG_LEVELS, err="error", warn="warning"), "|".join(LOG_LEVELS), default="info",
+        o_names=("loglevel", "log_level"),
+    ),
 )  # fmt: skip
 
 
-def check_options(given: dict[str, Any]) -> ServeOptions:
-    """Text by Option.key, None where not given, to checked values. ConfigError."""
+def o_spellings() -> dict[str, tuple[Option, str | bool | None]]:
+    """Every word `-o` knows: the option, and the value it stands for (None: one follows after "=")."""
+    known: dict[str, tuple[Option, str | bool | None]] = {}
+    for option in SERVE_OPTIONS:
+        for name in option.o_names:
+            known[name] = (option, True if option.check is None else None)
+            if option.check is None:
+                known[f"no_{name}"] = (option, False)
+        known.update({word: (option, value) for word, value in option.o_words.items()})
+    return known
+
+
+def split_o(text: str) -> list[str]:
+    """The words of one `-o`: between commas, where two commas are one of the word itself."""
+    return [word.replace("\0", ",") for word in text.replace(",,", "\0").split(",") if word]
+
+
+def read_o(lists: Sequence[str]) -> dict[str, tuple[str, str | bool]]:
+    """What `-o` gives, the last word for an option: by Option.key its spelling and value. ConfigError."""
+    known = o_spellings()
+    given: dict[str, tuple[str, str | bool]] = {}
+    for word in (word for text in lists for word in split_o(text)):
+        name, equals, value = word.partition("=")
+        spelled = f"-o {name}"
+        if name not in known:
+            raise ConfigError(spelled, f"is unknown; use {', '.join(known)}")
+        option, stands_for = known[name]
+        if equals and stands_for is not None:
+            raise ConfigError(spelled, f"takes no value; leave out {equals + value!r}")
+        if not equals and stands_for is None:
+            raise ConfigError(spelled, f"needs a value; write {name}={option.metavar}")
+        given[option.key] = (spelled, value if stands_for is None else stands_for)
+    return given
+
+
+def check_options(given: dict[str, Any], o_lists: Sequence[str] = ()) -> ServeOptions:
+    """Text by Option.key, None where not given, and the texts of `-o`, to checked values. ConfigError.
+
+    An option given by its own name outweighs `-o`.
+    """
+    in_o = read_o(o_lists)
     values: dict[str, Any] = {}
     for option in SERVE_OPTIONS:
-        text = given[option.key]
+        spelled, text = option.name, given[option.key]
+        if text in (None, False) and option.key in in_o:
+            spelled, text = in_o[option.key]
         if option.check is None:
             values[option.key] = bool(text)
             continue
@@ -152,5 +209,5 @@ def check_options(given: dict[str, Any]) -> ServeOptions:
             text = option.default
         if text is None and option.required:
             raise ConfigError(option.name, f"is missing; add {option.name} {option.metavar}")
-        values[option.key] = None if text is None else option.check(option.name, text)
+        values[option.key] = None if text is None else option.check(spelled, text)
     return ServeOptions(**values)

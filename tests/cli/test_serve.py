@@ -13,10 +13,13 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from guests import StartDaemon
 from guests.daemon import eventually
+
+from vfsd.options import SERVE_OPTIONS, check_options
 
 SERVE = [sys.executable, "-m", "vfsd", "serve"]
 NOBODY = 65534
@@ -78,6 +81,38 @@ def test_missing_and_unknown_options_are_named(share: Path, place: Path) -> None
     assert "--shared-dir" in refused(["--socket", str(place)])
     assert "--bogus" in refused(["--socket", str(place), "--shared-dir", str(share), "--bogus"])
     assert not place.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("source={share},bogus", "-o bogus: is unknown"),
+        ("source={share},no_bogus=1", "-o no_bogus: is unknown"),
+        ("source={share},cache=sometimes", "-o cache: 'sometimes' is unknown"),
+        ("source={share},cache", "-o cache: needs a value"),
+        ("source={share},xattr=yes", "-o xattr: takes no value"),
+        ("source={share},no_cache", "-o no_cache: is unknown"),
+        ("source={share}/a,,b", "/a,b does not exist"),
+        ("xattr,no_xattr", "--shared-dir: is missing"),
+    ],
+)
+def test_a_bad_word_of_o_is_named(share: Path, place: Path, words: str, says: str) -> None:
+    assert says in refused(["--socket", str(place), "-o", words.format(share=share)])
+    assert not place.exists()
+
+
+def test_o_gives_what_its_options_give_and_the_last_word_holds() -> None:
+    plain: dict[str, Any] = {option.key: None for option in SERVE_OPTIONS} | {"socket": "/tmp/v.sock"}
+    read = check_options(plain, ["source=/tmp,cache=none", "xattr,no_xattr,xattr,loglevel=warn"])
+    by_name = {"shared_dir": "/tmp", "cache": "never", "xattr": True, "log_level": "warning"}
+    assert read == check_options(plain | by_name)
+    assert not check_options(plain, ["source=/tmp,xattr", "no_xattr"]).xattr
+    assert check_options(plain | {"cache": "always"}, ["source=/tmp,cache=none"]).cache == "always"
+
+
+def test_the_daemon_takes_o(share: Path, place: Path) -> None:
+    with serving(place, f"source={share},cache=auto", source="-o") as process:
+        end(process, signal.SIGTERM, place)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
@@ -163,10 +198,10 @@ def cpu_seconds(pid: int) -> float:
 
 
 def serving(
-    place: Path, share: Path, option: str = "--socket", **environment: str
+    place: Path, share: Path | str, option: str = "--socket", source: str = "--shared-dir", **environment: str
 ) -> "subprocess.Popen[str]":
     process = subprocess.Popen(
-        [*SERVE, option, str(place), "--shared-dir", str(share)],
+        [*SERVE, option, str(place), source, str(share)],
         stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, env=os.environ | environment,
     )  # fmt: skip
     assert process.stderr is not None

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from vfsd import daemon
-from vfsd.options import SERVE_OPTIONS, check_options
+from vfsd.options import SERVE_OPTIONS, check_options, o_spellings
 
 
 def with_options(command: click.Command) -> click.Command:
@@ -21,18 +21,27 @@ def with_options(command: click.Command) -> click.Command:
                 is_flag=option.check is None,
             )
         )
+    command.params.append(
+        click.Option(
+            ["o_lists", "-o"],
+            multiple=True,
+            metavar="NAME[=VALUE],...",
+            help=f"The same options as libvirt and older daemons spell them: {', '.join(o_spellings())}."
+            " Two commas stand for one in a value. May be repeated; an option by its own name outweighs it.",
+        )
+    )
     return command
 
 
 @with_options
 @click.command()
-def serve(**given: Any) -> None:
+def serve(o_lists: tuple[str, ...], **given: Any) -> None:
     """Serve a directory to virtual machines as a vhost-user device.
 
     Stays in the foreground, logs to stderr, says READY when it listens, and listens again when a
     guest has gone. SIGTERM and SIGINT end it.
     """
-    options = check_options(given)
+    options = check_options(given, o_lists)
     logging.basicConfig(
         level=options.log_level.upper(), format="%(levelname)s %(name)s: %(message)s", force=True
     )
