@@ -11,9 +11,13 @@ cdef enum:
     FUSE_IN_HEADER = 40   # bytes
     FUSE_OUT_HEADER = 16  # bytes
 
+    FUSE_ATTR_DAX = 2
     FUSE_GETATTR_FH = 1
     FUSE_WRITE_CACHE = 1
     FUSE_FSYNC_FDATASYNC = 1
+
+    FUSE_SETUPMAPPING_FLAG_WRITE = 1
+    FUSE_SETUPMAPPING_FLAG_READ = 2
 
     FATTR_MODE = 1
     FATTR_UID = 2
@@ -210,6 +214,20 @@ cdef packed struct fuse_lseek_in:
 
 cdef packed struct fuse_lseek_out:
     uint64_t offset
+
+cdef packed struct fuse_setupmapping_in:
+    uint64_t fh
+    uint64_t foffset
+    uint64_t len
+    uint64_t flags
+    uint64_t moffset
+
+cdef packed struct fuse_removemapping_in:  # count of these follow without padding:
+    uint32_t count
+
+cdef packed struct fuse_removemapping_one:
+    uint64_t moffset
+    uint64_t len
 
 cdef packed struct fuse_setxattr_in:  # the form without FUSE_SETXATTR_EXT
     uint32_t size

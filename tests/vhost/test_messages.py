@@ -232,3 +232,12 @@ def test_a_memory_table_may_have_room_for_more_regions_than_it_has() -> None:
 def test_every_message_has_a_shape() -> None:
     assert sorted(FRONTEND_SHAPES) == sorted(FrontendRequest) == list(range(1, 45))
     assert sorted(messages.BACKEND_SHAPES) == list(range(1, 11))
+
+
+def test_shared_memory_sizes_come_back_by_their_region() -> None:
+    sizes = {0: 1 << 29, 255: 4096}
+    payload = messages.encode_shmem_config(sizes)
+    assert len(payload) == 2056 and payload[:8] == b"\2\0\0\0\0\0\0\0"
+    assert messages.decode_shmem_config(payload) == sizes
+    with pytest.raises(ProtocolError, match="3 shared memory regions, but 2 sizes"):
+        messages.decode_shmem_config(b"\3" + payload[1:])

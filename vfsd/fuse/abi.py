@@ -60,12 +60,16 @@ LK_IN = Struct("=QQ QQII II")  # fh, owner, start, end, type, pid, lk_flags, pad
 LK_OUT = Struct("=QQII")  # start, end, type, pid
 IOCTL_IN = Struct("=QIIQII")  # fh, flags, cmd, arg, in_size, out_size
 IOCTL_OUT = Struct("=iIII")  # result, flags, in_iovs, out_iovs
+SETUPMAPPING_IN = Struct("=QQQQQ")  # fh (always ~0), foffset, len, flags, moffset
+REMOVEMAPPING_IN = Struct("=I")  # count; that many REMOVEMAPPING_ONE follow, without padding
+REMOVEMAPPING_ONE = Struct("=QQ")  # moffset, len
 SYNCFS_IN = Struct("=Q")  # padding
 DIRENT = Struct("=QQII")  # ino, off, namelen, type; the name follows, padded to 8
 ENTRY_OUT_SIZE = ENTRY_OUT.size + ATTR.size
 ATTR_OUT_SIZE = ATTR_OUT.size + ATTR.size
 FSYNC_FDATASYNC = 1
 ATTR_SUBMOUNT = 1  # fuse_attr.flags
+ATTR_DAX = 2
 GETATTR_FH = 1
 WRITE_CACHE = 1  # write_in.write_flags: from the page cache, fh guessed
 WRITE_KILL_SUIDGID = 4
@@ -74,6 +78,12 @@ READ_LOCKOWNER = 2  # read_in.read_flags
 WRITE_LOCKOWNER = 2  # write_in.write_flags
 RELEASE_FLOCK_UNLOCK = 2  # release_in.release_flags
 LK_FLOCK = 1  # lk_in.lk_flags
+SETUPMAPPING_WRITE = 1  # setupmapping_in.flags; Linux sets READ always
+SETUPMAPPING_READ = 2
+SETUPMAPPING_FH = 0xFFFFFFFFFFFFFFFF  # setupmapping_in.fh of Linux: maps go by nodeid
+REMOVEMAPPING_MAX = PAGE_SIZE // REMOVEMAPPING_ONE.size  # FUSE_REMOVEMAPPING_MAX_ENTRY
+DAX_SHMID = 0  # VIRTIO_FS_SHMCAP_ID_CACHE: the shared memory region that is the DAX window
+DAX_RANGE = 1 << 21  # FUSE_DAX_SZ: what Linux maps at a time
 IOCTL_UNRESTRICTED = 2
 IOCTL_RETRY = 4  # ioctl_out.flags
 IOCTL_DIR = 16

@@ -30,6 +30,9 @@ assert sizeof(w.fuse_getattr_in) == 16
 assert sizeof(w.fuse_read_in) == 40
 assert sizeof(w.fuse_write_in) == 40
 assert sizeof(w.fuse_write_out) == 8
+assert sizeof(w.fuse_setupmapping_in) == 40
+assert sizeof(w.fuse_removemapping_in) == 4
+assert sizeof(w.fuse_removemapping_one) == 16
 assert TABLE_SIZE == OPCODES_MAX
 
 cdef uint32_t INIT = OPCODE_NUMBER["INIT"]

@@ -10,7 +10,7 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
 from typing import Final, NamedTuple
@@ -34,6 +34,9 @@ VRING_INDEX_MASK: Final = 0xFF
 VRING_NO_FD: Final = 0x100
 
 VRING_ADDR_LOG: Final = 0x1  # flags of SET_VRING_ADDR
+
+SHMEM_REGIONS_MAX: Final = 256  # sizes in SHMEM_CONFIG, by shmid
+SHMEM_MAP_RW: Final = 0x1  # flags of SHMEM_MAP; without it the region is read-only
 
 HEADER: Final = struct.Struct("=III")  # request, flags, payload bytes
 U64: Final = struct.Struct("=Q")
@@ -270,6 +273,16 @@ class VringAddr(NamedTuple):
     log: int
 
 
+class ShmemMap(NamedTuple):
+    """Payload of SHMEM_MAP and SHMEM_UNMAP, VhostUserMMap. Bytes, multiples of the page size."""
+
+    shmid: int
+    fd_offset: int
+    shm_offset: int
+    size: int
+    flags: int  # SHMEM_MAP_RW
+
+
 class PeerClosed(Exception):
     """The other end closed the connection between two messages."""
 
@@ -488,6 +501,21 @@ def wait(sock: socket.socket, events: int, deadline: float) -> bool:
 def encode_mem_table(regions: Sequence[Region]) -> bytes:
     """Payload of SET_MEM_TABLE."""
     return MEM_TABLE_HEAD.pack(len(regions)) + b"".join(REGION.pack(*r) for r in regions)
+
+
+def encode_shmem_config(sizes: Mapping[int, int]) -> bytes:
+    """Reply to GET_SHMEM_CONFIG: bytes by shmid."""
+    all_sizes = [sizes.get(shmid, 0) for shmid in range(SHMEM_REGIONS_MAX)]
+    return SHMEM_CONFIG.pack(sum(size > 0 for size in all_sizes), *all_sizes)
+
+
+def decode_shmem_config(payload: bytes) -> dict[int, int]:
+    """Bytes by shmid, of the regions there are."""
+    regions, *sizes = SHMEM_CONFIG.unpack(payload)
+    found = {shmid: size for shmid, size in enumerate(sizes) if size}
+    if regions != len(found):
+        raise ProtocolError(f"{regions} shared memory regions, but {len(found)} sizes")
+    return found
 
 
 def decode_mem_table(payload: bytes) -> list[Region]:
