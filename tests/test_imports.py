@@ -13,18 +13,19 @@ IMPORT = re.compile(r"^\s*(?:from|cimport|import) (vfsd[\w.]*)(?: c?import \(?([
 # Below vfsd: what a room may use of ours, besides itself. A name with a dot is one module of a room.
 ALLOWED = {
     "_ring": set(),
+    "_dax": set(),
     "_wire": set(),
     "errors": set(),
     "vhost": {"_ring", "errors"},
     "fuse": {"_ring", "_wire"},
-    "hostfs": {"_ring", "_threads", "_wire", "fuse", "errors"},
+    "hostfs": {"_dax", "_ring", "_threads", "_wire", "fuse", "errors"},
     "_threads": set(),
     "_pool": {"_threads"},
     "_queue": {"_pool", "_ring", "_threads", "fuse"},
     "share": {"_pool", "_queue", "fuse", "hostfs", "vhost", "errors"},
     "options": {"errors", "hostfs", "share"},
     "daemon": {"errors", "hostfs", "options", "share"},
-    "guest": {"_ring", "_threads", "_wire", "fuse", "vhost", "errors"},
+    "guest": {"_dax", "_ring", "_threads", "_wire", "fuse", "vhost", "errors"},
 }
 GUEST_MAY_USE_OF_FUSE = {"abi", "opcodes", "shapes"}
 
