@@ -148,6 +148,8 @@ cdef void finish(queue_t *q, request_t *r, uint32_t head, uint64_t bytes_in, int
         count_u64(&count.errors, 1)
     ring.ring_push(&q.ring, <uint16_t>head, written)
     pthread_mutex_unlock(&q.used_lock)
+    if r.close_fd >= 0:
+        c_close(r.close_fd)
 
 
 cdef void call_if_wanted(queue_t *q) noexcept nogil:

@@ -32,6 +32,7 @@ cdef struct request_t:
     span_t reply            # room after the out header
     uint64_t reply_bytes    # of the body, set by the operation
     int error               # 0 or -errno of a request that is refused before it is run
+    int close_fd            # to be closed once the reply is out, -1 for none
     bint in_python
     bint may_wait           # the operation may block: no queue waits for it
     bint resumed            # run again after WOULD_BLOCK; its arguments are in scratch, the body is consumed

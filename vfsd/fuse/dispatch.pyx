@@ -123,6 +123,7 @@ cdef bint request_parse(dispatch_t *d, span_t readable, span_t writable, request
     r.reply = writable
     r.reply_bytes = 0
     r.error = 0
+    r.close_fd = -1
     r.n_head = 0
     r.in_python = r.may_wait = r.resumed = False
     if span_read(&r.body, &r.header, w.FUSE_IN_HEADER) < 0:

@@ -9,5 +9,6 @@ cdef int64_t handle_get(tables_t *t, uint64_t fh, int *fd) noexcept nogil
 cdef void handle_put(tables_t *t, uint32_t index) noexcept nogil
 # Own fd as a new open handle: *fh. 0 or -ENFILE (fd stays the caller's).
 cdef int handle_open(tables_t *t, int fd, uint64_t *fh) noexcept nogil
-# Give the handle up; its descriptor is closed with the last reference. 0 or -EBADF.
-cdef int handle_release(tables_t *t, uint64_t fh) noexcept nogil
+# Give the handle up: 0 or -EBADF. *fd: its descriptor, the caller's to close; -1 while another
+# queue works with it, which closes it then.
+cdef int handle_release(tables_t *t, uint64_t fh, int *fd) noexcept nogil

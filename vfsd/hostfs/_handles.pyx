@@ -20,17 +20,26 @@ cdef int64_t handle_get(tables_t *t, uint64_t fh, int *fd) noexcept nogil:
     return index
 
 
-cdef void handle_put(tables_t *t, uint32_t index) noexcept nogil:
+cdef int drop(tables_t *t, uint32_t index) noexcept nogil:
+    """Give a reference back: the descriptor nobody uses any more, -1 while somebody does."""
     cdef handle_t *handle = &t.handles[index]
+    cdef int fd
     if (add_u64(&handle.state, <uint64_t>-1) & REFERENCES) != 0:
-        return
-    h.close(handle.fd)
+        return -1
+    fd = handle.fd
     add_u64(&t.n_handles, <uint64_t>-1)
     pthread_mutex_lock(&t.alloc)
     handle.next = t.handles_free
     t.handles_free = index
     store_release_u64(&handle.state, (generation_of(handle.state) + 1) << 32)
     pthread_mutex_unlock(&t.alloc)
+    return fd
+
+
+cdef void handle_put(tables_t *t, uint32_t index) noexcept nogil:
+    cdef int fd = drop(t, index)
+    if fd >= 0:
+        h.close(fd)
 
 
 cdef int handle_open(tables_t *t, int fd, uint64_t *fh) noexcept nogil:
@@ -54,7 +63,7 @@ cdef int handle_open(tables_t *t, int fd, uint64_t *fh) noexcept nogil:
     return 0
 
 
-cdef int handle_release(tables_t *t, uint64_t fh) noexcept nogil:
+cdef int handle_release(tables_t *t, uint64_t fh, int *fd) noexcept nogil:
     cdef uint32_t index = <uint32_t>fh
     cdef uint64_t seen
     if index == 0 or index >= HANDLES_MAX:
@@ -64,5 +73,5 @@ cdef int handle_release(tables_t *t, uint64_t fh) noexcept nogil:
         if generation_of(seen) != fh >> 32 or not seen & OPEN:
             return -EBADF
         if cas_u64(&t.handles[index].state, seen, seen & ~OPEN):
-            handle_put(t, index)
+            fd[0] = drop(t, index)
             return 0

@@ -6,7 +6,7 @@ it keeps the descriptor open while another queue forgets or releases, so a guest
 never make an operation reach a descriptor that has become something else.
 """
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from vfsd._threads cimport pthread_mutex_t, sched_yield
 
@@ -35,6 +35,8 @@ cdef enum:
     BUCKETS = 1 << 18
     SHARDS = 64                # locks over the buckets
     MOUNTS_MAX = 256
+    LISTINGS = 256             # open directories whose host entries are kept between two READDIRs
+    LISTING_BYTES = 32752
     HANDLE_BYTES_MAX = 64      # room for a host file handle; larger ones are not evicted
 
 
@@ -61,6 +63,16 @@ cdef struct handle_t:          # 16 bytes
     uint32_t next
 
 
+# Host entries an open directory's last READDIR has read and not passed on: a reply holds fewer.
+cdef struct listing_t:
+    uint64_t fh
+    int64_t offset             # of the entry at `at`
+    uint32_t at
+    uint32_t n
+    int busy
+    char entries[LISTING_BYTES]
+
+
 cdef struct mount_t:
     uint64_t mnt_id
     int fd                     # readable descriptor for open_by_handle_at; -1: handles don't work there
@@ -70,6 +82,7 @@ cdef struct tables_t:
     inode_t *inodes
     handle_t *handles
     uint32_t *buckets          # index of the first inode, 0 = none
+    listing_t *listings
     uint32_t inodes_top        # slots ever used
     uint32_t inodes_free       # head of the free list, 0 = empty
     uint32_t handles_top

@@ -11,8 +11,8 @@ from vfsd.hostfs._anchors cimport note_root
 from vfsd.hostfs._handles cimport handle_release
 from vfsd.hostfs._inodes cimport ATTR_MASK, device_of, inode_forget
 from vfsd.hostfs._slots cimport (
-    BUCKETS, HANDLES_MAX, INODES_MAX, OPEN, REFERENCES, SHARDS, generation_of, handle_t, inode_t,
-    load_acquire_u64, tables_t,
+    BUCKETS, HANDLES_MAX, INODES_MAX, LISTINGS, OPEN, REFERENCES, SHARDS, generation_of, handle_t, inode_t,
+    listing_t, load_acquire_u64, tables_t,
 )
 
 import os
@@ -59,6 +59,7 @@ cdef class Tables:
         t.inodes = <inode_t *>reserve(INODES_MAX * sizeof(inode_t))
         t.handles = <handle_t *>reserve(HANDLES_MAX * sizeof(handle_t))
         t.buckets = <uint32_t *>reserve(BUCKETS * sizeof(uint32_t))
+        t.listings = <listing_t *>reserve(LISTINGS * sizeof(listing_t))
         t.uid = os.geteuid()
         t.gid = os.getegid()
         t.proc_fd = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -120,6 +121,7 @@ cdef class Tables:
         release(<void **>&t.inodes, INODES_MAX * sizeof(inode_t))
         release(<void **>&t.handles, HANDLES_MAX * sizeof(handle_t))
         release(<void **>&t.buckets, BUCKETS * sizeof(uint32_t))
+        release(<void **>&t.listings, LISTINGS * sizeof(listing_t))
         t.inodes_top = t.handles_top = 0
 
     def clear(self):
@@ -127,11 +129,15 @@ cdef class Tables:
         cdef tables_t *t = &self.t
         cdef uint32_t index
         cdef uint64_t state
+        cdef int fd = -1
         with nogil:
             for index in range(1, t.handles_top):
                 state = load_acquire_u64(&t.handles[index].state)
                 if state & OPEN:
-                    handle_release(t, (generation_of(state) << 32) | index)
+                    handle_release(t, (generation_of(state) << 32) | index, &fd)
+                    if fd >= 0:
+                        h.close(fd)
+                        fd = -1
             for index in range(FUSE_ROOT_ID + 1, t.inodes_top):
                 state = load_acquire_u64(&t.inodes[index].state)
                 if state & REFERENCES:

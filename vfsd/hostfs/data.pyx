@@ -238,10 +238,11 @@ cdef int op_write(void *fs, request_t *r) noexcept nogil:
 # --- the rest of a handle's life ---
 
 cdef int op_release(void *fs, request_t *r) noexcept nogil:
+    """Closing comes after the reply: what it can cost (the last blocks of an unlinked file) nobody waits for."""
     cdef w.fuse_release_in arg
     if span_read(&r.body, &arg, sizeof(arg)) < 0:
         return -EINVAL
-    return handle_release(<tables_t *>fs, arg.fh)
+    return handle_release(<tables_t *>fs, arg.fh, &r.close_fd)
 
 
 cdef int op_flush(void *fs, request_t *r) noexcept nogil:
@@ -269,6 +270,8 @@ cdef int op_fsync(void *fs, request_t *r) noexcept nogil:
     cdef w.fuse_fsync_in arg
     cdef int64_t index
     cdef int fd = -1, rc
+    if not (r.may_wait or t.in_memory):
+        return WOULD_BLOCK
     memset(&arg, 0, sizeof(arg))
     if span_read(&r.body, &arg, sizeof(arg)) < 0:
         return -EINVAL
