@@ -13,11 +13,13 @@ import signal
 import socket
 import stat
 import time
+from dataclasses import replace
 from types import FrameType, TracebackType
 from typing import Self
 
 from vfsd.errors import ConfigError, ProtocolError
-from vfsd.hostfs.fs import CACHE_POLICIES, Policy
+from vfsd.hostfs.cache import CACHE_POLICIES, CachePolicy
+from vfsd.hostfs.fs import Policy
 from vfsd.options import ServeOptions
 from vfsd.share import Connection, Share, ShareSettings
 
@@ -49,7 +51,15 @@ def open_share(options: ServeOptions) -> Share:
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     settings = ShareSettings(
         path=options.shared_dir,
-        policy=Policy(cache=CACHE_POLICIES[options.cache], xattr=options.xattr),
+        policy=Policy(
+            cache=cache_policy(options),
+            xattr=options.xattr,
+            noflush=not options.always_flush,
+            parallel_writes=options.parallel_direct_writes,
+            writeback=options.writeback,
+            direct_io=options.allow_direct_io,
+            mmap=options.allow_mmap,
+        ),
         tag=options.tag,
         num_request_queues=options.num_request_queues,
         inband=options.inband_notifications,
@@ -62,6 +72,17 @@ def open_share(options: ServeOptions) -> Share:
         raise ConfigError(
             "--shared-dir", f"{options.shared_dir} can't be opened ({problem.strerror}); share another"
         ) from problem
+
+
+def cache_policy(options: ServeOptions) -> CachePolicy:
+    """The cache mode's, but for what is said in particular."""
+    policy = CACHE_POLICIES[options.cache].with_timeouts(options.timeout, options.timeout, None)
+    policy = policy.with_timeouts(options.entry_timeout, options.attr_timeout, options.negative_timeout)
+    return replace(
+        policy,
+        readdirplus=policy.readdirplus and not options.no_readdirplus,
+        symlinks=policy.symlinks if options.symlink_cache == "auto" else options.symlink_cache == "always",
+    )
 
 
 def raise_descriptor_limit() -> None:

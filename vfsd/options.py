@@ -5,17 +5,20 @@ A check takes the operator's text and gives the value, or raises ConfigError nam
 """
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from vfsd.errors import ConfigError
-from vfsd.hostfs.fs import CACHE_POLICIES, CacheMode
+from vfsd.hostfs.cache import CACHE_POLICIES, CacheMode, DirectWrites, SymlinkCache
 from vfsd.share import TAG_BYTES
 
 SOCKET_PATH_BYTES = 107  # sun_path of unix(7), without the NUL
 REQUEST_QUEUES_MAX = 64
 POLL_US_MAX = 1000
+TIMEOUT_S_MAX = 10**9
+SECONDS = re.compile(r"[0-9]+(\.[0-9]*)?|\.[0-9]+", re.ASCII)
 LOG_LEVELS = ("error", "warning", "info", "debug")
 
 
@@ -50,6 +53,17 @@ class ServeOptions:
     shared_dir: str
     tag: bytes | None
     cache: CacheMode
+    timeout: float | None
+    entry_timeout: float | None
+    attr_timeout: float | None
+    negative_timeout: float | None
+    no_readdirplus: bool
+    symlink_cache: SymlinkCache
+    always_flush: bool
+    parallel_direct_writes: DirectWrites
+    writeback: bool
+    allow_direct_io: bool
+    allow_mmap: bool
     num_request_queues: int
     xattr: bool
     poll_us: int
@@ -114,6 +128,12 @@ def check_number(least: int, most: int) -> Callable[[str, str], int]:
     return check
 
 
+def check_seconds(option: str, text: str) -> float:
+    if not SECONDS.fullmatch(text) or float(text) > TIMEOUT_S_MAX:
+        raise ConfigError(option, f"{text!r} is no number of seconds up to {TIMEOUT_S_MAX}; write 1.5 or so")
+    return float(text)
+
+
 SERVE_OPTIONS = (
     Option(
         "--socket", "Listen here for the front end (QEMU, cloud-hypervisor, ...).",
@@ -129,9 +149,58 @@ SERVE_OPTIONS = (
     ),
     Option(
         "--cache", "What the guest may keep: nothing (never), names and attributes for a second"
-        " (auto), or everything for a day (always).",
+        " (auto) or a day (metadata), or everything for a day (always).",
         check_choice(*CACHE_POLICIES, none="never"), "|".join(CACHE_POLICIES), default="auto",
         o_names=("cache",),
+    ),
+    Option(
+        "--timeout", "Seconds that the guest may keep names and attributes, instead of the cache mode's.",
+        check_seconds, "SECONDS", o_names=("timeout",),
+    ),
+    Option(
+        "--entry-timeout", "The same for names alone.",
+        check_seconds, "SECONDS", o_names=("entry_timeout",),
+    ),
+    Option(
+        "--attr-timeout", "The same for attributes alone.",
+        check_seconds, "SECONDS", o_names=("attr_timeout",),
+    ),
+    Option(
+        "--negative-timeout", "Seconds that the guest may go on taking a name for missing: one made"
+        " on the host shows up only then. 0 with --cache never and auto, 1 with the others.",
+        check_seconds, "SECONDS", o_names=("negative_timeout",),
+    ),
+    Option(
+        "--no-readdirplus", "Do not give the attributes of entries together with their names.",
+        o_words={"no_readdirplus": "yes", "readdirplus": ""},
+    ),
+    Option(
+        "--symlink-cache", "Let the guest keep where a symlink points to for as long as it knows the"
+        " symlink: not at all (never), with --cache metadata and always (auto), or in each mode (always)."
+        " On a local file system a symlink never changes; on procfs or FUSE it may.",
+        check_choice("never", "auto", "always"), "never|auto|always", default="auto",
+    ),
+    Option(
+        "--always-flush", "Have the guest tell each close of a file, also on file systems where"
+        " closing reports no error.",
+    ),
+    Option(
+        "--parallel-direct-writes", "Files that several threads of the guest may write to at once past"
+        " its cache, a large write then in no fixed order with the others: none (never), those opened"
+        " with O_DIRECT (direct), or all (always).",
+        check_choice("never", "direct", "always"), "never|direct|always", default="direct",
+    ),
+    Option(
+        "--writeback", "Let the guest keep what is written and write it later. Only for a directory"
+        " that nobody else changes or needs at once.", o_names=("writeback",),
+    ),
+    Option(
+        "--allow-direct-io", "Apply the guest's O_DIRECT on the host too, with its rules for alignment;"
+        " it only goes past the guest's cache otherwise.", o_names=("allow_direct_io",),
+    ),
+    Option(
+        "--allow-mmap", "Allow shared mappings also where the guest caches no data (--cache never and"
+        " metadata; Linux 6.6 and later).", o_names=("allow_mmap",),
     ),
     Option(
         "--num-request-queues", "Offer at most this many request queues; the front end sets up as"

@@ -86,7 +86,7 @@ class Connection:
         self._pool = Pool("offload", OFFLOAD_THREADS_MAX)
         self._poll_us = settings.poll_us
         self._fs.install(self._dispatch)
-        self._session = Session(self._dispatch, self._offer, self._fs.tables.clear)
+        self._session = Session(self._dispatch, self._offer, self._fs.agree, self._fs.tables.clear)
         self.backend = Backend(sock, self)
 
     def make_queue(self, index: int) -> Queue:
@@ -124,8 +124,5 @@ class Connection:
         return ", ".join([text, *(f"{what}: {n}" for what, n in troubles.items())])
 
     def _offer(self) -> Offer:
-        flags = INIT_FLAGS
-        if self._fs.policy.cache.readdirplus:
-            flags |= Init.DO_READDIRPLUS | Init.READDIRPLUS_AUTO
         sizes = [queue.num for index, queue in self._queues.items() if index > 0 and queue.started]
-        return Offer(flags, min(sizes, default=0))
+        return Offer(INIT_FLAGS | self._fs.policy.init_flags(), min(sizes, default=0))

@@ -36,7 +36,7 @@ def run(served: Daemon, name: str, *arguments: str | Path, status: int = 0) -> b
 
 def test_info_says_what_was_agreed(served: Daemon) -> None:
     said = run(served, "info", "--order", "uml").decode()
-    for part in ("EVENT_IDX", "REPLY_ACK", "myfs", "7.45", "MAX_PAGES", "1048576 bytes", "median"):
+    for part in ("EVENT_IDX", "REPLY_ACK", "myfs", "7.45", "MAX_PAGES", "4177920 bytes", "median"):
         assert part in said, said
 
 

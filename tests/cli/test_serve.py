@@ -54,7 +54,7 @@ def place(tmp_path: Path) -> Path:
     [
         ("--shared-dir", "/nonexistent", "does not exist"),
         ("--shared-dir", "/etc/passwd", "is no directory"),
-        ("--cache", "sometimes", "use never, auto or always"),
+        ("--cache", "sometimes", "use never, auto, metadata or always"),
         ("--tag", "t" * 37, "use at most 36"),
         ("--tag", "ü" * 19, "has 38 bytes"),
         ("--tag", "a\nb", "newline"),

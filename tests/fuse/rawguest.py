@@ -29,7 +29,7 @@ from .wire import Reply
 NEXT, WRITE, INDIRECT = 1, 2, 4  # descriptor flags
 MEMORY_GPA = 0x1_0000_0000
 UVA_OFFSET = 0x7E00_0000_0000  # uva = gpa + this
-ARENA = 4 << 20  # bytes of each queue for requests
+ARENA = 5 << 20  # bytes of each queue for requests: the largest, 4 MiB, and gaps between its pages
 GAP = 16  # bytes between two elements; the daemon must not touch them
 CANARY = b"\xa5"
 TIMEOUT_S = 15.0

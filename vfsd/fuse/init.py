@@ -16,7 +16,8 @@ log = logging.getLogger("vfsd.fuse")
 # Room for the headers and arguments of a READ or WRITE beside its pages: FUSE_HEADER_OVERHEAD
 # of fs/fuse/virtio_fs.c.
 HEADER_ELEMENTS = 4
-MAX_PAGES = 256  # 1 MiB, FUSE_DEFAULT_MAX_PAGES_LIMIT of Linux
+# 4 MiB. Linux takes as much as its sysctl fs.fuse.max_pages_limit says, 256 unless it was raised.
+MAX_PAGES = 1024
 MAX_BACKGROUND = 64
 CONGESTION_THRESHOLD = 48
 
@@ -52,7 +53,8 @@ def negotiate(request: Request, offer: Offer) -> tuple[bytes, Agreed | None]:
         raise OSError(EPROTO, "FUSE version too old")
     if flags & Init.INIT_EXT:
         flags |= request.take(abi.INIT_FLAGS2)[0] << 32
-    # An older kernel would send a chain that is longer than its queue (Linux before 5.13).
+    # A chain is never longer than its queue, with indirect descriptors neither (virtio 1.3, 2.7.5.3);
+    # Linux before 5.13 does not see to that.
     max_pages = max(1, min(MAX_PAGES, offer.queue_size - HEADER_ELEMENTS))
     agreed = Agreed(min(minor, abi.KERNEL_MINOR_VERSION), offer.flags & flags, max_pages)
     return init_out(agreed.minor, readahead, agreed.flags, max_pages), agreed
@@ -70,13 +72,18 @@ def init_out(minor: int, readahead: int, flags: Init, max_pages: int) -> bytes:
 class Session:
     """The time between INIT and DESTROY of one connection.
 
-    offer: asked at each INIT. drop: forgets all that the guest held.
+    offer: asked at each INIT. agree: told what it came to, before any other request. drop: forgets
+    all that the guest held.
     """
 
-    def __init__(self, dispatch: Dispatch, offer: Callable[[], Offer], drop: Callable[[], None]) -> None:
+    def __init__(
+        self, dispatch: Dispatch, offer: Callable[[], Offer], agree: Callable[[Init], None],
+        drop: Callable[[], None],
+    ) -> None:  # fmt: skip
         self.agreed: Agreed | None = None
         self._dispatch = dispatch
         self._offer = offer
+        self._agree = agree
         self._drop = drop
         dispatch.set_python(NUMBER["INIT"], self.init)
         dispatch.set_python(NUMBER["DESTROY"], self.destroy)
@@ -88,6 +95,7 @@ class Session:
             log.info("session begins: FUSE 7.%d, %d pages a request",
                      self.agreed.minor, self.agreed.max_pages)  # fmt: skip
             log.debug("agreed: %r", self.agreed.flags)
+            self._agree(self.agreed.flags)
             self._dispatch.open()
         return reply
 

@@ -59,10 +59,6 @@ cdef extern from "<sys/statfs.h>" nogil:
         long f_frsize
     int fstatfs(int fd, statfs_t *buf)
 
-cdef extern from "<linux/magic.h>" nogil:
-    long TMPFS_MAGIC
-    long RAMFS_MAGIC
-
 cdef extern from "<fcntl.h>" nogil:
     struct file_handle:
         unsigned int handle_bytes
@@ -85,6 +81,7 @@ cdef extern from "<fcntl.h>" nogil:
     int O_APPEND
     int O_CLOEXEC
     int O_CREAT
+    int O_DIRECT
     int O_DIRECTORY
     int O_DSYNC
     int O_EXCL
@@ -92,6 +89,7 @@ cdef extern from "<fcntl.h>" nogil:
     int O_NONBLOCK
     int O_PATH
     int O_RDONLY
+    int O_RDWR
     int O_SYNC
     int O_TRUNC
     int O_WRONLY

@@ -97,13 +97,23 @@ cdef struct tables_t:
     uint32_t n_mounts
     uint64_t entry_valid
     uint64_t attr_valid
+    uint64_t negative_valid    # of a name that is not there
     uint32_t entry_valid_nsec
     uint32_t attr_valid_nsec
+    uint32_t negative_valid_nsec
     # Policy, compiled into plain values before the first request.
     uint32_t open_flags        # FOPEN_* of the reply to OPEN and CREATE
+    uint32_t quiet_flags       # more of them where closing a file reports nothing
+    uint32_t direct_flags      # more of them for a file opened with O_DIRECT
     uint32_t opendir_flags
+    int pass_flags             # what of open(2)'s flags the guest may choose
+    uint32_t read_waits        # f_flags with which READ always waits for a disk
+    uint32_t write_waits
     bint xattr
     bint in_memory             # the share lies on a file system without a disk: nothing blocks
+    bint quiet                 # closing a file there reports nothing
+    # Agreed in INIT.
+    bint writeback             # the guest keeps what is written, and sizes and times of files
     int proc_fd                # /proc/self/fd: names what an O_PATH descriptor stands for
     uint32_t uid               # the daemon's own
     uint32_t gid

@@ -10,6 +10,7 @@ from vfsd.hostfs cimport _host as h
 from vfsd.hostfs._anchors cimport note_root
 from vfsd.hostfs._handles cimport handle_release
 from vfsd.hostfs._inodes cimport ATTR_MASK, device_of, inode_forget
+from vfsd.hostfs._kinds cimport closes_quietly, in_memory
 from vfsd.hostfs._slots cimport (
     BUCKETS, HANDLES_MAX, INODES_MAX, LISTINGS, OPEN, REFERENCES, SHARDS, generation_of, handle_t, inode_t,
     listing_t, load_acquire_u64, tables_t,
@@ -27,6 +28,11 @@ cdef void *reserve(size_t size) except NULL:
     if at == h.MAP_FAILED:
         raise OSError(errno, os.strerror(errno))
     return at
+
+
+cdef void split_seconds(double seconds, uint64_t *whole, uint32_t *nanoseconds) noexcept:
+    whole[0] = <uint64_t>seconds
+    nanoseconds[0] = <uint32_t>((seconds - <double>whole[0]) * 1e9)
 
 
 cdef void release(void **at, size_t size) noexcept:
@@ -73,7 +79,8 @@ cdef class Tables:
             raise OSError(errno, os.strerror(errno))
         if h.fstatfs(root_fd, &fs) < 0:
             raise OSError(errno, os.strerror(errno))
-        self.t.in_memory = fs.f_type == h.TMPFS_MAGIC or fs.f_type == h.RAMFS_MAGIC
+        self.t.in_memory = in_memory(fs.f_type)
+        self.t.quiet = closes_quietly(fs.f_type)
         root.fd = h.c_dup(root_fd)
         if root.fd < 0:
             raise OSError(errno, os.strerror(errno))
@@ -90,18 +97,32 @@ cdef class Tables:
     def __dealloc__(self):
         self.close()
 
-    def set_timeouts(self, double entry_s, double attr_s):
-        """How long the guest may keep names and attributes, in seconds."""
-        self.t.entry_valid = <uint64_t>entry_s
-        self.t.entry_valid_nsec = <uint32_t>((entry_s - <uint64_t>entry_s) * 1e9)
-        self.t.attr_valid = <uint64_t>attr_s
-        self.t.attr_valid_nsec = <uint32_t>((attr_s - <uint64_t>attr_s) * 1e9)
+    def set_timeouts(self, double entry_s, double attr_s, double negative_s):
+        """How long the guest may keep names, attributes and the absence of names, in seconds."""
+        cdef tables_t *t = &self.t
+        split_seconds(entry_s, &t.entry_valid, &t.entry_valid_nsec)
+        split_seconds(attr_s, &t.attr_valid, &t.attr_valid_nsec)
+        split_seconds(negative_s, &t.negative_valid, &t.negative_valid_nsec)
 
     def set_policy(self, uint32_t open_flags, uint32_t opendir_flags, bint xattr):
         """FOPEN_* of OPEN's and OPENDIR's replies; whether extended attributes are passed through."""
         self.t.open_flags = open_flags
         self.t.opendir_flags = opendir_flags
         self.t.xattr = xattr
+
+    def set_opening(self, uint32_t quiet_flags, uint32_t direct_flags, bint direct_io):
+        """More FOPEN_*: where closing a file reports nothing, and for O_DIRECT. direct_io: it reaches the host."""
+        # O_APPEND is applied to each write; O_NOATIME would demand the owner's rights.
+        cdef int direct = h.O_DIRECT if direct_io else 0
+        self.t.quiet_flags = quiet_flags
+        self.t.direct_flags = direct_flags
+        self.t.pass_flags = h.O_ACCMODE | h.O_TRUNC | h.O_SYNC | h.O_DSYNC | direct
+        self.t.read_waits = direct
+        self.t.write_waits = h.O_SYNC | h.O_DSYNC | direct
+
+    def agree(self, bint writeback):
+        """What INIT has settled, before the guest's next request."""
+        self.t.writeback = writeback
 
     def close(self):
         """Close every descriptor and give the memory back. No request may come. Idempotent."""

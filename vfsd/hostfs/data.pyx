@@ -1,6 +1,6 @@
 """Files: open, read, write, close. READ and WRITE go straight between the file and guest memory."""
 
-from libc.errno cimport EAGAIN, EEXIST, EINVAL, EMFILE, ENFILE, EOPNOTSUPP, EOVERFLOW, errno
+from libc.errno cimport EACCES, EAGAIN, EEXIST, EINVAL, EMFILE, ENFILE, EOPNOTSUPP, EOVERFLOW, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
@@ -14,17 +14,14 @@ from vfsd.hostfs._caller cimport (
     NAME_BYTES, become, place_get, place_put, place_t, read_last_name, reopen, unbecome,
 )
 from vfsd.hostfs._handles cimport handle_get, handle_open, handle_put, handle_release
-from vfsd.hostfs._inodes cimport attr_of, entry_at, inode_forget
+from vfsd.hostfs._inodes cimport attr_of, entry_at, inode_forget, inode_get, inode_put
+from vfsd.hostfs._kinds cimport closes_quietly
 from vfsd.hostfs._slots cimport tables_t
 from vfsd.hostfs._tables cimport Tables
 
 from vfsd.fuse.opcodes import NUMBER
 
 __all__ = ("install",)
-
-# What of open(2)'s flags a guest may choose. O_APPEND is applied to each write; O_DIRECT would
-# demand the host's alignment, O_NOATIME the owner's rights.
-cdef int OPEN_FLAGS = h.O_ACCMODE | h.O_TRUNC | h.O_SYNC | h.O_DSYNC
 
 # What fuse_file_fallocate() lets through; the others would move data under the guest's page cache.
 cdef uint32_t FALLOCATE_MODES = h.FALLOC_FL_KEEP_SIZE | h.FALLOC_FL_PUNCH_HOLE | h.FALLOC_FL_ZERO_RANGE
@@ -34,8 +31,24 @@ ctypedef ssize_t (*transfer_t)(int fd, const h.iovec *iov, int n, int64_t offset
 
 # --- opening ---
 
-cdef int reply_open(tables_t *t, request_t *r, int fd) noexcept nogil:
-    """Answer with a new handle that owns fd: 0, or -errno with fd closed."""
+cdef int host_flags(tables_t *t, uint32_t flags) noexcept nogil:
+    """open(2)'s flags for what the guest asks: with a writeback cache it also reads what it writes to."""
+    cdef int kept = <int>flags & t.pass_flags
+    if t.writeback and kept & h.O_ACCMODE == h.O_WRONLY:
+        kept = (kept & ~h.O_ACCMODE) | h.O_RDWR
+    return kept
+
+
+cdef bint is_quiet(tables_t *t, uint32_t index, int fd) noexcept nogil:
+    """Whether closing fd, a file of that inode, has nothing to report."""
+    cdef h.statfs_t st
+    if t.inodes[index].dev == t.inodes[w.FUSE_ROOT_ID].dev:
+        return t.quiet
+    return h.fstatfs(fd, &st) == 0 and closes_quietly(st.f_type)
+
+
+cdef int reply_open(tables_t *t, request_t *r, uint32_t index, uint32_t flags, int fd) noexcept nogil:
+    """Answer with a new handle that owns fd, of that inode: 0, or -errno with fd closed."""
     cdef w.fuse_open_out out
     cdef uint64_t fh = 0
     cdef int rc = handle_open(t, fd, &fh)
@@ -44,6 +57,10 @@ cdef int reply_open(tables_t *t, request_t *r, int fd) noexcept nogil:
         return rc
     out.fh = fh
     out.open_flags = t.open_flags
+    if t.quiet_flags and is_quiet(t, index, fd):
+        out.open_flags |= t.quiet_flags
+    if flags & h.O_DIRECT:
+        out.open_flags |= t.direct_flags
     out.backing_id = 0
     r.reply_bytes += sizeof(out)
     return span_write(&r.reply, &out, sizeof(out))
@@ -59,14 +76,19 @@ cdef int op_open(void *fs, request_t *r) noexcept nogil:
     rc = place_get(t, r.header.nodeid, &p)
     if rc < 0:
         return rc
-    rc = reopen(t, &p, arg.flags & OPEN_FLAGS)
+    rc = reopen(t, &p, host_flags(t, arg.flags))
+    if rc == -EACCES and t.writeback:
+        # Widened to read what the daemon's user may only write.
+        rc = reopen(t, &p, <int>arg.flags & t.pass_flags)
+    if rc >= 0:
+        rc = reply_open(t, r, p.index, arg.flags, rc)
     place_put(t, &p)
-    return rc if rc < 0 else reply_open(t, r, rc)
+    return rc
 
 
 cdef int make(tables_t *t, request_t *r, int parent, const char *name, const w.fuse_create_in *arg) noexcept nogil:
     """A new file of the caller's: its descriptor or -errno."""
-    cdef int flags = <int>arg.flags & OPEN_FLAGS
+    cdef int flags = host_flags(t, arg.flags)
     cdef int fd, rc
     flags |= h.O_CREAT | h.O_EXCL | h.O_NOFOLLOW | h.O_CLOEXEC | h.O_NONBLOCK
     while True:
@@ -120,12 +142,12 @@ cdef int op_create(void *fs, request_t *r) noexcept nogil:
         rc = entry_at(t, p.fd, name, fd >= 0, &entry)
     place_put(t, &p)
     if rc >= 0 and fd < 0:
-        fd = open_existing(t, &entry, arg.flags & OPEN_FLAGS)
+        fd = open_existing(t, &entry, host_flags(t, arg.flags))
         rc = fd
     if rc >= 0:
         span_write(&r.reply, &entry, sizeof(entry))
         r.reply_bytes = sizeof(entry)
-        rc = reply_open(t, r, fd)
+        rc = reply_open(t, r, <uint32_t>entry.nodeid, arg.flags, fd)
     elif fd >= 0:
         h.close(fd)
     if rc < 0 and entry.nodeid:
@@ -187,6 +209,8 @@ cdef int op_read(void *fs, request_t *r) noexcept nogil:
     memset(&arg, 0, sizeof(arg))
     if request_args(r, &arg, sizeof(arg)) < 0 or arg.size > r.reply.bytes:
         return -EINVAL
+    if arg.flags & t.read_waits and not r.may_wait:
+        return WOULD_BLOCK
     index = handle_get(t, arg.fh, &fd)
     if index < 0:
         return <int>index
@@ -216,14 +240,15 @@ cdef int op_write(void *fs, request_t *r) noexcept nogil:
     memset(&arg, 0, sizeof(arg))
     if request_args(r, &arg, sizeof(arg)) < 0 or arg.size > r.body.bytes or r.reply.bytes < sizeof(out):
         return -EINVAL
-    if arg.flags & (h.O_SYNC | h.O_DSYNC) and not r.may_wait:
+    if arg.flags & t.write_waits and not r.may_wait:
         return WOULD_BLOCK
     index = handle_get(t, arg.fh, &fd)
     if index < 0:
         return <int>index
     span_limit(&r.body, arg.size)
-    # Files are opened without O_APPEND: another guest, or the host, may have moved the end.
-    if arg.flags & h.O_APPEND and not arg.write_flags & w.FUSE_WRITE_CACHE:
+    # Files are opened without O_APPEND: another guest, or the host, may have moved the end. With a
+    # writeback cache the end is where this guest says.
+    if arg.flags & h.O_APPEND and not t.writeback and not arg.write_flags & w.FUSE_WRITE_CACHE:
         op = append
     done = transfer(op, fd, &r.body, arg.offset)
     handle_put(t, index)
@@ -245,22 +270,31 @@ cdef int op_release(void *fs, request_t *r) noexcept nogil:
     return handle_release(<tables_t *>fs, arg.fh, &r.close_fd)
 
 
+cdef int flush_file(tables_t *t, int fd) noexcept nogil:
+    cdef int copy = h.c_dup(fd)
+    if copy < 0 and out_of_descriptors(t, errno):
+        copy = h.c_dup(fd)
+    return -errno if copy < 0 or h.close(copy) < 0 else 0
+
+
 cdef int op_flush(void *fs, request_t *r) noexcept nogil:
     """Each close(2) in the guest; closing a duplicate reports what a network file system held back."""
     cdef tables_t *t = <tables_t *>fs
     cdef w.fuse_flush_in arg
-    cdef int64_t index
+    cdef int64_t index, inode
     cdef int fd = -1, rc
+    cdef bint quiet = False
     memset(&arg, 0, sizeof(arg))
     if span_read(&r.body, &arg, sizeof(arg)) < 0:
         return -EINVAL
     index = handle_get(t, arg.fh, &fd)
     if index < 0:
         return <int>index
-    rc = h.c_dup(fd)
-    if rc < 0 and out_of_descriptors(t, errno):
-        rc = h.c_dup(fd)
-    rc = -errno if rc < 0 or h.close(rc) < 0 else 0
+    inode = inode_get(t, r.header.nodeid)
+    if inode >= 0:
+        quiet = is_quiet(t, inode, fd)
+        inode_put(t, inode)
+    rc = 0 if quiet else flush_file(t, fd)
     handle_put(t, index)
     return rc
 

@@ -2,39 +2,47 @@
 
 import importlib
 from dataclasses import dataclass
-from typing import Literal
 
-from vfsd.fuse.abi import Fopen
+from vfsd.fuse.abi import Fopen, Init
 from vfsd.fuse.dispatch import Dispatch
 from vfsd.fuse.opcodes import OPERATIONS
 from vfsd.hostfs._tables import Tables
-
-CacheMode = Literal["auto", "always", "never"]
-
-
-@dataclass(frozen=True)
-class CachePolicy:
-    """What a cache mode promises the guest (docs/architecture.md, "Cache modes")."""
-
-    timeout_s: float  # names and attributes
-    open_flags: Fopen
-    opendir_flags: Fopen
-    readdirplus: bool
-
-
-CACHE_POLICIES: dict[CacheMode, CachePolicy] = {
-    "never": CachePolicy(0, Fopen.DIRECT_IO, Fopen(0), False),
-    "auto": CachePolicy(1, Fopen(0), Fopen(0), True),
-    "always": CachePolicy(86400, Fopen.KEEP_CACHE, Fopen.KEEP_CACHE | Fopen.CACHE_DIR, True),
-}
+from vfsd.hostfs.cache import CachePolicy, DirectWrites
 
 
 @dataclass(frozen=True)
 class Policy:
-    """What the operator chose for a share, as far as its operations care."""
+    """What the operator chose for a share, as far as its operations care.
+
+    noflush: no FLUSH where closing a file reports nothing. parallel_writes: which open files the
+    guest may write to past its cache from several threads at once. writeback: the guest keeps
+    what is written. direct_io: its O_DIRECT is the host's too. mmap: shared mappings also of files
+    that it does not cache.
+    """
 
     cache: CachePolicy
     xattr: bool
+    noflush: bool
+    parallel_writes: DirectWrites
+    writeback: bool
+    direct_io: bool
+    mmap: bool
+
+    def init_flags(self) -> Init:
+        """What is to be agreed in INIT because of it."""
+        flags = Init.DO_READDIRPLUS | Init.READDIRPLUS_AUTO if self.cache.readdirplus else Init(0)
+        if self.cache.symlinks:
+            flags |= Init.CACHE_SYMLINKS
+        if self.writeback:
+            flags |= Init.WRITEBACK_CACHE
+        if self.mmap:
+            flags |= Init.DIRECT_IO_ALLOW_MMAP
+        return flags
+
+    def parallel_flags(self, direct: bool) -> Fopen:
+        """For a file that is opened with O_DIRECT, or any file."""
+        wanted = self.parallel_writes == "always" or (direct and self.parallel_writes == "direct")
+        return Fopen.PARALLEL_DIRECT_WRITES if wanted else Fopen(0)
 
 
 class HostFs:
@@ -48,8 +56,15 @@ class HostFs:
         self.policy = policy
         self.tables = Tables(root_fd, anchors_max)
         cache = policy.cache
-        self.tables.set_timeouts(cache.timeout_s, cache.timeout_s)
-        self.tables.set_policy(cache.open_flags, cache.opendir_flags, policy.xattr)
+        self.tables.set_timeouts(cache.entry_s, cache.attr_s, cache.negative_s)
+        open_flags = cache.open_flags | policy.parallel_flags(False)
+        self.tables.set_policy(open_flags, cache.opendir_flags, policy.xattr)
+        quiet = Fopen.NOFLUSH if policy.noflush else Fopen(0)
+        self.tables.set_opening(quiet, policy.parallel_flags(True), policy.direct_io)
+
+    def agree(self, flags: Init) -> None:
+        """What INIT has settled; no other request is under way."""
+        self.tables.agree(bool(flags & Init.WRITEBACK_CACHE))
 
     def install(self, dispatch: Dispatch) -> None:
         """Give every operation of the table that lives in this package to the dispatch."""

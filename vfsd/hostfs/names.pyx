@@ -1,7 +1,8 @@
 """LOOKUP and FORGET, and the operations that make, remove and move names."""
 
-from libc.errno cimport EINVAL, errno
+from libc.errno cimport EINVAL, ENOENT, errno
 from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memset
 
 from vfsd cimport _wire as w
 from vfsd.fuse.dispatch cimport NO_REPLY, Dispatch, request_t, span_read, span_write
@@ -21,7 +22,18 @@ __all__ = ("install",)
 cdef uint32_t RENAME_FLAGS = h.RENAME_NOREPLACE | h.RENAME_EXCHANGE | h.RENAME_WHITEOUT
 
 
+cdef int no_entry(tables_t *t, w.fuse_entry_out *out) noexcept nogil:
+    """That a name is not there: 0 with an entry of no inode if the guest may keep it for a while, or -ENOENT."""
+    if t.negative_valid == 0 and t.negative_valid_nsec == 0:
+        return -ENOENT
+    memset(out, 0, sizeof(out[0]))
+    out.entry_valid = t.negative_valid
+    out.entry_valid_nsec = t.negative_valid_nsec
+    return 0
+
+
 cdef int op_lookup(void *fs, request_t *r) noexcept nogil:
+    cdef tables_t *t = <tables_t *>fs
     cdef char name[NAME_BYTES]
     cdef w.fuse_entry_out out
     cdef int rc = read_last_name(r, name)
@@ -29,7 +41,9 @@ cdef int op_lookup(void *fs, request_t *r) noexcept nogil:
         return rc
     if r.reply.bytes < sizeof(out):
         return -EINVAL
-    rc = lookup(<tables_t *>fs, r.header.nodeid, name, &out)
+    rc = lookup(t, r.header.nodeid, name, &out)
+    if rc == -ENOENT:
+        rc = no_entry(t, &out)
     if rc < 0:
         return rc
     r.reply_bytes = sizeof(out)

@@ -1,0 +1,342 @@
+"""What the daemon lets a guest keep: timeouts, negative entries, and what it says of open files."""
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from errno import EBADF, EINVAL, ENAMETOOLONG, ENOENT, ENOTDIR
+from pathlib import Path
+
+import pytest
+from guests import StartDaemon
+
+from vfsd.fuse import abi
+from vfsd.fuse.abi import Fattr, Fopen, Init
+
+from . import wire
+from .conftest import guests_of
+from .ops import LINUX_FLAGS, refused
+from .rawguest import Guest
+from .wire import ROOT
+
+S = 10**9
+DAY = 86400 * S
+DIRECT_IO, KEEP_CACHE, CACHE_DIR = 1, 2, 8
+NOFLUSH, PARALLEL = 1 << 5, 1 << 6
+
+Served = Callable[..., Guest]
+
+
+@pytest.fixture
+def serve(daemon: StartDaemon, tmp_path: Path) -> Iterator[Served]:
+    """Starts a daemon on tmp_path with these options, and a guest that has said INIT."""
+    stack = []
+
+    def start(*options: str, cache: str = "auto", flags: int = LINUX_FLAGS, share: Path = tmp_path) -> Guest:
+        guests = guests_of(daemon(share, cache=cache, options=options))
+        guest = guests.__enter__()()
+        stack.append(guests)
+        guest.init(flags=flags)
+        return guest
+
+    yield start
+    for guests in stack:
+        guests.__exit__(None, None, None)
+
+
+def agreed(guest: Guest) -> Init:
+    """In a new session; what the guest knew is forgotten."""
+    return Init(guest.init().flags)
+
+
+def open_flags(guest: Guest, nodeid: int, flags: int = os.O_RDONLY, op: str = "OPEN") -> int:
+    """FOPEN_* of the reply."""
+    _fh, found, _ = wire.OPEN_OUT.unpack(guest.body(op, nodeid, abi.OPEN_IN.pack(flags, 0)))
+    return int(found)
+
+
+# ---- modes
+
+
+@pytest.mark.parametrize(
+    ("cache", "names", "missing", "plus", "opened", "opened_dir", "links"),
+    [
+        ("never", 0, 0, False, DIRECT_IO, 0, False),
+        ("none", 0, 0, False, DIRECT_IO, 0, False),
+        ("auto", 1 * S, 0, True, 0, 0, False),
+        ("metadata", DAY, 1 * S, True, DIRECT_IO, KEEP_CACHE | CACHE_DIR, True),
+        ("always", DAY, 1 * S, True, KEEP_CACHE, KEEP_CACHE | CACHE_DIR, True),
+    ],
+)
+def test_modes(
+    serve: Served, tmp_path: Path, cache: str, names: int, missing: int, plus: bool, opened: int,
+    opened_dir: int, links: bool,
+) -> None:  # fmt: skip
+    (tmp_path / "f").touch()
+    guest = serve(cache=cache)
+    flags = agreed(guest)
+    assert bool(flags & Init.DO_READDIRPLUS) == bool(flags & Init.READDIRPLUS_AUTO) == plus
+    assert bool(flags & Init.CACHE_SYMLINKS) == links
+    assert not flags & (Init.WRITEBACK_CACHE | Init.DIRECT_IO_ALLOW_MMAP)
+    entry = guest.lookup(ROOT, b"f")
+    assert entry.entry_ns == entry.attr_ns == names
+    assert open_flags(guest, entry.nodeid) & ~NOFLUSH == opened
+    assert open_flags(guest, ROOT, op="OPENDIR") == opened_dir
+    body = guest.body("GETATTR", entry.nodeid, bytes(16))
+    assert wire.ATTR_HEAD.unpack_from(body) == (names // S, 0)
+    assert absence(guest, b"none") == missing
+
+
+def absence(guest: Guest, name: bytes, parent: int = ROOT) -> int:
+    """Nanoseconds that the guest may take a name for missing; 0: it is told ENOENT."""
+    reply = guest.queue.ask("LOOKUP", parent, name + b"\0")
+    if reply.error:
+        assert reply.error == ENOENT
+        return 0
+    entry = wire.parse_entry(reply.body)
+    assert entry.nodeid == 0 and entry.attr_ns == 0
+    assert not any(reply.body[40:]), "attributes of nothing"
+    return entry.entry_ns
+
+
+# ---- timeouts
+
+
+@pytest.mark.parametrize(
+    ("cache", "options", "entry", "attr", "missing"),
+    [
+        ("auto", ("--entry-timeout", "0.25"), S // 4, S, 0),
+        ("auto", ("--attr-timeout", "2.5", "--negative-timeout", ".5"), S, 5 * S // 2, S // 2),
+        ("always", ("--timeout", "3", "--attr-timeout", "0"), 3 * S, 0, S),
+        ("never", ("--timeout", "7", "--negative-timeout", "1000000000"), 7 * S, 7 * S, S * S),
+        ("always", ("--negative-timeout", "0"), DAY, DAY, 0),
+        ("auto", ("-o", "timeout=5,entry_timeout=6,negative_timeout=7"), 6 * S, 5 * S, 7 * S),
+    ],
+)
+def test_timeouts_outweigh_the_mode(
+    serve: Served, tmp_path: Path, cache: str, options: tuple[str, ...], entry: int, attr: int, missing: int
+) -> None:
+    (tmp_path / "f").touch()
+    guest = serve(*options, cache=cache)
+    found = guest.lookup(ROOT, b"f")
+    assert (found.entry_ns, found.attr_ns) == (entry, attr)
+    body = guest.body("GETATTR", found.nodeid, bytes(16))
+    assert wire.ATTR_HEAD.unpack_from(body) == divmod(attr, S)
+    assert absence(guest, b"none") == missing
+    (listed,) = guest.listing(ROOT, plus=True)
+    assert listed.entry is not None and listed.entry.entry_ns == entry
+
+
+def test_the_daemon_itself_remembers_no_absence(serve: Served, tmp_path: Path) -> None:
+    guest = serve("--negative-timeout", "60")
+    (tmp_path / "file").touch()
+    assert absence(guest, b"late") == 60 * S
+    (tmp_path / "late").write_bytes(b"here")
+    assert guest.lookup(ROOT, b"late").attr.size == 4
+    (tmp_path / "late").unlink()
+    assert absence(guest, b"late") == 60 * S
+
+
+def test_only_a_missing_name_is_kept_as_missing(serve: Served, tmp_path: Path) -> None:
+    guest = serve("--negative-timeout", "60")
+    (tmp_path / "file").touch()
+    file = guest.lookup(ROOT, b"file").nodeid
+    with refused(ENOTDIR):
+        guest.lookup(file, b"below")
+    with refused(ENAMETOOLONG):
+        guest.lookup(ROOT, b"x" * 256)
+    with refused(EINVAL):
+        guest.lookup(ROOT, b"..")
+    with refused(ENOENT):
+        guest.unlink(ROOT, b"none")
+    with refused(ENOENT):
+        guest.rename(ROOT, b"none", ROOT, b"other")
+
+
+def test_create_takes_what_the_host_made_of_a_missing_name(serve: Served, tmp_path: Path) -> None:
+    guest = serve("--negative-timeout", "60")
+    assert absence(guest, b"f") == 60 * S
+    (tmp_path / "f").write_bytes(b"host")
+    entry, fh = guest.create(ROOT, b"f", os.O_RDWR)
+    assert guest.read(entry.nodeid, fh, 0, 10) == b"host"
+
+
+# ---- what is negotiated
+
+
+@pytest.mark.parametrize(
+    ("options", "cache", "flag"),
+    [
+        (("--writeback",), "auto", Init.WRITEBACK_CACHE),
+        (("-o", "writeback"), "always", Init.WRITEBACK_CACHE),
+        (("--allow-mmap",), "never", Init.DIRECT_IO_ALLOW_MMAP),
+        (("--symlink-cache", "always"), "never", Init.CACHE_SYMLINKS),
+    ],
+)
+def test_what_was_allowed_is_agreed_if_the_guest_can(
+    serve: Served, options: tuple[str, ...], cache: str, flag: Init
+) -> None:
+    guest = serve(*options, cache=cache)
+    assert agreed(guest) & flag
+    assert not guest.init(flags=LINUX_FLAGS & ~flag).flags & flag
+
+
+def test_what_can_be_turned_off(serve: Served) -> None:
+    guest = serve("--no-readdirplus", "--symlink-cache", "never", cache="always")
+    off = Init.DO_READDIRPLUS | Init.READDIRPLUS_AUTO | Init.CACHE_SYMLINKS
+    assert not agreed(guest) & off
+
+
+# ---- open files
+
+
+def mounted(kind: str, options: str, place: Path) -> Iterator[Path]:
+    """Another file system of this kind, while a test runs."""
+    place.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", kind, "-o", options, "none", str(place)], capture_output=True, text=True
+    )
+    if done.returncode:
+        pytest.skip(f"can't mount {kind}: {done.stderr.strip()}")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.fixture
+def tmpfs(tmp_path: Path) -> Iterator[Path]:
+    yield from mounted("tmpfs", "size=1m", tmp_path / "tmpfs")
+
+
+@pytest.fixture
+def overlay(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Iterator[Path]:
+    base = tmp_path_factory.mktemp("layers")
+    for name in ("lower", "upper", "work"):
+        (base / name).mkdir()
+    options = ",".join(f"{name}dir={base / name}" for name in ("lower", "upper", "work"))
+    yield from mounted("overlay", options, tmp_path / "overlay")
+
+
+def create_flags(guest: Guest, parent: int, name: bytes, flags: int = os.O_RDWR) -> int:
+    """FOPEN_* of the reply to CREATE."""
+    args = abi.CREATE_IN.pack(flags | os.O_CREAT, 0o644, 0, 0) + name + b"\0"
+    _fh, found, _ = wire.OPEN_OUT.unpack(guest.body("CREATE", parent, args)[wire.ENTRY_SIZE :])
+    return int(found)
+
+
+def test_flush_is_left_out_where_closing_reports_nothing(
+    serve: Served, tmp_path: Path, tmpfs: Path, overlay: Path
+) -> None:
+    """By the file system of each file, not of the share: overlayfs passes a close on to who knows what."""
+    kinds = {"": True, "tmpfs": True, "overlay": False}
+    guest = serve()
+    for place, quiet in kinds.items():
+        (tmp_path / place / "f").touch()
+        assert bool(open_flags(guest, guest.walk(f"{place}/f".lstrip("/"))) & NOFLUSH) == quiet, place
+        parent = guest.walk(place) if place else ROOT
+        assert bool(create_flags(guest, parent, b"made") & NOFLUSH) == quiet, place
+        fh = guest.open(guest.walk(f"{place}/f".lstrip("/")))
+        guest.flush(guest.walk(f"{place}/f".lstrip("/")), fh)
+    assert not open_flags(guest, ROOT, op="OPENDIR") & NOFLUSH
+    with refused(EBADF):
+        guest.flush(guest.walk("f"), 12345)
+
+
+def test_a_share_on_overlayfs_is_flushed(serve: Served, overlay: Path) -> None:
+    guest = serve(share=overlay)
+    assert not create_flags(guest, ROOT, b"f") & NOFLUSH
+
+
+def test_always_flush(serve: Served) -> None:
+    guest = serve("--always-flush")
+    assert not create_flags(guest, ROOT, b"f") & NOFLUSH
+
+
+@pytest.mark.parametrize(
+    ("choice", "plain", "direct"), [("never", 0, 0), ("direct", 0, PARALLEL), ("always", PARALLEL, PARALLEL)]
+)
+def test_parallel_direct_writes(serve: Served, choice: str, plain: int, direct: int) -> None:
+    guest = serve("--parallel-direct-writes", choice)
+    assert create_flags(guest, ROOT, b"f") & PARALLEL == plain
+    assert create_flags(guest, ROOT, b"g", os.O_RDWR | os.O_DIRECT) & PARALLEL == direct
+    assert open_flags(guest, guest.walk("f"), os.O_RDWR) & PARALLEL == plain
+    assert open_flags(guest, guest.walk("f"), os.O_RDWR | os.O_DIRECT) & PARALLEL == direct
+
+
+def test_fopen_is_what_linux_calls_it() -> None:
+    assert (Fopen.NOFLUSH, Fopen.PARALLEL_DIRECT_WRITES) == (NOFLUSH, PARALLEL)
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_direct_io_has_the_hosts_rules_if_it_is_allowed(
+    serve: Served, tmp_path: Path, allowed: bool
+) -> None:
+    guest = serve(*(["--allow-direct-io"] if allowed else []))
+    (tmp_path / "f").write_bytes(bytes(8192))
+    nodeid = guest.walk("f")
+    try:
+        os.close(os.open(tmp_path / "f", os.O_DIRECT))
+    except OSError:
+        pytest.skip("the file system of the tests has no O_DIRECT")
+    fh = guest.open(nodeid, os.O_RDWR | os.O_DIRECT)
+    args = wire.READ_IN.pack(fh, 1, 100, 0, 0, os.O_RDWR | os.O_DIRECT, 0)
+    assert guest.queue.ask("READ", nodeid, args, pages=100).error == (EINVAL if allowed else 0)
+    args = wire.WRITE_IN.pack(fh, 1, 100, 0, 0, os.O_RDWR | os.O_DIRECT, 0)
+    assert guest.queue.ask("WRITE", nodeid, args, data=bytes(100)).error == (EINVAL if allowed else 0)
+
+
+# ---- writeback
+
+
+@pytest.mark.parametrize("how", ["open", "create"])
+def test_writeback_reads_what_was_opened_for_writing(serve: Served, tmp_path: Path, how: str) -> None:
+    """Linux fills the rest of a page that is written in part."""
+    (tmp_path / "f").write_bytes(b"content")
+    for options, readable in (((), False), (("--writeback",), True)):
+        guest = serve(*options)
+        nodeid = guest.walk("f")
+        if how == "open":
+            fh = guest.open(nodeid, os.O_WRONLY)
+        else:
+            entry, fh = guest.create(ROOT, b"new" + bytes(str(readable), "ascii"), os.O_WRONLY)
+            nodeid = entry.nodeid
+            guest.write(nodeid, fh, 0, b"content")
+        if readable:
+            assert guest.read(nodeid, fh, 0, 100) == b"content"
+        else:
+            with refused(EBADF):
+                guest.read(nodeid, fh, 0, 100)
+
+
+def test_writeback_only_counts_once_it_is_agreed(serve: Served, tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"content")
+    guest = serve("--writeback", flags=LINUX_FLAGS & ~Init.WRITEBACK_CACHE)
+    nodeid = guest.walk("f")
+    with refused(EBADF):
+        guest.read(nodeid, guest.open(nodeid, os.O_WRONLY), 0, 100)
+    guest.init()
+    nodeid = guest.walk("f")
+    assert guest.read(nodeid, guest.open(nodeid, os.O_WRONLY), 0, 100) == b"content"
+
+
+@pytest.mark.parametrize("writeback", [False, True])
+def test_who_says_where_an_append_goes(serve: Served, tmp_path: Path, writeback: bool) -> None:
+    guest = serve(*(["--writeback"] if writeback else []))
+    (tmp_path / "f").write_bytes(b"0123456789")
+    nodeid = guest.walk("f")
+    fh = guest.open(nodeid, os.O_WRONLY | os.O_APPEND)
+    guest.write(nodeid, fh, 4, b"--", flags=os.O_WRONLY | os.O_APPEND)
+    assert (tmp_path / "f").read_bytes() == (b"0123--6789" if writeback else b"0123456789--")
+
+
+def test_writeback_sends_its_times(serve: Served, tmp_path: Path) -> None:
+    """fuse_flush_times: the guest's mtime holds; a ctime can't be set and is now."""
+    guest = serve("--writeback")
+    entry, fh = guest.create(ROOT, b"f", os.O_WRONLY)
+    guest.write(entry.nodeid, fh, 0, b"x", write_flags=abi.WRITE_CACHE)
+    attr = guest.setattr(
+        entry.nodeid, Fattr.MTIME | Fattr.CTIME | Fattr.FH, fh=fh, mtime=1_000_000_000, mtime_ns=123_456_789
+    )
+    assert (attr.mtime, attr.mtimensec) == (1_000_000_000, 123_456_789)
+    assert (tmp_path / "f").stat().st_mtime_ns == 1_000_000_000_123_456_789
+    assert attr.ctime > 1_700_000_000

@@ -1,0 +1,53 @@
+"""What a guest may keep and for how long, by cache mode (docs/caching.md)."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from vfsd.fuse.abi import Fopen
+
+CacheMode = Literal["never", "auto", "metadata", "always"]
+DirectWrites = Literal["never", "direct", "always"]
+SymlinkCache = Literal["never", "auto", "always"]
+
+DAY_S = 86400.0
+# Programs ask again and again for names that are not there, but within moments: a second answers
+# nearly all of them, and who waits for a file of the host is not kept for a day.
+NEGATIVE_S = 1.0
+CACHED_DIR = Fopen.KEEP_CACHE | Fopen.CACHE_DIR
+
+
+@dataclass(frozen=True)
+class CachePolicy:
+    """What a cache mode promises the guest.
+
+    entry_s, attr_s, negative_s: seconds that a name, attributes and the absence of a name may be
+    kept. open_flags, opendir_flags: of the replies to OPEN and OPENDIR. symlinks: whether targets
+    are kept as long as their inode.
+    """
+
+    entry_s: float
+    attr_s: float
+    negative_s: float
+    open_flags: Fopen
+    opendir_flags: Fopen
+    readdirplus: bool
+    symlinks: bool
+
+    def with_timeouts(
+        self, entry_s: float | None, attr_s: float | None, negative_s: float | None
+    ) -> "CachePolicy":
+        """The same but for the timeouts that are given."""
+        return replace(
+            self,
+            entry_s=self.entry_s if entry_s is None else entry_s,
+            attr_s=self.attr_s if attr_s is None else attr_s,
+            negative_s=self.negative_s if negative_s is None else negative_s,
+        )
+
+
+CACHE_POLICIES: dict[CacheMode, CachePolicy] = {
+    "never": CachePolicy(0, 0, 0, Fopen.DIRECT_IO, Fopen(0), False, False),
+    "auto": CachePolicy(1, 1, 0, Fopen(0), Fopen(0), True, False),
+    "metadata": CachePolicy(DAY_S, DAY_S, NEGATIVE_S, Fopen.DIRECT_IO, CACHED_DIR, True, True),
+    "always": CachePolicy(DAY_S, DAY_S, NEGATIVE_S, Fopen.KEEP_CACHE, CACHED_DIR, True, True),
+}
