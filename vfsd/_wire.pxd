@@ -94,6 +94,52 @@ cdef packed struct fuse_getattr_in:
     uint32_t dummy
     uint64_t fh
 
+cdef packed struct fuse_statx_in:
+    uint32_t getattr_flags
+    uint32_t reserved
+    uint64_t fh
+    uint32_t sx_flags
+    uint32_t sx_mask
+
+cdef packed struct fuse_sx_time:
+    int64_t tv_sec
+    uint32_t tv_nsec
+    int32_t reserved
+
+cdef packed struct fuse_statx:
+    uint32_t mask
+    uint32_t blksize
+    uint64_t attributes
+    uint32_t nlink
+    uint32_t uid
+    uint32_t gid
+    uint16_t mode
+    uint16_t spare0
+    uint64_t ino
+    uint64_t size
+    uint64_t blocks
+    uint64_t attributes_mask
+    fuse_sx_time atime
+    fuse_sx_time btime
+    fuse_sx_time ctime
+    fuse_sx_time mtime
+    uint32_t rdev_major
+    uint32_t rdev_minor
+    uint32_t dev_major
+    uint32_t dev_minor
+    uint64_t spare2[14]
+
+cdef packed struct fuse_statx_out:
+    uint64_t attr_valid
+    uint32_t attr_valid_nsec
+    uint32_t flags
+    uint64_t spare[2]
+    fuse_statx stat
+
+cdef packed struct fuse_access_in:
+    uint32_t mask
+    uint32_t padding
+
 cdef packed struct fuse_read_in:
     uint64_t fh
     uint64_t offset
@@ -228,6 +274,35 @@ cdef packed struct fuse_removemapping_in:  # count of these follow without paddi
 cdef packed struct fuse_removemapping_one:
     uint64_t moffset
     uint64_t len
+
+cdef packed struct fuse_copy_file_range_in:
+    uint64_t fh_in
+    uint64_t off_in
+    uint64_t nodeid_out
+    uint64_t fh_out
+    uint64_t off_out
+    uint64_t len
+    uint64_t flags
+
+cdef packed struct fuse_copy_file_range_out:
+    uint64_t bytes_copied
+
+cdef packed struct fuse_syncfs_in:
+    uint64_t padding
+
+cdef packed struct fuse_ioctl_in:
+    uint64_t fh
+    uint32_t flags
+    uint32_t cmd
+    uint64_t arg
+    uint32_t in_size
+    uint32_t out_size
+
+cdef packed struct fuse_ioctl_out:
+    int32_t result
+    uint32_t flags
+    uint32_t in_iovs
+    uint32_t out_iovs
 
 cdef packed struct fuse_setxattr_in:  # the form without FUSE_SETXATTR_EXT
     uint32_t size

@@ -59,6 +59,7 @@ def open_share(options: ServeOptions) -> Share:
             writeback=options.writeback,
             direct_io=options.allow_direct_io,
             mmap=options.allow_mmap,
+            readonly=options.readonly,
         ),
         tag=options.tag,
         num_request_queues=options.num_request_queues,

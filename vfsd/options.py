@@ -66,6 +66,7 @@ class ServeOptions:
     allow_mmap: bool
     num_request_queues: int
     xattr: bool
+    readonly: bool
     poll_us: int
     inband_notifications: bool
     log_level: str
@@ -213,6 +214,7 @@ SERVE_OPTIONS = (
         check_number(0, POLL_US_MAX), "N", default="50",
     ),
     Option("--xattr", "Pass extended attributes through.", o_names=("xattr",)),
+    Option("--readonly", "Let the guest change nothing: whatever would is answered with EROFS."),
     Option(
         "--inband-notifications", "Offer kicks and calls as messages; only user-mode Linux in"
         " time-travel mode needs them, and they are slow.",

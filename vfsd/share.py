@@ -32,6 +32,7 @@ INIT_FLAGS = (
     | Init.AUTO_INVAL_DATA
     | Init.ASYNC_DIO
     | Init.PARALLEL_DIROPS
+    | Init.HAS_IOCTL_DIR
     | Init.MAX_PAGES
     | Init.INIT_EXT
 )

@@ -134,6 +134,15 @@ class Operations:
         args = wire.GETATTR_IN.pack(fh is not None, 0, fh or 0)
         return wire.parse_attr(self.body("GETATTR", nodeid, args))
 
+    def statx(
+        self, nodeid: int, mask: int = 0xFFF, *, fh: int | None = None, flags: int = 0
+    ) -> wire.Statx:
+        args = abi.STATX_IN.pack(fh is not None, 0, fh or 0, flags, mask)
+        return wire.parse_statx(self.body("STATX", nodeid, args))
+
+    def access(self, nodeid: int, mask: int, *, uid: int = 0, gid: int = 0) -> None:
+        self.body("ACCESS", nodeid, abi.ACCESS_IN.pack(mask, 0), uid=uid, gid=gid)
+
     def setattr(
         self, nodeid: int, valid: int, *, fh: int = 0, size: int = 0, atime: int = 0, atime_ns: int = 0,
         mtime: int = 0, mtime_ns: int = 0, mode: int = 0, uid: int = 0, gid: int = 0,
@@ -180,6 +189,13 @@ class Operations:
         body = self.body("CREATE", parent, args, uid=uid, gid=gid)
         return wire.parse_entry(body), self.opened(body[wire.ENTRY_SIZE :])
 
+    def tmpfile(
+        self, parent: int, flags: int = os.O_RDWR, mode: int = 0o600, *, uid: int = 0, gid: int = 0
+    ) -> tuple[Entry, int]:
+        args = abi.CREATE_IN.pack(flags | os.O_TMPFILE, mode, 0, 0) + b"/\0"
+        body = self.body("TMPFILE", parent, args, uid=uid, gid=gid)
+        return wire.parse_entry(body), self.opened(body[wire.ENTRY_SIZE :])
+
     def read(self, nodeid: int, fh: int, offset: int, size: int) -> bytes:
         data = self.body("READ", nodeid, wire.read_in(fh, offset, size), pages=size)
         assert len(data) <= size
@@ -208,6 +224,30 @@ class Operations:
     def lseek(self, nodeid: int, fh: int, offset: int, whence: int) -> int:
         body = self.body("LSEEK", nodeid, abi.LSEEK_IN.pack(fh, offset, whence, 0))
         return int(abi.LSEEK_OUT.unpack(body)[0])
+
+    def copy_file_range(
+        self, nodeid: int, fh: int, offset: int, to: int, to_fh: int, to_offset: int, length: int, *,
+        flags: int = 0, op: str = "COPY_FILE_RANGE_64",
+    ) -> int:  # fmt: skip
+        args = abi.COPY_FILE_RANGE_IN.pack(fh, offset, to, to_fh, to_offset, length, flags)
+        return int.from_bytes(self.body(op, nodeid, args), "little")
+
+    def ioctl(
+        self, nodeid: int, fh: int, command: int, data: bytes = b"", out_size: int = 0, *, flags: int = 0,
+        in_size: int | None = None, pages: int | None = None, uid: int = 0, gid: int = 0,
+    ) -> bytes:  # fmt: skip
+        """in_size, pages: what is said to come, and the room there is, if they are to lie."""
+        size = len(data) if in_size is None else in_size
+        args = abi.IOCTL_IN.pack(fh, flags, command, 0, size, out_size)
+        body = self.body(
+            "IOCTL", nodeid, args, data=data, out=abi.IOCTL_OUT.size,
+            pages=out_size if pages is None else pages, uid=uid, gid=gid,
+        )  # fmt: skip
+        assert abi.IOCTL_OUT.unpack_from(body) == (0, 0, 0, 0)
+        return body[abi.IOCTL_OUT.size :]
+
+    def syncfs(self, nodeid: int = ROOT) -> None:
+        self.body("SYNCFS", nodeid, abi.SYNCFS_IN.pack(0))
 
     # ---- directories
 

@@ -24,7 +24,7 @@ class Held:
     file: int  # nodeid of "file", with "content" in it
     dir: int  # nodeid of "dir", with "below" in it
     link: int  # nodeid of "link", to "file"
-    fh: int  # of "file", open for both
+    fh: int  # of "file"
     dir_fh: int  # of "dir"
 
 
@@ -34,7 +34,7 @@ class Whole(NamedTuple):
     out: int  # room of the reply
 
 
-def hold(guest: Guest, share: Path) -> Held:
+def hold(guest: Guest, share: Path, flags: int = os.O_RDWR) -> Held:
     (share / "file").write_bytes(b"content")
     os.setxattr(share / "file", "user.attr", b"value")
     (share / "dir").mkdir()
@@ -42,7 +42,7 @@ def hold(guest: Guest, share: Path) -> Held:
     (share / "dir" / "below").touch()
     (share / "link").symlink_to("file")
     file, directory, link = guest.walk("file"), guest.walk("dir"), guest.walk("link")
-    return Held(file, directory, link, guest.open(file, os.O_RDWR), guest.opendir(directory))
+    return Held(file, directory, link, guest.open(file, flags), guest.opendir(directory))
 
 
 def request_for(name: str, held: Held) -> Whole:
@@ -52,6 +52,14 @@ def request_for(name: str, held: Held) -> Whole:
 
 
 SETATTR = abi.SETATTR_IN.pack(Fattr.MODE, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0o600, 0, 0, 0, 0)
+
+FS_IOC_GETFLAGS = 0x80086601  # linux/fs.h
+
+
+def copy_in(fh: int) -> bytes:
+    """To behind the end of the file it is from."""
+    return abi.COPY_FILE_RANGE_IN.pack(fh, 0, ROOT, fh, 4096, 4, 0)
+
 
 REQUESTS: dict[str, Callable[[Held], tuple[int, bytes, int]]] = {
     "LOOKUP": lambda h: (ROOT, b"file\0", 0),
@@ -89,6 +97,13 @@ REQUESTS: dict[str, Callable[[Held], tuple[int, bytes, int]]] = {
     "READDIRPLUS": lambda h: (h.dir, wire.read_in(h.dir_fh, 0, 4096), 4096),
     "RENAME2": lambda h: (ROOT, abi.RENAME2_IN.pack(h.dir, 1, 0) + b"file\0new\0", 0),
     "LSEEK": lambda h: (h.file, abi.LSEEK_IN.pack(h.fh, 0, abi.SeekWhence.HOLE, 0), 0),
+    "ACCESS": lambda h: (h.file, abi.ACCESS_IN.pack(os.R_OK, 0), 0),
+    "STATX": lambda h: (h.file, abi.STATX_IN.pack(0, 0, 0, 0, 0xFFF), 0),
+    "IOCTL": lambda h: (h.file, abi.IOCTL_IN.pack(h.fh, 0, FS_IOC_GETFLAGS, 0, 0, 4), 20),
+    "COPY_FILE_RANGE": lambda h: (h.file, copy_in(h.fh), 0),
+    "COPY_FILE_RANGE_64": lambda h: (h.file, copy_in(h.fh), 0),
+    "SYNCFS": lambda h: (ROOT, abi.SYNCFS_IN.pack(0), 0),
+    "TMPFILE": lambda h: (h.dir, abi.CREATE_IN.pack(os.O_RDWR | os.O_TMPFILE, 0o600, 0, 0) + b"/\0", 0),
 }
 assert REQUESTS.keys() == wire.SERVED.keys()
 
@@ -119,6 +134,10 @@ BY_NODEID: dict[str, Callable[[bytes], bytes]] = {
     "GETXATTR": lambda name: abi.GETXATTR_IN.pack(0, 0) + b"user.x\0",
     "LISTXATTR": lambda name: abi.GETXATTR_IN.pack(0, 0),
     "REMOVEXATTR": lambda name: b"user.x\0",
+    "ACCESS": lambda name: abi.ACCESS_IN.pack(0, 0),
+    "STATX": lambda name: bytes(24),
+    "SYNCFS": lambda name: bytes(8),
+    "TMPFILE": lambda name: abi.CREATE_IN.pack(os.O_RDWR, 0o600, 0, 0) + name,
 }
 
 # Bodies of what needs its handle.
@@ -135,6 +154,9 @@ BY_HANDLE: dict[str, Callable[[int], bytes]] = {
     "FALLOCATE": lambda fh: abi.FALLOCATE_IN.pack(fh, 0, 1, 0, 0),
     "LSEEK": lambda fh: abi.LSEEK_IN.pack(fh, 0, abi.SeekWhence.DATA, 0),
     "GETATTR": lambda fh: wire.GETATTR_IN.pack(1, 0, fh),
+    "STATX": lambda fh: abi.STATX_IN.pack(1, 0, fh, 0, 0),
+    "COPY_FILE_RANGE": copy_in,
+    "COPY_FILE_RANGE_64": copy_in,
     "SETATTR": lambda fh: abi.SETATTR_IN.pack(
         Fattr.SIZE | Fattr.FH, 0, fh, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0
     ),

@@ -4,6 +4,7 @@ Written from linux/fuse.h, apart from vfsd's own structures, so that the two can
 """
 
 import os
+import struct
 from collections.abc import Iterator
 from struct import Struct
 from typing import NamedTuple
@@ -43,12 +44,13 @@ FIXED = {
         (128, "LOOKUP SYMLINK MKNOD MKDIR LINK"),
         (104, "GETATTR SETATTR"),
         (16, "OPEN OPENDIR"),
-        (8, "WRITE LSEEK"),
+        (288, "STATX"),
+        (8, "WRITE LSEEK COPY_FILE_RANGE COPY_FILE_RANGE_64"),
         (80, "STATFS"),
-        (144, "CREATE"),
+        (144, "CREATE TMPFILE"),
         (64, "INIT"),
         (0, "UNLINK RMDIR RENAME RENAME2 RELEASE RELEASEDIR FSYNC FSYNCDIR FLUSH SETXATTR"),
-        (0, "REMOVEXATTR DESTROY FALLOCATE"),
+        (0, "REMOVEXATTR DESTROY FALLOCATE ACCESS SYNCFS"),
     )
     for name in names.split()
 }
@@ -98,6 +100,37 @@ class Attr(NamedTuple):
             st.st_atime_ns % 10**9, st.st_mtime_ns % 10**9, st.st_ctime_ns % 10**9,
             st.st_mode, st.st_nlink, st.st_uid, st.st_gid, encode_dev(st.st_rdev), st.st_blksize, 0,
         )  # fmt: skip
+
+
+class Statx(NamedTuple):
+    """statx_out, without what is spare."""
+
+    attr_s: int
+    attr_ns: int
+    flags: int
+    mask: int
+    blksize: int
+    attributes: int
+    nlink: int
+    uid: int
+    gid: int
+    mode: int
+    ino: int
+    size: int
+    blocks: int
+    attributes_mask: int
+    atime: int
+    atime_ns: int
+    btime: int
+    btime_ns: int
+    ctime: int
+    ctime_ns: int
+    mtime: int
+    mtime_ns: int
+    rdev_major: int
+    rdev_minor: int
+    dev_major: int
+    dev_minor: int
 
 
 class Entry(NamedTuple):
@@ -156,6 +189,14 @@ def parse_attr(body: bytes) -> Attr:
     """attr_out"""
     assert len(body) == ATTR_HEAD.size + ATTR.size
     return Attr(*ATTR.unpack_from(body, ATTR_HEAD.size))
+
+
+def parse_statx(body: bytes) -> Statx:
+    """statx_out, as linux/fuse.h lays it out"""
+    head, rest = struct.unpack_from("=QII16x", body), body[32:]
+    fields = struct.unpack("=IIQIIIHHQQQQqIiqIiqIiqIiIIII14Q", rest)
+    assert not any(fields[at] for at in (7, 14, 17, 20, 23)) and not any(fields[28:]), "spare is not zero"
+    return Statx(*head, *(value for at, value in enumerate(fields[:28]) if at not in (7, 14, 17, 20, 23)))
 
 
 def parse_entry(body: bytes, at: int = 0) -> Entry:

@@ -58,6 +58,7 @@ COPY_FILE_RANGE_IN = Struct("=QQQQQQQ")  # fh_in, off_in, nodeid_out, fh_out, of
 COPY_FILE_RANGE_64_OUT = Struct("=Q")  # bytes_copied
 LK_IN = Struct("=QQ QQII II")  # fh, owner, start, end, type, pid, lk_flags, padding
 LK_OUT = Struct("=QQII")  # start, end, type, pid
+ACCESS_IN = Struct("=II")  # mask, padding
 IOCTL_IN = Struct("=QIIQII")  # fh, flags, cmd, arg, in_size, out_size
 IOCTL_OUT = Struct("=iIII")  # result, flags, in_iovs, out_iovs
 SETUPMAPPING_IN = Struct("=QQQQQ")  # fh (always ~0), foffset, len, flags, moffset

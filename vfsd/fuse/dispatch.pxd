@@ -51,6 +51,7 @@ cdef struct dispatch_t:
     void *owner             # the Dispatch: borrowed
     unsigned char python[OPCODES_MAX]
     unsigned char blocks[OPCODES_MAX]  # always handed to the pool
+    int refused[OPCODES_MAX]           # errno of what the operator does not allow, 0
     int initialized         # INIT has been answered and DESTROY has not come
 
 

@@ -27,12 +27,17 @@ assert sizeof(w.fuse_entry_out) == 128
 assert sizeof(w.fuse_attr_out) == 104
 assert sizeof(w.fuse_forget_one) == 16
 assert sizeof(w.fuse_getattr_in) == 16
+assert sizeof(w.fuse_statx_in) == 24
+assert sizeof(w.fuse_statx_out) == 288
 assert sizeof(w.fuse_read_in) == 40
 assert sizeof(w.fuse_write_in) == 40
 assert sizeof(w.fuse_write_out) == 8
 assert sizeof(w.fuse_setupmapping_in) == 40
 assert sizeof(w.fuse_removemapping_in) == 4
 assert sizeof(w.fuse_removemapping_one) == 16
+assert sizeof(w.fuse_copy_file_range_in) == 56
+assert sizeof(w.fuse_ioctl_in) == 32
+assert sizeof(w.fuse_ioctl_out) == 16
 assert TABLE_SIZE == OPCODES_MAX
 
 cdef uint32_t INIT = OPCODE_NUMBER["INIT"]
@@ -140,6 +145,8 @@ cdef bint request_parse(dispatch_t *d, span_t readable, span_t writable, request
         r.error = -ENOSYS
     elif not d.initialized and opcode != INIT:
         r.error = -EIO
+    elif d.refused[opcode]:
+        r.error = -d.refused[opcode]
     else:
         span_limit(&r.body, r.header.len - w.FUSE_IN_HEADER)
         r.in_python = d.hot[opcode] == NULL
@@ -255,6 +262,10 @@ cdef class Dispatch:
         """Let handler(fs, request) -> bytes | None answer this opcode; OSError is the errno."""
         self.handlers[opcode] = handler
         self.table.python[opcode] = 1
+
+    def refuse(self, opcode, int error):
+        """Answer every request of this opcode with this errno; to be said before the first."""
+        self.table.refused[opcode] = error
 
     def open(self):
         self.table.initialized = 1

@@ -77,48 +77,62 @@ class Op(NamedTuple):
     home: Home
     module: str  # below vfsd
     blocks: bool = False  # may wait for a disk: always handed to the pool
+    modifies: bool = False  # changes the share whatever its arguments: EROFS with --readonly
 
     @property
     def name(self) -> str:
         return self.opcode.name
 
 
+# Not here on purpose, because Linux then does by itself what a local file system would:
+# BMAP: never sent on virtio-fs, which has no block device; after one ENOSYS bmap(2) is without effect.
+# POLL: after one ENOSYS every file is always ready (fc->no_poll), and no further message is sent.
+# INTERRUPT: never sent on virtio-fs; after one ENOSYS no other is (fc->no_interrupt), callers wait.
+# Where such a request has no room for a reply, its chain is given back without one.
+# NOTIFY_REPLY: answers a FUSE_NOTIFY_RETRIEVE, and this daemon notifies of nothing.
 OPERATIONS = (
     Op(Opcode.LOOKUP, Home.HOT, "hostfs.names"),
     Op(Opcode.FORGET, Home.HOT, "hostfs.names"),
     Op(Opcode.GETATTR, Home.HOT, "hostfs.attributes"),
-    Op(Opcode.SETATTR, Home.HOT, "hostfs.attributes"),
+    Op(Opcode.SETATTR, Home.HOT, "hostfs.attributes", modifies=True),
     Op(Opcode.READLINK, Home.HOT, "hostfs.names"),
-    Op(Opcode.SYMLINK, Home.HOT, "hostfs.names"),
-    Op(Opcode.MKNOD, Home.HOT, "hostfs.names"),
-    Op(Opcode.MKDIR, Home.HOT, "hostfs.names"),
-    Op(Opcode.UNLINK, Home.HOT, "hostfs.names"),
-    Op(Opcode.RMDIR, Home.HOT, "hostfs.names"),
-    Op(Opcode.RENAME, Home.HOT, "hostfs.names"),
-    Op(Opcode.LINK, Home.HOT, "hostfs.names"),
+    Op(Opcode.SYMLINK, Home.HOT, "hostfs.names", modifies=True),
+    Op(Opcode.MKNOD, Home.HOT, "hostfs.names", modifies=True),
+    Op(Opcode.MKDIR, Home.HOT, "hostfs.names", modifies=True),
+    Op(Opcode.UNLINK, Home.HOT, "hostfs.names", modifies=True),
+    Op(Opcode.RMDIR, Home.HOT, "hostfs.names", modifies=True),
+    Op(Opcode.RENAME, Home.HOT, "hostfs.names", modifies=True),
+    Op(Opcode.LINK, Home.HOT, "hostfs.names", modifies=True),
     Op(Opcode.OPEN, Home.HOT, "hostfs.data"),
     Op(Opcode.READ, Home.HOT, "hostfs.data"),
-    Op(Opcode.WRITE, Home.HOT, "hostfs.data"),
+    Op(Opcode.WRITE, Home.HOT, "hostfs.data", modifies=True),
     Op(Opcode.STATFS, Home.HOT, "hostfs.attributes"),
     Op(Opcode.RELEASE, Home.HOT, "hostfs.data"),
     Op(Opcode.FSYNC, Home.HOT, "hostfs.data"),
-    Op(Opcode.SETXATTR, Home.HOT, "hostfs.xattrs"),
+    Op(Opcode.SETXATTR, Home.HOT, "hostfs.xattrs", modifies=True),
     Op(Opcode.GETXATTR, Home.HOT, "hostfs.xattrs"),
     Op(Opcode.LISTXATTR, Home.HOT, "hostfs.xattrs"),
-    Op(Opcode.REMOVEXATTR, Home.HOT, "hostfs.xattrs"),
+    Op(Opcode.REMOVEXATTR, Home.HOT, "hostfs.xattrs", modifies=True),
     Op(Opcode.FLUSH, Home.HOT, "hostfs.data"),
     Op(Opcode.INIT, Home.PYTHON, "fuse.init"),
     Op(Opcode.OPENDIR, Home.HOT, "hostfs.directories"),
     Op(Opcode.READDIR, Home.HOT, "hostfs.directories"),
     Op(Opcode.RELEASEDIR, Home.HOT, "hostfs.data"),
     Op(Opcode.FSYNCDIR, Home.HOT, "hostfs.data"),
-    Op(Opcode.CREATE, Home.HOT, "hostfs.data"),
+    Op(Opcode.ACCESS, Home.HOT, "hostfs.attributes"),
+    Op(Opcode.CREATE, Home.HOT, "hostfs.data", modifies=True),
     Op(Opcode.DESTROY, Home.PYTHON, "fuse.init"),
+    Op(Opcode.IOCTL, Home.HOT, "hostfs.ioctls"),
     Op(Opcode.BATCH_FORGET, Home.HOT, "hostfs.names"),
-    Op(Opcode.FALLOCATE, Home.HOT, "hostfs.data", blocks=True),
+    Op(Opcode.FALLOCATE, Home.HOT, "hostfs.data", blocks=True, modifies=True),
     Op(Opcode.READDIRPLUS, Home.HOT, "hostfs.directories"),
-    Op(Opcode.RENAME2, Home.HOT, "hostfs.names"),
+    Op(Opcode.RENAME2, Home.HOT, "hostfs.names", modifies=True),
     Op(Opcode.LSEEK, Home.HOT, "hostfs.data"),
+    Op(Opcode.COPY_FILE_RANGE, Home.HOT, "hostfs.data", blocks=True, modifies=True),
+    Op(Opcode.SYNCFS, Home.HOT, "hostfs.data", blocks=True),
+    Op(Opcode.TMPFILE, Home.HOT, "hostfs.data", modifies=True),
+    Op(Opcode.STATX, Home.HOT, "hostfs.attributes"),
+    Op(Opcode.COPY_FILE_RANGE_64, Home.HOT, "hostfs.data", blocks=True, modifies=True),
 )
 
 NUMBER = {opcode.name: opcode.value for opcode in Opcode}

@@ -3,7 +3,7 @@
 Every operation is a plain list of steps; these are the steps more than one of them takes.
 """
 
-from libc.errno cimport EBADF, EINVAL, EISDIR, EMFILE, ENAMETOOLONG, ENFILE, errno
+from libc.errno cimport EBADF, EINVAL, EISDIR, EMFILE, ENAMETOOLONG, ENFILE, EROFS, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport abort
@@ -55,12 +55,15 @@ cdef inline int read_name(request_t *r, char *to) noexcept nogil:
     return n if n < 0 else name_check(to, n)
 
 
+cdef inline int check_end(request_t *r) noexcept nogil:
+    """Only extensions may follow (in_header.total_extlen, in units of 8 bytes): 0 or -EINVAL."""
+    return -EINVAL if r.body.bytes != 8 * <uint64_t>r.header.total_extlen else 0
+
+
 cdef inline int read_last_name(request_t *r, char *to) noexcept nogil:
-    """The same where only extensions may follow (in_header.total_extlen, in units of 8 bytes)."""
+    """read_name where it is the last of the body."""
     cdef int rc = read_name(r, to)
-    if rc == 0 and r.body.bytes != 8 * <uint64_t>r.header.total_extlen:
-        return -EINVAL
-    return rc
+    return rc if rc < 0 else check_end(r)
 
 
 # --- who ---
@@ -150,6 +153,8 @@ cdef inline int reopen(tables_t *t, place_t *p, int flags) noexcept nogil:
         return -EISDIR
     if mode != (h.S_IFDIR if flags & h.O_DIRECTORY else h.S_IFREG):
         return -EBADF
+    if t.readonly and flags & (h.O_ACCMODE | h.O_TRUNC):
+        return -EROFS
     if flags & h.O_DIRECTORY:
         # Saves the walk through /proc; without the right to search it is the only way.
         fd = h.openat(p.fd, b".", flags | h.O_CLOEXEC)

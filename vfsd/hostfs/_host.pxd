@@ -21,6 +21,9 @@ cdef extern from "<sys/stat.h>" nogil:
         statx_timestamp stx_atime
         statx_timestamp stx_ctime
         statx_timestamp stx_mtime
+        statx_timestamp stx_btime
+        uint64_t stx_attributes
+        uint64_t stx_attributes_mask
         uint32_t stx_rdev_major
         uint32_t stx_rdev_minor
         uint32_t stx_dev_major
@@ -37,9 +40,13 @@ cdef extern from "<sys/stat.h>" nogil:
     unsigned int STATX_BASIC_STATS
     unsigned int STATX_MNT_ID
     unsigned int STATX_SIZE
+    unsigned int STATX_BTIME
+    unsigned int STATX_ATTR_AUTOMOUNT
+    unsigned int STATX_ATTR_MOUNT_ROOT
     unsigned int S_IFMT
     unsigned int S_IFDIR
     unsigned int S_IFREG
+    unsigned int S_IFLNK
     long UTIME_NOW
     long UTIME_OMIT
 
@@ -71,12 +78,16 @@ cdef extern from "<fcntl.h>" nogil:
     unsigned int FALLOC_FL_KEEP_SIZE
     unsigned int FALLOC_FL_PUNCH_HOLE
     unsigned int FALLOC_FL_ZERO_RANGE
+    ssize_t copy_file_range(int fd_in, int64_t *off_in, int fd_out, int64_t *off_out, size_t length,
+                            unsigned int flags)
     int AT_FDCWD
+    int AT_EACCESS
     int AT_EMPTY_PATH
     int AT_SYMLINK_NOFOLLOW
     int AT_SYMLINK_FOLLOW
     int AT_NO_AUTOMOUNT
     int AT_REMOVEDIR
+    int AT_STATX_SYNC_TYPE
     int O_ACCMODE
     int O_APPEND
     int O_CLOEXEC
@@ -91,6 +102,7 @@ cdef extern from "<fcntl.h>" nogil:
     int O_RDONLY
     int O_RDWR
     int O_SYNC
+    int O_TMPFILE
     int O_TRUNC
     int O_WRONLY
 
@@ -114,6 +126,7 @@ cdef extern from "<unistd.h>" nogil:
     int c_dup "dup"(int fd)
     int fsync(int fd)
     int fdatasync(int fd)
+    int syncfs(int fd)
     int ftruncate(int fd, int64_t size)
     int64_t lseek(int fd, int64_t offset, int whence)
     int linkat(int olddir, const char *old, int newdir, const char *new, int flags)
@@ -122,11 +135,15 @@ cdef extern from "<unistd.h>" nogil:
     ssize_t readlinkat(int dirfd, const char *path, char *buf, size_t size)
     int fchownat(int dirfd, const char *path, uint32_t uid, uint32_t gid, int flags)
     long syscall(long number, ...)
+    int R_OK
+    int W_OK
+    int X_OK
     int SEEK_SET
     int SEEK_DATA
     int SEEK_HOLE
 
 cdef extern from "<sys/syscall.h>" nogil:
+    long SYS_faccessat2
     long SYS_getdents64
     long SYS_setresuid
     long SYS_setresgid
@@ -138,6 +155,19 @@ cdef extern from "<sys/xattr.h>" nogil:
     int removexattr(const char *path, const char *name)
     int XATTR_CREATE
     int XATTR_REPLACE
+
+cdef extern from "<sys/ioctl.h>" nogil:
+    int ioctl(int fd, unsigned long request, ...)
+
+cdef extern from "<linux/fs.h>" nogil:
+    struct fsxattr:
+        uint32_t fsx_xflags
+    unsigned int FS_IOC_GETFLAGS
+    unsigned int FS_IOC_SETFLAGS
+    unsigned int FS_IOC32_GETFLAGS
+    unsigned int FS_IOC32_SETFLAGS
+    unsigned int FS_IOC_FSGETXATTR
+    unsigned int FS_IOC_FSSETXATTR
 
 cdef packed struct linux_dirent64:  # 19 bytes, then the name
     uint64_t d_ino

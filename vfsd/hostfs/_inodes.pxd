@@ -15,7 +15,10 @@ cdef void inode_forget(tables_t *t, uint64_t nodeid, uint64_t n) noexcept nogil
 # nobody is likely to know the inode yet, so open it first and ask then. Whether that was so, 0 or 1,
 # or -errno.
 cdef int entry_at(tables_t *t, int parent, const char *name, bint fresh, fuse_entry_out *out) noexcept nogil
-# The same below a nodeid.
+# The entry of a file that may have no name, by the name of its descriptor below t.proc_fd; adds one
+# to its lookup count. 0 or -errno.
+cdef int entry_of_open(tables_t *t, const char *fd_name, fuse_entry_out *out) noexcept nogil
+# The same as entry_at below a nodeid.
 cdef int lookup(tables_t *t, uint64_t parent, const char *name, fuse_entry_out *out) noexcept nogil
 
 cdef void attr_fill(const statx_t *st, fuse_attr *attr) noexcept nogil

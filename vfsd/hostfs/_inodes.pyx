@@ -148,13 +148,13 @@ cdef uint32_t insert(tables_t *t, int fd, const h.statx_t *st) noexcept nogil:
 
 # --- lookup, forget, attributes ---
 
-cdef int open_anchor(tables_t *t, int parent, const char *name, h.statx_t *st) noexcept nogil:
-    """A new O_PATH descriptor of a name and its attributes, or -errno."""
+cdef int open_anchor(tables_t *t, int parent, const char *name, int flags, h.statx_t *st) noexcept nogil:
+    """A new O_PATH descriptor of a name and its attributes, or -errno. flags: O_NOFOLLOW or 0."""
     cdef int fd = -1, rc
     if load_acquire_u64(&t.n_anchors) >= t.anchors_max:
         evict(t, EVICT_BATCH)
     while fd < 0:
-        fd = h.openat(parent, name, h.O_PATH | h.O_NOFOLLOW | h.O_CLOEXEC)
+        fd = h.openat(parent, name, h.O_PATH | flags | h.O_CLOEXEC)
         if fd < 0:
             rc = errno
             if not out_of_descriptors(t, rc):
@@ -195,11 +195,35 @@ cdef int lookup_at(tables_t *t, int parent, const char *name, bint fresh, h.stat
         rc = find_known(t, st, index)
         if rc != -ENOENT:
             return rc
-    fd = open_anchor(t, parent, name, st)
+    fd = open_anchor(t, parent, name, h.O_NOFOLLOW, st)
     if fd < 0:
         return fd
     index[0] = insert(t, fd, st)
     return 0 if index[0] else -ENFILE
+
+
+cdef void entry_fill(tables_t *t, uint32_t index, const h.statx_t *st, fuse_entry_out *out) noexcept nogil:
+    out.nodeid = (generation_of(load_acquire_u64(&t.inodes[index].state)) << 32) | index
+    out.generation = 0
+    out.entry_valid = t.entry_valid
+    out.entry_valid_nsec = t.entry_valid_nsec
+    out.attr_valid = t.attr_valid
+    out.attr_valid_nsec = t.attr_valid_nsec
+    attr_fill(st, &out.attr)
+
+
+cdef int entry_of_open(tables_t *t, const char *fd_name, fuse_entry_out *out) noexcept nogil:
+    cdef h.statx_t st
+    cdef uint32_t index
+    cdef int fd = open_anchor(t, t.proc_fd, fd_name, 0, &st)
+    if fd < 0:
+        return fd
+    index = insert(t, fd, &st)
+    if index == 0:
+        return -ENFILE
+    entry_fill(t, index, &st, out)
+    inode_put(t, index)
+    return 0
 
 
 cdef int entry_at(tables_t *t, int parent, const char *name, bint fresh, fuse_entry_out *out) noexcept nogil:
@@ -208,13 +232,7 @@ cdef int entry_at(tables_t *t, int parent, const char *name, bint fresh, fuse_en
     cdef int rc = lookup_at(t, parent, name, fresh, &st, &index)
     if rc < 0:
         return rc
-    out.nodeid = (generation_of(load_acquire_u64(&t.inodes[index].state)) << 32) | index
-    out.generation = 0
-    out.entry_valid = t.entry_valid
-    out.entry_valid_nsec = t.entry_valid_nsec
-    out.attr_valid = t.attr_valid
-    out.attr_valid_nsec = t.attr_valid_nsec
-    attr_fill(&st, &out.attr)
+    entry_fill(t, index, &st, out)
     rc = t.inodes[index].nlookup == 1
     inode_put(t, index)
     return rc

@@ -110,6 +110,7 @@ cdef struct tables_t:
     uint32_t read_waits        # f_flags with which READ always waits for a disk
     uint32_t write_waits
     bint xattr
+    bint readonly              # nothing is opened for writing; Dispatch.refuse keeps out the rest
     bint in_memory             # the share lies on a file system without a disk: nothing blocks
     bint quiet                 # closing a file there reports nothing
     # Agreed in INIT.

@@ -124,6 +124,10 @@ cdef class Tables:
         """What INIT has settled, before the guest's next request."""
         self.t.writeback = writeback
 
+    def set_readonly(self):
+        """Open nothing for writing, change no attribute by ioctl (ACCESS says so too)."""
+        self.t.readonly = True
+
     def close(self):
         """Close every descriptor and give the memory back. No request may come. Idempotent."""
         cdef tables_t *t = &self.t

@@ -1,15 +1,17 @@
-"""GETATTR, SETATTR, STATFS."""
+"""GETATTR, STATX, SETATTR, ACCESS, STATFS."""
 
-from libc.errno cimport EINVAL, ENOSYS, errno
-from libc.stdint cimport int64_t, uint32_t
+from libc.errno cimport EINVAL, ENOSYS, EROFS, errno
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from vfsd cimport _wire as w
 from vfsd.fuse.dispatch cimport Dispatch, request_t, span_read, span_write
 from vfsd.hostfs cimport _host as h
-from vfsd.hostfs._caller cimport FD_BYTES, fd_name, place_get, place_put, place_t, reopen
+from vfsd.hostfs._caller cimport (
+    FD_BYTES, become, fd_name, place_get, place_put, place_t, reopen, unbecome,
+)
 from vfsd.hostfs._handles cimport handle_get, handle_put
-from vfsd.hostfs._inodes cimport attr_of
+from vfsd.hostfs._inodes cimport attr_fill, attr_of
 from vfsd.hostfs._slots cimport tables_t
 from vfsd.hostfs._tables cimport Tables
 
@@ -18,7 +20,12 @@ from vfsd.fuse.opcodes import NUMBER
 __all__ = ("install",)
 
 cdef enum:
+    STATX_RESERVED = 0x80000000  # STATX__RESERVED of linux/stat.h: EINVAL
     FCHMODAT2 = 452  # the same number on every architecture; younger than Debian 12's libc
+
+# What fuse_statx has room for and says of a file; other attributes are of the host's name space.
+cdef unsigned int STATX_MASK = h.STATX_BASIC_STATS | h.STATX_BTIME
+cdef uint64_t STATX_ATTRIBUTES = ~<uint64_t>(h.STATX_ATTR_AUTOMOUNT | h.STATX_ATTR_MOUNT_ROOT)
 
 
 cdef int reply_attr(tables_t *t, request_t *r, int fd) noexcept nogil:
@@ -50,6 +57,95 @@ cdef int op_getattr(void *fs, request_t *r) noexcept nogil:
     if rc < 0:
         return rc
     rc = reply_attr(t, r, p.fd)
+    place_put(t, &p)
+    return rc
+
+
+cdef void set_time(w.fuse_sx_time *to, const h.statx_timestamp *at) noexcept nogil:
+    to.tv_sec = at.tv_sec
+    to.tv_nsec = at.tv_nsec
+
+
+cdef int reply_statx(tables_t *t, request_t *r, int fd, const w.fuse_statx_in *arg) noexcept nogil:
+    cdef w.fuse_statx_out out
+    cdef w.fuse_attr attr
+    cdef h.statx_t st
+    if h.statx(fd, b"", h.AT_EMPTY_PATH | arg.sx_flags, arg.sx_mask & STATX_MASK, &st) < 0:
+        return -errno
+    memset(&out, 0, sizeof(out))
+    attr_fill(&st, &attr)
+    out.attr_valid = t.attr_valid
+    out.attr_valid_nsec = t.attr_valid_nsec
+    out.stat.mask = st.stx_mask & STATX_MASK
+    out.stat.blksize = attr.blksize
+    out.stat.attributes = st.stx_attributes & STATX_ATTRIBUTES
+    out.stat.attributes_mask = st.stx_attributes_mask & STATX_ATTRIBUTES
+    out.stat.nlink = attr.nlink
+    out.stat.uid = attr.uid
+    out.stat.gid = attr.gid
+    out.stat.mode = st.stx_mode
+    out.stat.ino = attr.ino
+    out.stat.size = attr.size
+    out.stat.blocks = attr.blocks
+    set_time(&out.stat.atime, &st.stx_atime)
+    set_time(&out.stat.btime, &st.stx_btime)
+    set_time(&out.stat.ctime, &st.stx_ctime)
+    set_time(&out.stat.mtime, &st.stx_mtime)
+    out.stat.rdev_major = st.stx_rdev_major
+    out.stat.rdev_minor = st.stx_rdev_minor
+    out.stat.dev_major = st.stx_dev_major
+    out.stat.dev_minor = st.stx_dev_minor
+    r.reply_bytes = sizeof(out)
+    return span_write(&r.reply, &out, sizeof(out))
+
+
+cdef int op_statx(void *fs, request_t *r) noexcept nogil:
+    """Asked by Linux for the birth time only (fuse_do_statx)."""
+    cdef tables_t *t = <tables_t *>fs
+    cdef w.fuse_statx_in arg
+    cdef place_t p
+    cdef int64_t index
+    cdef int fd = -1, rc
+    memset(&arg, 0, sizeof(arg))
+    if (span_read(&r.body, &arg, sizeof(arg)) < 0 or r.reply.bytes < sizeof(w.fuse_statx_out)
+            or arg.sx_flags & ~<uint32_t>h.AT_STATX_SYNC_TYPE or arg.sx_mask & STATX_RESERVED):
+        return -EINVAL
+    if arg.getattr_flags & w.FUSE_GETATTR_FH:
+        index = handle_get(t, arg.fh, &fd)
+        if index < 0:
+            return <int>index
+        rc = reply_statx(t, r, fd, &arg)
+        handle_put(t, index)
+        return rc
+    rc = place_get(t, r.header.nodeid, &p)
+    if rc < 0:
+        return rc
+    rc = reply_statx(t, r, p.fd, &arg)
+    place_put(t, &p)
+    return rc
+
+
+cdef int op_access(void *fs, request_t *r) noexcept nogil:
+    """access(2) as the caller. Linux never asks on virtio-fs, where it goes by the modes it knows."""
+    cdef tables_t *t = <tables_t *>fs
+    cdef w.fuse_access_in arg
+    cdef place_t p
+    cdef uint32_t mode
+    cdef int rc
+    memset(&arg, 0, sizeof(arg))
+    if span_read(&r.body, &arg, sizeof(arg)) < 0 or arg.mask & ~<uint32_t>(h.R_OK | h.W_OK | h.X_OK):
+        return -EINVAL
+    rc = place_get(t, r.header.nodeid, &p)
+    if rc < 0:
+        return rc
+    mode = t.inodes[p.index].mode
+    if t.readonly and arg.mask & h.W_OK and (mode == h.S_IFREG or mode == h.S_IFDIR or mode == h.S_IFLNK):
+        rc = -EROFS  # sb_permission: what else there is does not write to the file system
+    if rc == 0:
+        rc = become(t, r)
+    if rc == 0:
+        rc = -errno if h.syscall(h.SYS_faccessat2, p.fd, b"", arg.mask, h.AT_EMPTY_PATH | h.AT_EACCESS) < 0 else 0
+        unbecome(t, r)
     place_put(t, &p)
     return rc
 
@@ -158,5 +254,7 @@ def install(Dispatch dispatch, Tables tables):
     """Make these operations, on `tables`, the dispatch's."""
     cdef tables_t *t = &tables.t
     dispatch.set_hot(NUMBER["GETATTR"], op_getattr, t, tables)
+    dispatch.set_hot(NUMBER["STATX"], op_statx, t, tables)
     dispatch.set_hot(NUMBER["SETATTR"], op_setattr, t, tables)
+    dispatch.set_hot(NUMBER["ACCESS"], op_access, t, tables)
     dispatch.set_hot(NUMBER["STATFS"], op_statfs, t, tables)

@@ -1,6 +1,6 @@
-"""Files: open, read, write, close. READ and WRITE go straight between the file and guest memory."""
+"""Files: open, read, write, copy, sync, close. READ and WRITE go straight between the file and guest memory."""
 
-from libc.errno cimport EACCES, EAGAIN, EEXIST, EINVAL, EMFILE, ENFILE, EOPNOTSUPP, EOVERFLOW, errno
+from libc.errno cimport EACCES, EAGAIN, EBADF, EEXIST, EINVAL, EMFILE, ENFILE, EOPNOTSUPP, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
@@ -11,10 +11,11 @@ from vfsd.fuse.dispatch cimport (
 from vfsd.hostfs cimport _host as h
 from vfsd.hostfs._anchors cimport out_of_descriptors
 from vfsd.hostfs._caller cimport (
-    NAME_BYTES, become, place_get, place_put, place_t, read_last_name, reopen, unbecome,
+    FD_BYTES, NAME_BYTES, become, check_end, fd_name, place_get, place_put, place_t, read_last_name, read_string,
+    reopen, unbecome,
 )
 from vfsd.hostfs._handles cimport handle_get, handle_open, handle_put, handle_release
-from vfsd.hostfs._inodes cimport attr_of, entry_at, inode_forget, inode_get, inode_put
+from vfsd.hostfs._inodes cimport attr_of, entry_at, entry_of_open, inode_forget
 from vfsd.hostfs._kinds cimport closes_quietly
 from vfsd.hostfs._slots cimport tables_t
 from vfsd.hostfs._tables cimport Tables
@@ -25,6 +26,9 @@ __all__ = ("install",)
 
 # What fuse_file_fallocate() lets through; the others would move data under the guest's page cache.
 cdef uint32_t FALLOCATE_MODES = h.FALLOC_FL_KEEP_SIZE | h.FALLOC_FL_PUNCH_HOLE | h.FALLOC_FL_ZERO_RANGE
+
+cdef enum:
+    COPY_MAX = 128 << 20  # bytes of one copy: more would keep its thread, and who stops the queue, for long
 
 ctypedef ssize_t (*transfer_t)(int fd, const h.iovec *iov, int n, int64_t offset) noexcept nogil
 
@@ -86,11 +90,13 @@ cdef int op_open(void *fs, request_t *r) noexcept nogil:
     return rc
 
 
-cdef int make(tables_t *t, request_t *r, int parent, const char *name, const w.fuse_create_in *arg) noexcept nogil:
-    """A new file of the caller's: its descriptor or -errno."""
+cdef int make(
+    tables_t *t, request_t *r, int parent, const char *name, int how, const w.fuse_create_in *arg,
+) noexcept nogil:
+    """A new file of the caller's: its descriptor or -errno. how: the open flags that make it."""
     cdef int flags = host_flags(t, arg.flags)
     cdef int fd, rc
-    flags |= h.O_CREAT | h.O_EXCL | h.O_NOFOLLOW | h.O_CLOEXEC | h.O_NONBLOCK
+    flags |= how | h.O_NOFOLLOW | h.O_CLOEXEC | h.O_NONBLOCK
     while True:
         rc = become(t, r)
         if rc < 0:
@@ -102,6 +108,13 @@ cdef int make(tables_t *t, request_t *r, int parent, const char *name, const w.f
             return fd
         if not out_of_descriptors(t, rc):
             return -ENFILE if rc == EMFILE else -rc
+
+
+cdef int reply_created(tables_t *t, request_t *r, const w.fuse_entry_out *entry, uint32_t flags, int fd) noexcept nogil:
+    """Answer with an entry and a new handle that owns fd: 0, or -errno with fd closed."""
+    span_write(&r.reply, entry, sizeof(entry[0]))
+    r.reply_bytes = sizeof(entry[0])
+    return reply_open(t, r, <uint32_t>entry.nodeid, flags, fd)
 
 
 cdef int open_existing(tables_t *t, w.fuse_entry_out *entry, int flags) noexcept nogil:
@@ -135,7 +148,7 @@ cdef int op_create(void *fs, request_t *r) noexcept nogil:
     rc = place_get(t, r.header.nodeid, &p)
     if rc < 0:
         return rc
-    fd = make(t, r, p.fd, name, &arg)
+    fd = make(t, r, p.fd, name, h.O_CREAT | h.O_EXCL, &arg)
     rc = fd
     # Or the host made the name after the guest had looked.
     if fd >= 0 or (fd == -EEXIST and not arg.flags & h.O_EXCL):
@@ -145,12 +158,42 @@ cdef int op_create(void *fs, request_t *r) noexcept nogil:
         fd = open_existing(t, &entry, host_flags(t, arg.flags))
         rc = fd
     if rc >= 0:
-        span_write(&r.reply, &entry, sizeof(entry))
-        r.reply_bytes = sizeof(entry)
-        rc = reply_open(t, r, <uint32_t>entry.nodeid, arg.flags, fd)
+        rc = reply_created(t, r, &entry, arg.flags, fd)
     elif fd >= 0:
         h.close(fd)
     if rc < 0 and entry.nodeid:
+        inode_forget(t, entry.nodeid, 1)  # the guest never sees this entry
+    return rc
+
+
+cdef int op_tmpfile(void *fs, request_t *r) noexcept nogil:
+    """O_TMPFILE: a file without a name, made and opened (fuse_tmpfile); LINK may name it, but for O_EXCL."""
+    cdef tables_t *t = <tables_t *>fs
+    cdef w.fuse_create_in arg
+    cdef w.fuse_entry_out entry
+    cdef place_t p
+    cdef char name[NAME_BYTES]
+    cdef int fd, rc
+    memset(&arg, 0, sizeof(arg))
+    if span_read(&r.body, &arg, sizeof(arg)) < 0:
+        return -EINVAL
+    # d_tmpfile's name, "/" from Linux, stands for nothing.
+    rc = read_string(&r.body, name, NAME_BYTES)
+    if rc < 0 or check_end(r) < 0 or r.reply.bytes < sizeof(entry) + sizeof(w.fuse_open_out):
+        return -EINVAL
+    rc = place_get(t, r.header.nodeid, &p)
+    if rc < 0:
+        return rc
+    fd = make(t, r, p.fd, b".", h.O_TMPFILE | (<int>arg.flags & h.O_EXCL), &arg)
+    place_put(t, &p)
+    if fd < 0:
+        return fd
+    rc = entry_of_open(t, fd_name(fd, name), &entry)
+    if rc < 0:
+        h.close(fd)
+        return rc
+    rc = reply_created(t, r, &entry, arg.flags, fd)
+    if rc < 0:
         inode_forget(t, entry.nodeid, 1)  # the guest never sees this entry
     return rc
 
@@ -336,6 +379,78 @@ cdef int op_fallocate(void *fs, request_t *r) noexcept nogil:
     return rc
 
 
+cdef int64_t copy_range(tables_t *t, request_t *r) noexcept nogil:
+    """Bytes copied between two handles, at most COPY_MAX of them, or -errno.
+
+    nodeid_out says nothing that fh_out does not.
+    """
+    cdef w.fuse_copy_file_range_in arg
+    cdef int64_t source, target, done, off_in, off_out
+    cdef int fd_in = -1, fd_out = -1
+    memset(&arg, 0, sizeof(arg))
+    if span_read(&r.body, &arg, sizeof(arg)) < 0 or r.reply.bytes < sizeof(w.fuse_copy_file_range_out) or arg.flags:
+        return -EINVAL
+    source = handle_get(t, arg.fh_in, &fd_in)
+    if source < 0:
+        return source
+    target = handle_get(t, arg.fh_out, &fd_out)
+    if target < 0:
+        handle_put(t, source)
+        return target
+    off_in = arg.off_in
+    off_out = arg.off_out
+    done = h.copy_file_range(fd_in, &off_in, fd_out, &off_out, arg.len if arg.len < COPY_MAX else COPY_MAX, 0)
+    if done < 0:
+        done = -errno
+    handle_put(t, target)
+    handle_put(t, source)
+    return done
+
+
+cdef int op_copy_file_range(void *fs, request_t *r) noexcept nogil:
+    cdef w.fuse_write_out out
+    cdef int64_t done = copy_range(<tables_t *>fs, r)
+    if done < 0:
+        return <int>done
+    out.size = <uint32_t>done
+    out.padding = 0
+    r.reply_bytes = sizeof(out)
+    return span_write(&r.reply, &out, sizeof(out))
+
+
+cdef int op_copy_file_range_64(void *fs, request_t *r) noexcept nogil:
+    cdef w.fuse_copy_file_range_out out
+    cdef int64_t done = copy_range(<tables_t *>fs, r)
+    if done < 0:
+        return <int>done
+    out.bytes_copied = done
+    r.reply_bytes = sizeof(out)
+    return span_write(&r.reply, &out, sizeof(out))
+
+
+cdef int op_syncfs(void *fs, request_t *r) noexcept nogil:
+    """syncfs(2) of what a superblock's root lies on (fuse_sync_fs): returns when it is on the disk."""
+    cdef tables_t *t = <tables_t *>fs
+    cdef w.fuse_syncfs_in arg
+    cdef place_t p
+    cdef int fd, rc
+    if span_read(&r.body, &arg, sizeof(arg)) < 0:
+        return -EINVAL
+    rc = place_get(t, r.header.nodeid, &p)
+    if rc < 0:
+        return rc
+    # The share's root is open already, so that an error of writing back since then is told.
+    rc = -errno if h.syncfs(p.fd) < 0 else 0
+    if rc == -EBADF:  # an anchor
+        fd = reopen(t, &p, h.O_DIRECTORY if t.inodes[p.index].mode == h.S_IFDIR else 0)
+        rc = fd
+        if fd >= 0:
+            rc = -errno if h.syncfs(fd) < 0 else 0
+            h.close(fd)
+    place_put(t, &p)
+    return rc
+
+
 cdef int op_lseek(void *fs, request_t *r) noexcept nogil:
     cdef tables_t *t = <tables_t *>fs
     cdef w.fuse_lseek_in arg
@@ -348,8 +463,6 @@ cdef int op_lseek(void *fs, request_t *r) noexcept nogil:
     # Only these reach the host; other kinds would move a position that nobody uses.
     if arg.whence != <uint32_t>h.SEEK_DATA and arg.whence != <uint32_t>h.SEEK_HOLE:
         return -EINVAL
-    if <int64_t>arg.offset < 0:
-        return -EOVERFLOW
     index = handle_get(t, arg.fh, &fd)
     if index < 0:
         return <int>index
@@ -376,6 +489,10 @@ def install(Dispatch dispatch, Tables tables):
     dispatch.set_hot(NUMBER["FSYNC"], op_fsync, t, tables)
     dispatch.set_hot(NUMBER["FALLOCATE"], op_fallocate, t, tables)
     dispatch.set_hot(NUMBER["LSEEK"], op_lseek, t, tables)
+    dispatch.set_hot(NUMBER["TMPFILE"], op_tmpfile, t, tables)
+    dispatch.set_hot(NUMBER["COPY_FILE_RANGE"], op_copy_file_range, t, tables)
+    dispatch.set_hot(NUMBER["COPY_FILE_RANGE_64"], op_copy_file_range_64, t, tables)
+    dispatch.set_hot(NUMBER["SYNCFS"], op_syncfs, t, tables)
     # An open directory is a handle like any other.
     dispatch.set_hot(NUMBER["RELEASEDIR"], op_release, t, tables)
     dispatch.set_hot(NUMBER["FSYNCDIR"], op_fsync, t, tables)

@@ -2,6 +2,8 @@
 
 import importlib
 from dataclasses import dataclass
+from errno import EROFS
+from typing import Literal
 
 from vfsd.fuse.abi import Fopen, Init
 from vfsd.fuse.dispatch import Dispatch
@@ -43,12 +45,13 @@ class Policy:
         """For a file that is opened with O_DIRECT, or any file."""
         wanted = self.parallel_writes == "always" or (direct and self.parallel_writes == "direct")
         return Fopen.PARALLEL_DIRECT_WRITES if wanted else Fopen(0)
+    readonly: bool
 
 
 class HostFs:
-    """One guest's view of a shared directory.
+    """One guest's view of a share.
 
-    root_fd: readable descriptor of the directory; stays the caller's.
+    root_fd: readable descriptor of the directory, or of the one file; stays the caller's.
     anchors_max: see `Tables`.
     """
 
@@ -70,3 +73,8 @@ class HostFs:
         """Give every operation of the table that lives in this package to the dispatch."""
         for module in sorted({op.module for op in OPERATIONS if op.module.startswith("hostfs.")}):
             importlib.import_module(f"vfsd.{module}").install(dispatch, self.tables)
+        if self.policy.readonly:
+            self.tables.set_readonly()
+            for op in OPERATIONS:
+                if op.modifies:
+                    dispatch.refuse(op.opcode, EROFS)

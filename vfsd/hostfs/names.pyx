@@ -217,7 +217,13 @@ cdef int move(void *fs, request_t *r, uint64_t new_dir, uint32_t flags) noexcept
         return rc
     rc = place_get(t, new_dir, &new)
     if rc == 0:
-        rc = -errno if h.renameat2(old.fd, old_name, new.fd, new_name, flags) < 0 else 0
+        # Who may rename is for the guest to say; but a whiteout is a new file, so the caller's.
+        if flags & h.RENAME_WHITEOUT:
+            rc = become(t, r)
+        if rc == 0:
+            rc = -errno if h.renameat2(old.fd, old_name, new.fd, new_name, flags) < 0 else 0
+            if flags & h.RENAME_WHITEOUT:
+                unbecome(t, r)
         place_put(t, &new)
     place_put(t, &old)
     return rc
