@@ -87,13 +87,14 @@ def check_socket(option: str, text: str) -> str:
 
 def check_shared_dir(option: str, text: str) -> str:
     if not os.path.exists(text):
-        raise ConfigError(option, f"{text} does not exist; name an existing directory")
-    if not os.path.isdir(text):
-        raise ConfigError(option, f"{text} is no directory; name an existing directory")
-    if not os.access(text, os.R_OK | os.X_OK, effective_ids=True):
+        raise ConfigError(option, f"{text} does not exist; name an existing directory or regular file")
+    if not os.path.isdir(text) and not os.path.isfile(text):
         raise ConfigError(
-            option, f"no permission to read {text}; run as a user who may, or share another directory"
+            option, f"{text} is neither a directory nor a regular file; name an existing one"
         )
+    needed = os.R_OK | (os.X_OK if os.path.isdir(text) else 0)
+    if not os.access(text, needed, effective_ids=True):
+        raise ConfigError(option, f"no permission to read {text}; run as a user who may, or share another")
     return text
 
 
@@ -141,7 +142,8 @@ SERVE_OPTIONS = (
         check_socket, "PATH", required=True, aliases=("--socket-path",),
     ),
     Option(
-        "--shared-dir", "Share this directory.", check_shared_dir, "DIR", required=True, o_names=("source",),
+        "--shared-dir", "Share this directory, or this one regular file.", check_shared_dir, "PATH",
+        required=True, o_names=("source",),
     ),
     Option(
         "--tag", "Name the guest mounts, for front ends that ask the daemon for it (user-mode Linux,"

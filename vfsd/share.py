@@ -7,8 +7,10 @@ shared between two.
 import logging
 import os
 import socket
+import stat
 from collections import Counter
 from dataclasses import dataclass
+from errno import EINVAL
 from struct import Struct
 
 from vfsd._pool import Pool
@@ -56,12 +58,27 @@ class ShareSettings:
     poll_us: int
 
 
+def open_root(path: str) -> int:
+    """A readable descriptor of a directory or regular file. OSError, EINVAL for what is neither.
+
+    Anything else is not opened at all: that might act on a device.
+    """
+    anchor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        mode = os.fstat(anchor).st_mode
+        if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+            raise OSError(EINVAL, "it is neither a directory nor a regular file", path)
+        return os.open(f"/proc/self/fd/{anchor}", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(anchor)
+
+
 class Share:
-    """A directory to serve. OSError when it can't be opened."""
+    """A directory, or one regular file, to serve. OSError when it can't be opened."""
 
     def __init__(self, settings: ShareSettings) -> None:
         self.settings = settings
-        self.root_fd = os.open(settings.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.root_fd = open_root(settings.path)
 
     def connect(self, sock: socket.socket) -> "Connection":
         """A guest's front end has connected."""

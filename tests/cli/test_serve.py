@@ -53,7 +53,7 @@ def place(tmp_path: Path) -> Path:
     ("option", "value", "says"),
     [
         ("--shared-dir", "/nonexistent", "does not exist"),
-        ("--shared-dir", "/etc/passwd", "is no directory"),
+        ("--shared-dir", "/dev/null", "is neither a directory nor a regular file"),
         ("--cache", "sometimes", "use never, auto, metadata or always"),
         ("--tag", "t" * 37, "use at most 36"),
         ("--tag", "ü" * 19, "has 38 bytes"),
