@@ -1,8 +1,7 @@
-"""What else open files can do: holes, copies, locks and ioctls (fs/fuse/file.c, ioctl.c)."""
+"""What else open files can do: holes, copies and locks (fs/fuse/file.c)."""
 
 import fcntl
 import os
-import stat
 from errno import (
     EAGAIN,
     EBADF,
@@ -10,9 +9,7 @@ from errno import (
     EIO,
     EISDIR,
     ENODEV,
-    ENOMEM,
     ENOSYS,
-    ENOTTY,
     ENXIO,
     EOPNOTSUPP,
     EXDEV,
@@ -31,7 +28,6 @@ from vfsd.guest.locks import OFFSET_MAX, Range
 FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE = 1, 2, 0x10
 COPY_MAX = 0xFFFFF000  # of COPY_FILE_RANGE, which answers with 32 bits
 SPLICE_PART = 1 << 20
-IOC_WRITE, IOC_READ = 1, 2
 LOCK_KINDS = {fcntl.LOCK_SH: fcntl.F_RDLCK, fcntl.LOCK_EX: fcntl.F_WRLCK, fcntl.LOCK_UN: fcntl.F_UNLCK}
 
 
@@ -221,37 +217,3 @@ def send_lock(file: OpenFile, wanted: Range, wait: bool, flags: int) -> None:
         if problem.errno == EAGAIN:
             raise BlockingIOError(EAGAIN, strerror(EAGAIN)) from problem
         raise
-
-
-# ---- ioctl
-
-
-def ioctl(file: OpenFile, command: int, data: bytes) -> tuple[int, bytes]:
-    """Result and data out, sizes and direction being those of the command (fuse_do_ioctl, restricted)."""
-    inode, conn = file.inode, file.conn
-    inode.check_good()
-    size, direction = command >> 16 & 0x3FFF, command >> 30 & 3
-    in_size = size if direction & IOC_WRITE else 0
-    out_size = size if direction & IOC_READ else 0
-    if -(-max(in_size, out_size) // PAGE_SIZE) > conn.max_pages:
-        raise error(ENOMEM)
-    if in_size > len(data):
-        raise error(EINVAL)
-    flags = abi.IOCTL_DIR if inode.is_dir and conn.has(Init.HAS_IOCTL_DIR) else 0
-    if inode.is_dir and not flags:
-        raise error(ENOTTY)
-    args = abi.IOCTL_IN.pack(file.fh, flags, command, 0, in_size, out_size)
-    into = bytearray(max(out_size, PAGE_SIZE))
-    out, length = conn.try_call(
-        Opcode.IOCTL, inode.nodeid, args, instead=ENOTTY, out=abi.IOCTL_OUT.size, argvar=True,
-        data=data[:in_size] if in_size else None, into=into,
-    )  # fmt: skip
-    result, out_flags, _, _ = abi.IOCTL_OUT.unpack(out)
-    if out_flags & abi.IOCTL_RETRY or length > out_size:
-        raise error(EIO)
-    if result < 0:
-        raise error(ENOTTY if result == -ENOSYS else -result)
-    if stat.S_ISREG(inode.mode):
-        inode.invalidate()
-    return result, bytes(into[:length])
-

@@ -202,14 +202,10 @@ def release(file: OpenFile, owner: int = 0) -> None:
         return
     file.closed = True
     inode.locks.release(file, owner)
-    opcode = Opcode.RELEASEDIR if inode.is_dir else Opcode.RELEASE
-    if not conn.lacks(Opcode.OPENDIR if inode.is_dir else Opcode.OPEN):
-        release_flags, lock_owner = 0, 0
-        if file.flocked and conn.has(Init.FLOCK_LOCKS):
-            release_flags, lock_owner = abi.RELEASE_FLOCK_UNLOCK, scrambled(conn, id(file))
-        args = abi.RELEASE_IN.pack(file.fh, file.flags & ~NOT_FOR_OPEN, release_flags, lock_owner)
-        with suppress(OSError):
-            conn.call(opcode, inode.nodeid, args, force=True, nocreds=True)
+    release_flags, lock_owner = 0, 0
+    if file.flocked and conn.has(Init.FLOCK_LOCKS):
+        release_flags, lock_owner = abi.RELEASE_FLOCK_UNLOCK, scrambled(conn, id(file))
+    send_release(inode, file.fh, file.flags & ~NOT_FOR_OPEN, release_flags, lock_owner)
     if file.writable and inode.is_reg:
         with inode.guard:
             inode.writable.remove(file.fh)
@@ -217,6 +213,17 @@ def release(file: OpenFile, owner: int = 0) -> None:
     file.dentry.sb.tree.put(file.dentry)
     with file.mount.lock:
         file.mount.busy -= 1
+
+
+def send_release(inode: Inode, fh: int, flags: int, release_flags: int = 0, lock_owner: int = 0) -> None:
+    """RELEASE or RELEASEDIR; nothing where opening is without a message."""
+    conn = inode.sb.conn
+    if conn.lacks(Opcode.OPENDIR if inode.is_dir else Opcode.OPEN):
+        return
+    opcode = Opcode.RELEASEDIR if inode.is_dir else Opcode.RELEASE
+    args = abi.RELEASE_IN.pack(fh, flags, release_flags, lock_owner)
+    with suppress(OSError):
+        conn.call(opcode, inode.nodeid, args, force=True, nocreds=True)
 
 
 def scrambled(conn: Connection, owner: int) -> int:

@@ -15,7 +15,7 @@ from typing_extensions import Buffer
 from vfsd.fuse import abi
 from vfsd.fuse.abi import Rename
 from vfsd.fuse.opcodes import Opcode
-from vfsd.guest import attributes, directories, fileops, files, namei
+from vfsd.guest import attributes, directories, fileops, files, ioctls, namei
 from vfsd.guest.attributes import MAY_WRITE, Times, check_writable, permission, update_attributes
 from vfsd.guest.connection import acting_as
 from vfsd.guest.create import open_path
@@ -304,9 +304,9 @@ class Filesystem:
             fileops.lockf(opened, command, length, start, self.lock_owner if owner is None else owner)
 
     def ioctl(self, file: RawFile, command: int, data: bytes = b"") -> bytes:
-        """An ioctl whose number tells its sizes; gives the data that came back."""
+        """An ioctl whose number tells its sizes (flags are an int); gives the data that came back."""
         with self._on(file) as opened:
-            return fileops.ioctl(opened, command & 0xFFFFFFFF, data)[1]
+            return ioctls.ioctl(opened, command & 0xFFFFFFFF, data)[1]
 
     @contextmanager
     def _on(self, file: RawFile) -> Iterator[OpenFile]:
@@ -455,6 +455,11 @@ class Filesystem:
     def link(self, source: StrPath, target: StrPath) -> None:
         with self.errors(source, target):
             namei.link(self.root, encode(source), encode(target))
+
+    def link_open(self, file: RawFile, target: StrPath) -> None:
+        """linkat(2) with AT_EMPTY_PATH: a name for an open file, of O_TMPFILE for one."""
+        with self.errors(file.name, target), self._on(file) as opened:
+            namei.link_open(self.root, namei.Place(opened.mount, opened.dentry), encode(target))
 
     def readlink(self, path: StrPath) -> str | bytes:
         with self.errors(path), self._walk(path, follow=False) as place:

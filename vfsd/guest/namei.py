@@ -356,7 +356,13 @@ def new_entry(parent: Dentry, name: bytes, entry: Entry, kind: int) -> Dentry:
 
 def link(root: Mount, old: bytes, new: bytes) -> None:
     """fuse_link. A symlink is not followed, as with link(2)."""
-    with walk(root, old, follow=False) as source, parent_of(root, new) as (at, name, slash):
+    with walk(root, old, follow=False) as source:
+        link_open(root, source, new)
+
+
+def link_open(root: Mount, source: Place, new: bytes) -> None:
+    """vfs_link; what was opened by O_TMPFILE has no name yet."""
+    with parent_of(root, new) as (at, name, slash):
         if name in (b".", b".."):
             raise error(EEXIST)
         with at.inode.names.alone():
