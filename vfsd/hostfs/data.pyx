@@ -15,7 +15,7 @@ from vfsd.hostfs._caller cimport (
     reopen, unbecome,
 )
 from vfsd.hostfs._handles cimport handle_get, handle_open, handle_put, handle_release
-from vfsd.hostfs._inodes cimport attr_of, entry_at, entry_of_open, inode_forget
+from vfsd.hostfs._inodes cimport attr_of, entry_at, entry_of_open, inode_forget, inode_get, inode_put
 from vfsd.hostfs._kinds cimport closes_quietly
 from vfsd.hostfs._slots cimport tables_t
 from vfsd.hostfs._tables cimport Tables

@@ -3,7 +3,6 @@
 import importlib
 from dataclasses import dataclass
 from errno import EROFS
-from typing import Literal
 
 from vfsd.fuse.abi import Fopen, Init
 from vfsd.fuse.dispatch import Dispatch
@@ -19,7 +18,7 @@ class Policy:
     noflush: no FLUSH where closing a file reports nothing. parallel_writes: which open files the
     guest may write to past its cache from several threads at once. writeback: the guest keeps
     what is written. direct_io: its O_DIRECT is the host's too. mmap: shared mappings also of files
-    that it does not cache.
+    that it does not cache. readonly: it changes nothing.
     """
 
     cache: CachePolicy
@@ -29,6 +28,7 @@ class Policy:
     writeback: bool
     direct_io: bool
     mmap: bool
+    readonly: bool
 
     def init_flags(self) -> Init:
         """What is to be agreed in INIT because of it."""
@@ -45,7 +45,6 @@ class Policy:
         """For a file that is opened with O_DIRECT, or any file."""
         wanted = self.parallel_writes == "always" or (direct and self.parallel_writes == "direct")
         return Fopen.PARALLEL_DIRECT_WRITES if wanted else Fopen(0)
-    readonly: bool
 
 
 class HostFs:
