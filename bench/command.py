@@ -18,6 +18,7 @@ from vfsd.errors import ConfigError
 from . import levels, page, profiles, reportfile, runner, terminal
 from .daemons import Pinning, Target, found_targets, parse_target
 from .fixture import Tree
+from .levels import programplan
 from .levels.place import Place
 from .model import FLOOR, Report
 from .profiles import Profile
@@ -34,6 +35,8 @@ class Words:
     daemons: Sequence[str]
     found: bool
     levels: Sequence[str]
+    guest: str
+    cache_table: bool
     only: str | None
     rounds: int | None
     seconds: float | None
@@ -59,7 +62,7 @@ def choose_targets(words: Words) -> list[Target]:
 def choose_profile(words: Words) -> Profile:
     profile = profiles.find(words.profile)
     if words.rounds is not None:
-        profile = profiles.with_(profile, rounds=words.rounds)
+        profile = profiles.with_(profile, rounds=words.rounds, program_rounds=words.rounds)
     if words.seconds is not None:
         profile = profiles.with_(profile, seconds=words.seconds, warm=words.seconds / 3)
     return profile
@@ -113,12 +116,12 @@ def run(words: Words) -> int:
     console = make_console()
     pinning = Pinning.here()
     with trees(words, profile) as (made, missing), pinning.use(pinning.front):
-        place = Place(profile, made, missing, pinning, words.patience)
+        place = Place(profile, made, missing, pinning, words.patience, words.guest)
         report = runner.new_report(place)
         with terminal.Shown(console) as progress:
-            for name in words.levels or levels.NAMES:
-                measure_level(name, place, targets, only, report, progress)
-    if not (report.results or report.blocking or report.caching or report.skipped or words.only is None):
+            for name in chosen_levels(words):
+                measure_level(name, place, targets, only, words.cache_table, report, progress)
+    if words.only is not None and not report.contestants:
         raise ConfigError(
             "--only", f"there is no cell like {words.only!r}; --json of a short run has the names"
         )
@@ -127,19 +130,34 @@ def run(words: Words) -> int:
     return EXIT_FAILED if failed(report) else 0
 
 
+def chosen_levels(words: Words) -> list[str]:
+    """In their own order, each once. ConfigError."""
+    for name in words.levels:
+        if name not in levels.NAMES:
+            raise ConfigError("--level", f"{name!r} is unknown; use {', '.join(levels.NAMES)}")
+    if words.guest not in levels.GUESTS:
+        raise ConfigError("--guest", f"{words.guest!r} is unknown; use {' or '.join(levels.GUESTS)}")
+    wanted = {programplan.CACHE_TABLE_LEVEL} if words.cache_table else set(words.levels or levels.NAMES)
+    return [name for name in levels.NAMES if name in wanted]
+
+
 def measure_level(
-    name: str, place: Place, targets: list[Target], only: re.Pattern[str], report: Report,
+    name: str, place: Place, targets: list[Target], only: re.Pattern[str], cache_table: bool, report: Report,
     progress: terminal.Shown,
 ) -> None:  # fmt: skip
-    if name not in levels.NAMES:
-        raise ConfigError("--level", f"{name!r} is unknown; use {', '.join(levels.NAMES)}")
     level = levels.make(name, place)
+    cells = [cell for cell in level.cells(place.profile) if only.search(cell.id)]
+    errands = [errand for errand in level.errands(place.profile) if only.search(errand.id)]
+    if cache_table:
+        cells = [cell for cell in cells if programplan.in_cache_table(cell)]
+    if not cells and not errands:
+        return
     why = level.missing()
     if why is not None:
         report.skipped.append({"level": name, "reason": why})
         return
-    cells = [cell for cell in level.cells(place.profile) if only.search(cell.id)]
-    errands = [errand for errand in level.errands(place.profile) if only.search(errand.id)]
+    if not cache_table:
+        report.skipped += [{"level": name, "reason": reason} for reason in level.left_out()]
     runner.Run(place, targets, level, cells, errands, report, progress).all()
 
 

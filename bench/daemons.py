@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -26,28 +28,69 @@ RUST_VARIABLE = "VFSD_PEER_RUST"
 LISTENING = "00010000"  # __SO_ACCEPTCON, the flags column of /proc/net/unix
 SAID_MAX = 65536  # bytes of standard error that are kept
 END_S = 5.0
+HELP_S = 20.0
+UML = "linux.uml"
+UML_EXACT = (6, 2)  # from here on it sends a SET_MEM_TABLE of the length it means
+DAX_WINDOW = "1G"
+TAG = "bench"  # of the share, for front ends that ask the daemon for it
+
+
+@functools.cache
+def said(words: tuple[str, ...]) -> str:
+    """What a command says; nothing if it can't be run, or fails."""
+    try:
+        done = subprocess.run(
+            words, capture_output=True, text=True, timeout=HELP_S, stdin=subprocess.DEVNULL, errors="replace"
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return (done.stdout or done.stderr) if done.returncode == 0 else ""
+
+
+def expect_offered(words: Sequence[str], option: str, what: str) -> None:
+    """NotOffered: a command's --help does not have that word."""
+    if not re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", said((*words, "--help"))):
+        raise NotOffered(f"has no {what}")
+
+
+def expect_mode(words: Sequence[str], mode: str) -> None:
+    """NotOffered: it is not in the list of cache modes that a command's --help has."""
+    listed = rf"(?:[|(]|, ){mode}(?:[|),]|\s)|\b{mode}[|]"
+    if not re.search(listed, said((*words, "--help"))):
+        raise NotOffered(f"has no cache mode {mode}")
+
+
+VFSD = (sys.executable, "-m", "vfsd", "serve")
 
 
 def vfsd_command(setting: Setting) -> list[str]:
     """`vfsd serve`, by the interpreter that runs this."""
-    modes = {"none": "never", "auto": "auto", "always": "always"}
-    if setting.cache not in modes:
-        raise NotOffered(f"vfsd has no cache mode {setting.cache}")
-    if setting.writeback:
-        raise NotOffered("vfsd has no writeback option")
-    return [
-        *(sys.executable, "-m", "vfsd", "serve", "--socket", "{socket}", "--shared-dir", "{dir}"),
-        *("--cache", modes[setting.cache]),
-        *(["--xattr"] if setting.xattr else []),
-    ]
+    mode = {"none": "never"}.get(setting.cache, setting.cache)
+    expect_mode(VFSD, mode)
+    words = [*VFSD, "--socket", "{socket}", "--shared-dir", "{dir}", "--cache", mode]
+    for on, option, more in (
+        (setting.xattr, "--xattr", ()),
+        (setting.writeback, "--writeback", ()),
+        (setting.locks, "--posix-lock", ()),
+        (setting.dax, "--dax-window", (DAX_WINDOW,)),
+        (setting.guest == "uml", "--tag", ("{tag}",)),
+    ):
+        if on:
+            expect_offered(VFSD, option, option)
+            words += [option, *more]
+    return words
 
 
 def c_command(setting: Setting) -> list[str]:
     """The C virtiofsd of QEMU up to 7.2. Of its two sandboxes chroot is the lighter one."""
     if setting.cache == "metadata":
-        raise NotOffered("the C daemon has no cache mode metadata")
-    options = [f"cache={setting.cache}", "xattr" if setting.xattr else "no_xattr"]
-    options.append("writeback" if setting.writeback else "no_writeback")
+        raise NotOffered("has no cache mode metadata")
+    if setting.dax:
+        raise NotOffered("has no DAX window")
+    if setting.guest == "uml":
+        raise NotOffered("has no tag, which user-mode Linux asks for; --guest qemu does without")
+    flags = {"xattr": setting.xattr, "writeback": setting.writeback, "posix_lock": setting.locks}
+    options = [f"cache={setting.cache}", *(name if on else f"no_{name}" for name, on in flags.items())]
     return [
         *(C_DAEMON, "-f", "--socket-path={socket}", "-o", "source={dir}", "-o", "sandbox=chroot"),
         *(word for option in options for word in ("-o", option)),
@@ -57,12 +100,23 @@ def c_command(setting: Setting) -> list[str]:
 def rust_command(program: Sequence[str], handles: str | None, setting: Setting) -> list[str]:
     """The Rust virtiofsd. handles: --inode-file-handles, whose default changed with 1.14."""
     mode = {"none": "never"}.get(setting.cache, setting.cache)
+    expect_mode(program, mode)
+    if setting.guest == "uml" and version_numbers(said((UML, "--version"))) < UML_EXACT:
+        raise NotOffered("refuses the memory table of user-mode Linux 6.1, which is longer than it says;"
+                         " --guest qemu does without")  # fmt: skip
+    if setting.locks:
+        expect_offered(program, "--posix-lock", "locks")
+    if setting.dax:
+        expect_offered(program, "--dax-window", "DAX window")
     return [
         *(*program, "--socket-path", "{socket}", "--shared-dir", "{dir}"),
         *("--sandbox", "none", "--seccomp", "none", "--cache", mode),
         *([f"--inode-file-handles={handles}"] if handles else []),
         *(["--xattr"] if setting.xattr else []),
         *(["--writeback"] if setting.writeback else []),
+        *(["--posix-lock"] if setting.locks else []),
+        *(["--dax-window", DAX_WINDOW] if setting.dax else []),
+        *(["--tag", "{tag}"] if setting.guest == "uml" else []),
     ]
 
 
@@ -90,14 +144,19 @@ class Target:
             words = rust_command(self.words, self.handles, setting)
         else:
             words = self.given(setting)
-        return [word.replace("{socket}", str(socket)).replace("{dir}", str(directory)) for word in words]
+        for name, value in (("{socket}", str(socket)), ("{dir}", str(directory)), ("{tag}", TAG)):
+            words = [word.replace(name, value) for word in words]
+        return words
 
     def given(self, setting: Setting) -> list[str]:
         text = " ".join(self.words)
         if setting.cache != "auto" and "{cache}" not in text:
             raise NotOffered("its command has no {cache}: measured as it is given, in the tables of auto")
-        if setting.writeback:
-            raise NotOffered("its command is as it is given: not measured with writeback on")
+        for on in setting.on:
+            if on != "xattr":
+                raise NotOffered(f"its command is as it is given: not measured with {on}")
+        if setting.guest == "uml" and "{tag}" not in text:
+            raise NotOffered("its command has no {tag}, which user-mode Linux asks for")
         return [word.replace("{cache}", setting.cache) for word in self.words]
 
     def version(self) -> str:
@@ -108,14 +167,8 @@ class Target:
             words = [C_DAEMON]
         else:
             words = list(self.words[: self._program()])
-        try:
-            done = subprocess.run(
-                [*words, "--version"], capture_output=True, text=True, timeout=END_S, stdin=subprocess.DEVNULL
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return "unknown"
-        lines = (done.stdout or done.stderr).strip().splitlines()
-        return lines[0][:120] if lines and done.returncode == 0 else "unknown"
+        lines = said((*words, "--version")).strip().splitlines()
+        return lines[0][:120] if lines else "unknown"
 
     def _program(self) -> int:
         """How many of the words name the program."""

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from . import catalogue
 from .model import FLOOR, Cell, Report, Result, Sample, Setting
-from .workloads import WORKLOADS
 
 QUIET = 0.05  # a sample in which others used more of the CPUs is left out, if enough are without
 DIFFERENT = 0.05  # what is smaller is never called a difference
@@ -31,6 +31,7 @@ class Figure:
     p999: float
     max: float
     cpu: float
+    requests: float
     kicks: float  # by request
     calls: float
     rounds: int
@@ -39,8 +40,7 @@ class Figure:
 
 def items(report: Report, workload: str) -> int:
     """How many things one operation of it does."""
-    row = WORKLOADS.get(workload)
-    return row.items(int(report.machine.get("entries of the large directory", "10000"))) if row else 1
+    return catalogue.items(workload, int(report.machine.get("entries of the large directory", "10000")))
 
 
 def quiet(samples: Sequence[Sample]) -> tuple[list[Sample], bool]:
@@ -72,6 +72,7 @@ def figure(samples: Sequence[Sample], per_op: int) -> Figure | None:
         p999=middle([sample.p999 for sample in used]) / 1e3,
         max=max(sample.max for sample in used) / 1e3,
         cpu=middle([sample.daemon_cpu / sample.ops / per_op * 1e6 for sample in used]),
+        requests=middle([sample.requests / sample.ops / per_op for sample in used]),
         kicks=middle([sample.kicks / max(1, sample.requests) for sample in used]),
         calls=middle([sample.calls / max(1, sample.requests) for sample in used]),
         rounds=len(used),
@@ -90,13 +91,16 @@ class Row:
 
     @property
     def title(self) -> str:
-        row = WORKLOADS.get(self.cell.workload)
-        return row.title if row else self.cell.workload
+        return catalogue.title(self.cell.workload)
 
     @property
     def unit(self) -> str:
-        row = WORKLOADS.get(self.cell.workload)
-        return row.unit if row else "op"
+        return catalogue.unit(self.cell.workload)
+
+    @property
+    def by(self) -> str:
+        """What figures are by, unless it is an operation."""
+        return "" if self.unit in ("op", "MB") else self.unit
 
     def ratio(self, who: str, to: str) -> float | None:
         """How many times as long `who` takes as `to`, which may be the floor."""
@@ -112,18 +116,24 @@ def names(report: Report) -> list[str]:
 def rows(report: Report) -> list[Row]:
     """In the order of the cells."""
     found: dict[Cell, Row] = {}
-    floors: dict[tuple[str, str], Figure | None] = {}
+    floors: dict[tuple[str, str, str], Figure | None] = {}
     for result in report.results:
         value = figure(result.samples, items(report, result.cell.workload))
         if result.who == FLOOR:
-            floors[result.cell.workload, result.cell.setting.backing] = value
+            floors[floor_key(result.cell)] = value
             continue
         row = found.setdefault(result.cell, Row(result.cell, None, {}, {}))
         row.results[result.who] = result
         row.figures[result.who] = value
     for row in found.values():
-        row.floor = floors.get((row.cell.workload, row.cell.setting.backing))
+        row.floor = floors.get(floor_key(row.cell))
     return list(found.values())
+
+
+def floor_key(cell: Cell) -> tuple[str, str, str]:
+    """Cells with the same one have the same floor; a mount's is a guest's too."""
+    level = "mount" if cell.setting.level == "guest" else cell.setting.level
+    return level, cell.workload, cell.setting.backing
 
 
 def by_setting(report: Report) -> dict[Setting, list[Row]]:

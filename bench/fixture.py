@@ -15,6 +15,7 @@ import contextlib
 import mmap
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from . import _measure
@@ -61,12 +62,9 @@ class Tree:
 
     def part(self, name: str) -> Path:
         """A file or directory all read."""
-        path = self.common / name
-        if path.exists():
-            return path
-        self.common.mkdir(parents=True, exist_ok=True)
-        new = self.common / f"{name}.new"  # not taken for whole when this is interrupted
-        kind = name.removesuffix("-new")
+        return self.made(name, lambda new: self._make(name.removesuffix("-new"), new))
+
+    def _make(self, kind: str, new: Path) -> None:
         if kind == "big":
             write_pages(new, self.big, SEED)
         elif kind in ("files", "new"):
@@ -78,7 +76,15 @@ class Tree:
                 make_files(new / f"d{number:08x}", SMALL_ENTRIES)
         else:
             make_files(new / f"d{0:08x}", {"large": self.large, "known": self.known}[kind])
-        new.rename(path)
+
+    def made(self, name: str, make: Callable[[Path], None]) -> Path:
+        """A part that `make` makes at the path it is given, when it is first needed."""
+        path = self.common / name
+        if not path.exists():
+            self.common.mkdir(parents=True, exist_ok=True)
+            new = self.common / f"{name}.new"  # not taken for whole when this is interrupted
+            make(new)
+            new.rename(path)
         return path
 
     def own(self, name: str) -> Path:

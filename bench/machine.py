@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from vfsd import __version__
@@ -69,17 +70,21 @@ def busy() -> float:
 
 
 class Foreign:
-    """How much of the CPUs others used, from here to share(): what we and a daemon used is not theirs."""
+    """How much of the CPUs others used, from here to share(): what we and a daemon used is not theirs.
 
-    def __init__(self) -> None:
+    ours: CPU seconds that we have used so far.
+    """
+
+    def __init__(self, ours: Callable[[], float] = time.process_time) -> None:
         self._cpus = os.cpu_count() or 1
         self._busy = busy()
-        self._ours = time.process_time()
+        self._count = ours
+        self._ours = ours()
         self._began = time.perf_counter()
 
     def share(self, daemon_cpu: float) -> float:
         """0 to 1. The kernel counts in ticks: what is below two of them is not seen."""
         elapsed = time.perf_counter() - self._began
-        ours = time.process_time() - self._ours + daemon_cpu
+        ours = self._count() - self._ours + daemon_cpu
         others = busy() - self._busy - ours - 2 * TICK
         return max(0.0, min(1.0, others / (elapsed * self._cpus)))

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
-if TYPE_CHECKING:
-    from .daemons import Running, Target
-    from .histogram import Histogram
-    from .profiles import Profile
+from .histogram import Histogram
 
 FLOOR = "floor"  # the column of bare system calls
 
@@ -27,7 +23,8 @@ class Setting:
     """What a daemon is started with and how it is driven.
 
     backing: memory or disk. cache: none, auto, always, metadata. completions: poll or event, how
-    the front end learns of replies. queue_size: elements of each queue.
+    the front end learns of replies. queue_size: elements of each queue. locks: POSIX locks. dax: with
+    a window. guest: of the level guest, uml or qemu, whose driver decides on queues and completions.
     """
 
     level: str = "wire"
@@ -38,13 +35,20 @@ class Setting:
     queue_size: int = 1024
     xattr: bool = False
     writeback: bool = False
+    locks: bool = False
+    dax: bool = False
+    guest: str = ""
+
+    @property
+    def on(self) -> list[str]:
+        """What is switched on."""
+        return [name for name in ("xattr", "writeback", "locks", "dax") if getattr(self, name)]
 
     @property
     def id(self) -> str:
         """Short, for people and as a key."""
-        on = [name for name in ("xattr", "writeback") if getattr(self, name)]
-        queues = f"{self.queues}x{self.queue_size}"
-        return " ".join([self.level, self.completions, queues, self.backing, f"cache={self.cache}", *on])
+        how = [self.guest] if self.guest else [self.completions, f"{self.queues}x{self.queue_size}"]
+        return " ".join([self.level, *how, self.backing, f"cache={self.cache}", *self.on])
 
 
 @dataclass(frozen=True)
@@ -156,8 +160,27 @@ class Start:
 
 
 @dataclass
-class Inodes:
-    """Memory for inodes a guest knows. Bytes for `count` of them."""
+class Staleness:
+    """How long a guest went on seeing what the host had changed. Seconds; None: longer than `limit`.
+
+    attribute: a file's size; content: of a file opened anew; created: a name that was not there;
+    removed: a name that was.
+    """
+
+    setting: Setting
+    who: str
+    limit: float = 0.0
+    attribute: float | None = None
+    content: float | None = None
+    created: float | None = None
+    removed: float | None = None
+    failed: str | None = None
+    missing: str | None = None
+
+
+@dataclass
+class Memory:
+    """What it takes to hold `count` things a guest has asked for. Bytes, guest memory not counted."""
 
     count: int
     resident: int
@@ -165,13 +188,17 @@ class Inodes:
 
 @dataclass
 class Contestant:
-    """A daemon and all that is not in a cell. commands: by setting, exactly what was run."""
+    """A daemon and all that is not in a cell. commands: by setting, exactly what was run.
+
+    inodes, handles: memory for inodes a guest knows, and for files it has open.
+    """
 
     name: str
     version: str = ""
     commands: dict[str, list[str]] = field(default_factory=dict)
     starts: list[Start] = field(default_factory=list)
-    inodes: list[Inodes] = field(default_factory=list)
+    inodes: list[Memory] = field(default_factory=list)
+    handles: list[Memory] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
 
@@ -189,6 +216,7 @@ class Report:
     results: list[Result] = field(default_factory=list)
     blocking: list[Blocking] = field(default_factory=list)
     caching: list[Caching] = field(default_factory=list)
+    staleness: list[Staleness] = field(default_factory=list)
     skipped: list[dict[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -199,7 +227,8 @@ class Report:
 
 @dataclass(frozen=True)
 class Errand:
-    """A measurement outside of the table. what: inodes, caching, or a kind of blocking."""
+    """A measurement outside of the table. what: inodes, handles, caching, staleness, or a kind of
+    blocking."""
 
     what: str
     setting: Setting
@@ -207,43 +236,3 @@ class Errand:
     @property
     def id(self) -> str:
         return f"{self.setting.id} | {self.what}"
-
-
-class Session(Protocol):
-    """A daemon that has been started, with what drives it."""
-
-    def run(self, cell: Cell, seconds: float, warm: float) -> Sample:
-        """Measure. Failed, NotOffered."""
-
-    def inodes(self) -> Inodes:
-        """What it takes to know many inodes. Failed, NotOffered."""
-
-    def blocking(self, what: str) -> Blocking:
-        """Measure getattr beside a slow request. Failed, NotOffered."""
-
-    def caching(self) -> Caching:
-        """What it lets a guest keep. Failed, NotOffered."""
-
-
-class Level(Protocol):
-    """Where daemons are driven from: the wire, a mount, a guest."""
-
-    name: str
-
-    def missing(self) -> str | None:
-        """Why this level can't be had here; None when it can."""
-
-    def cells(self, profile: Profile) -> list[Cell]:
-        """What a profile measures here."""
-
-    def around(self, errand: Errand, target: Target) -> AbstractContextManager[None]:
-        """What has to be there before a daemon is started for an errand. NotOffered."""
-
-    def errands(self, profile: Profile) -> list[Errand]:
-        """What is measured once for each daemon, and not in cells."""
-
-    def session(self, target: Target, running: Running, setting: Setting) -> AbstractContextManager[Session]:
-        """Drive a daemon that listens. Failed: it can't be."""
-
-    def floor(self, cell: Cell, seconds: float, warm: float) -> Sample:
-        """The same work as bare system calls. NotOffered: there is no such thing."""

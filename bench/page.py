@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-from . import plots
+from . import cachetable, catalogue, plots
 from .figures import Figure, Row, amount, by_setting, names, times
 from .levels.blocking import TITLES
 from .model import FLOOR, Blocking, Report, Setting
 from .plots import Bar, Marks, Series, short
-from .terminal import problems, setting_title
+from .terminal import problems, setting_title, weights
 
 COLOURS = 5
 EXPLAINED = (
@@ -49,7 +49,7 @@ def table(head: Iterable[str], body: Iterable[str]) -> str:
 
 
 BRIEF = ("µs", "x floor")
-DETAILS = ("a second", "p50", "p99", "p99.9", "max", "cpu", "kicks", "calls")
+DETAILS = ("a second", "p50", "p99", "p99.9", "max", "cpu", "requests", "kicks", "calls")
 
 
 def figures_table(rows: Sequence[Row], daemons: Sequence[str], detailed: bool) -> str:
@@ -64,7 +64,7 @@ def figures_table(rows: Sequence[Row], daemons: Sequence[str], detailed: bool) -
         second += "".join(element("th", escape(head), "" if at else "group") for at, head in enumerate(heads))
     body = []
     for row in rows:
-        title = escape(row.title) + (" (by entry)" if row.unit == "entry" else "")
+        title = escape(row.title) + (f" (by {row.by})" if row.by else "")
         cells = f"<th>{title}</th><td>{row.cell.depth}</td>"
         if not detailed:
             cells += element("td", amount(row.floor.us) if row.floor else "")
@@ -88,7 +88,9 @@ def daemon_cells(row: Row, who: str, first: str, detailed: bool) -> str:
         return f'<td class="group left soft" colspan="{width}" title="{escape(why, quote=True)}">{shown}</td>'
     if detailed:
         latencies = (found.p50, found.p99, found.p999, found.max, found.cpu)
-        cells = [rate(found, row), *map(amount, latencies), f"{found.kicks:.3f}", f"{found.calls:.3f}"]
+        cells = [rate(found, row), *(amount(us) if us else "" for us in latencies)]
+        counted = (f"{found.requests:.2f}", f"{found.kicks:.3f}", f"{found.calls:.3f}")
+        cells += counted if found.requests else ("", "", "")
         return "".join(element("td", cell, "" if at else "group") for at, cell in enumerate(cells))
     shown = element("td", amount(found.us) + ("~" if found.noisy else ""), "group main")
     shown += element("td", times(row.ratio(who, FLOOR)))
@@ -138,7 +140,7 @@ def time_plots(rows: Sequence[Row], daemons: Sequence[str]) -> str:
                 if result and result.failed:
                     one = Bar(one.label, None, 0, 0, one.kind, "FAILED")
                 lines.append(one)
-        title = some[0].title + (", by entry" if some[0].unit == "entry" else "")
+        title = some[0].title + (f", by {some[0].by}" if some[0].by else "")
         parts.append(figure(title, plots.bars(title, lines)))
     return element("div", "".join(parts), "grid-of")
 
@@ -151,7 +153,7 @@ def latency_plots(rows: Sequence[Row], daemons: Sequence[str]) -> str:
         lines = []
         for name in (FLOOR, *daemons):
             found = row.floor if name == FLOOR else row.figures.get(name)
-            if found:
+            if found and found.p50:
                 values = (("p50", found.p50), ("p99", found.p99), ("p99.9", found.p999), ("max", found.max))
                 lines.append(Marks(name, values, kind(daemons, name)))
         parts.append(figure(row.title, plots.marks(row.title, lines)))
@@ -167,10 +169,61 @@ def depth_plots(rows: Sequence[Row], daemons: Sequence[str]) -> str:
             if len(points) > 1:
                 lines.append(Series(name, points, kind(daemons, name)))
         if lines:
-            what = "entries" if some[0].unit == "entry" else "operations"
+            what = "entries" if some[0].by == "entry" else "operations"
             title = f"{some[0].title}: {what} a second"
             parts.append(figure(title, plots.curves(title, lines)))
     return element("div", "".join(parts), "grid-of")
+
+
+def cache_table(report: Report) -> str:
+    """Cache modes, and what each daemon makes of them."""
+    workloads, modes = cachetable.workloads(report), cachetable.modes(report)
+    if not modes:
+        return ""
+    top, second = "<th></th><th></th>", "<th>cache</th><th class='left'>daemon</th>"
+    for name in workloads:
+        top += f'<th class="group left" colspan="2">{escape(catalogue.title(name))}</th>'
+        second += f"<th class='group'>{cachetable.things(name)} a second</th><th>requests for one</th>"
+    top += f'<th class="group left" colspan="{len(cachetable.SEEN)}">a change on the host is seen after</th>'
+    second += "".join(
+        element("th", title, "" if at else "group") for at, title in enumerate(cachetable.SEEN.values())
+    )
+    body = []
+    for mode in modes:
+        row = f"<th>{escape(mode.title)}</th><td class='left'>{escape(mode.who)}</td>"
+        if mode.problem is not None:
+            failed, why = mode.problem
+            width = 2 * len(workloads) + len(cachetable.SEEN)
+            text, look = (f"FAILED: {why}", "bad") if failed else (why, "soft")
+            body.append(f'{row}<td class="group left {look}" colspan="{width}">{escape(text)}</td>')
+            continue
+        for name in workloads:
+            found = mode.figures.get(name)
+            shown = (f"{found.per_second:,.0f}", f"{found.requests:.2f}") if found else ("-", "-")
+            row += element("td", shown[0], "group main") + element("td", shown[1])
+        for at, text in enumerate(cachetable.seen(mode)):
+            row += element("td", escape(text), "" if at else "group")
+        body.append(row)
+    return table((element("tr", top), element("tr", second)), body)
+
+
+def mode_plots(report: Report, daemons: Sequence[str]) -> str:
+    """One plot: throughput by mode and daemon, with what it costs in requests and in age."""
+    parts = []
+    for name in cachetable.workloads(report):
+        lines = []
+        for mode in cachetable.modes(report):
+            found = mode.figures.get(name)
+            if found is None:
+                continue
+            shown = f"{short(found.per_second)}/s · {found.requests:.2f} requests"
+            shown += f" · old for {mode.oldest}" if mode.oldest else ""
+            spread = (1e6 / found.high, 1e6 / found.low)
+            color = kind(daemons, mode.who)
+            lines.append(Bar(f"{mode.title} {mode.who}", found.per_second, *spread, color, shown))
+        title = f"{catalogue.title(name)}: {cachetable.things(name)} a second"
+        parts.append(figure(title, plots.bars(title, lines, plots.WIDE)))
+    return element("div", "".join(parts), "grid-wide")
 
 
 def cache_plots(report: Report, daemons: Sequence[str]) -> str:
@@ -252,13 +305,15 @@ def contestants(report: Report) -> str:
         listening = sorted(start.listening for start in one.starts)
         resident = sorted(start.resident for start in one.starts)
         half = len(listening) // 2
-        more = " ".join(f"{n.resident / n.count / 10:.1f} MB (from {n.count:,})" for n in one.inodes) or "-"
+        inodes, handles = weights(one)
         body.append(
             f"<th>{escape(one.name)}</th><td class='wide'>{escape(one.version)}</td>"
             f"<td>{f'{listening[half] * 1e3:.0f} ms' if listening else '-'}</td>"
-            f"<td>{f'{resident[half] / 1e6:.1f} MB' if resident else '-'}</td><td>{more}</td>"
+            f"<td>{f'{resident[half] / 1e6:.1f} MB' if resident else '-'}</td>"
+            f"<td>{inodes}</td><td>{handles}</td>"
         )
-    heads = ("daemon", "version", "exec to listening", "resident, one guest", "more for 100,000 inodes")
+    heads = ("daemon", "version", "exec to listening", "resident, one guest", "MB for 100,000 inodes",
+             "MB for 10,000 open files")  # fmt: skip
     shown = "".join(element("th", head, "wide" if head == "version" else "") for head in heads)
     return table((element("tr", shown),), body)
 
@@ -294,30 +349,59 @@ def facts(report: Report) -> str:
     )
 
 
+LEVELS = {"wire": "On the wire", "mount": "Mounted by /dev/fuse", "guest": "In a guest"}
+ONE_PLOT = (
+    "<p class='soft'>Requests are counted at our own driver, for every daemon in the same way. Old for: the"
+    " longest that a guest went on seeing a size, a content or a name that the host had changed.</p>"
+)
+
+
+def of_level(report: Report, level: str, daemons: Sequence[str]) -> list[tuple[str, str]]:
+    """Sections: the level's first setting as a table and as plots, the others as tables."""
+    groups = [(setting, some) for setting, some in by_setting(report).items() if setting.level == level]
+    if not groups:
+        return []
+    title, main, legend = LEVELS.get(level, level), groups[0][1], key(daemons)
+    found = [
+        (f"{title}: {setting_title(groups[0][0])}", both_tables(main, daemons)),
+        (f"{title}: time, and the floor", legend + time_plots(main, daemons)),
+    ]
+    for head, plot in (("latency, one at a time: p50, p99, p99.9 and the longest", latency_plots),
+                       ("throughput by depth", depth_plots)):  # fmt: skip
+        shown = plot(main, daemons)
+        if "<svg" in shown:
+            found.append((f"{title}: {head}", legend + shown))
+    more = "".join(
+        f"<details><summary>{escape(setting_title(setting))}</summary>{both_tables(some, daemons)}</details>"
+        for setting, some in groups[1:]
+    )
+    return [*found, (f"{title}: other settings", more)]
+
+
 def page(report: Report) -> str:
     """The whole page."""
-    daemons, groups = names(report), by_setting(report)
-    main = next(iter(groups.values()), [])
+    daemons = names(report)
     title = f"virtio-fs daemons side by side: {', '.join(daemons)}"
     lines = problems(report)
     bad = "".join(
         f"<li{' class=bad' if line.startswith('FAILED') else ''}>{escape(line)}</li>" for line in lines
     )
-    legend = key(daemons)
-    tables = [(setting_title(setting), both_tables(some, daemons)) for setting, some in groups.items()]
+    modes = cache_table(report)
+    replies = caching(report) + STALE + cache_plots(report, daemons) if report.caching else ""
+    beside = blocking(report, daemons) + BESIDE if report.blocking else ""
     sections: list[tuple[str, str]] = [
         ("Daemons", contestants(report)),
         ("What failed, and what was left out", f"<ul>{bad}</ul>" if lines else ""),
-        *tables[:1],
-        ("Time, and the floor", legend + time_plots(main, daemons)),
-        ("Latency, one at a time: p50, p99, p99.9 and the longest", legend + latency_plots(main, daemons)),
-        ("Throughput by depth", legend + depth_plots(main, daemons)),
-        ("A getattr beside something slow on its queue", blocking(report, daemons) + BESIDE),
-        ("Cache modes", caching(report) + STALE + cache_plots(report, daemons)),
-        *tables[1:],
+        ("Cache modes: what they save, and how old a guest's view may be",
+         modes + ONE_PLOT + key(daemons) + mode_plots(report, daemons) if modes else ""),
+        *of_level(report, "wire", daemons),
+        ("A getattr beside something slow on its queue", beside),
+        ("Cache modes on the wire: what replies let a guest keep", replies),
+        *of_level(report, "mount", daemons),
+        *of_level(report, "guest", daemons),
         ("Commands", commands(report)),
         ("Machine", facts(report)),
-    ]
+    ]  # fmt: skip
     body = "".join(
         f"<section><h2>{escape(head)}</h2>{content}</section>" for head, content in sections if content
     )

@@ -32,38 +32,51 @@ def text(x: float, y: float, content: str, kind: str = "", anchor: str = "start"
     return f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}" text-anchor="{anchor}">{escape(content)}</text>'
 
 
-def svg(height: float, label: str, parts: Sequence[str]) -> str:
+def svg(height: float, label: str, parts: Sequence[str], width: float = WIDTH) -> str:
     return (
-        f'<svg viewBox="0 0 {WIDTH:g} {height:g}" role="img" aria-label="{escape(label, quote=True)}">'
+        f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(label, quote=True)}">'
         f"{''.join(parts)}</svg>"
     )
 
 
-def bars(label: str, found: Sequence[Bar]) -> str:
+@dataclass(frozen=True)
+class Room:
+    """Of a plot of bars: its width, that of labels left of the bars, and of numbers right of them."""
+
+    width: float = WIDTH
+    label: float = LABEL
+    number: float = NUMBER
+
+
+PLAIN = Room()
+WIDE = Room(720.0, 160.0, 260.0)
+
+
+def bars(label: str, found: Sequence[Bar], room: Room = PLAIN) -> str:
     """Bars from zero, one under the other, with the extremes of the rounds as a thin line.
 
     A line that is much longer than any bar is cut: it ends in a point.
     """
     most = max((bar.value for bar in found if bar.value is not None), default=1.0) * BEYOND or 1.0
-    scale = (WIDTH - LABEL - NUMBER) / most
+    scale = (room.width - room.label - room.number) / most
     parts = []
     for at, bar in enumerate(found):
         y = at * LINE
-        parts.append(text(LABEL - 6, y + 12, bar.label, "label", "end"))
+        parts.append(text(room.label - 6, y + 12, bar.label, "label", "end"))
         if bar.value is None:
-            parts.append(text(LABEL, y + 12, bar.shown, "bad"))
+            parts.append(text(room.label, y + 12, bar.shown, "bad"))
             continue
         parts.append(
-            f'<rect x="{LABEL:g}" y="{y + 3:.1f}" width="{max(1.0, bar.value * scale):.1f}" height="11"'
+            f'<rect x="{room.label:g}" y="{y + 3:.1f}" width="{max(1.0, bar.value * scale):.1f}" height="11"'
             f' rx="1" class="{bar.kind}"><title>{escape(bar.label)}: {escape(bar.shown)}</title></rect>'
         )
-        high = LABEL + min(bar.high, most) * scale
+        high = room.label + min(bar.high, most) * scale
         if bar.high > bar.low:
-            parts.append(line(LABEL + bar.low * scale, high, y + 8.5, "spread"))
+            parts.append(line(room.label + bar.low * scale, high, y + 8.5, "spread"))
         if bar.high > most:
             parts.append(f'<circle cx="{high:.1f}" cy="{y + 8.5:.1f}" r="1.8" class="cut"/>')
         parts.append(text(high + 5, y + 12, bar.shown, "number"))
-    return svg(len(found) * LINE + 2, label, parts)
+    return svg(len(found) * LINE + 2, label, parts, room.width)
 
 
 def line(x1: float, x2: float, y: float, kind: str) -> str:

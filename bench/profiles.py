@@ -11,10 +11,14 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Profile:
-    """rounds: how often every figure is taken, from a fresh start each time. Times in seconds.
+    """rounds: how often every figure is taken, from a fresh start each time; program_rounds: where it is
+    a whole program that runs. Times in seconds.
 
-    big: bytes of the files to read and write; large: entries of the big directories; known: inodes
-    whose memory is weighed; dirty: bytes that an fsync has to write while getattr is measured.
+    big: bytes of the files to read and write; scattered: of what is read and written in 4 KiB by fio;
+    large: entries of the big directories; known, opened: inodes and open files whose memory is weighed;
+    dirty: bytes that an fsync has to write while getattr is measured. source: files of the source tree;
+    packages: small files as npm writes them; transactions: of sqlite; units: C files to compile; watch:
+    how long a guest is watched for showing an old state.
     """
 
     name: str
@@ -25,12 +29,26 @@ class Profile:
     large: int
     known: int
     dirty: int
+    program_rounds: int = 1
+    scattered: int = 8 * MIB
+    opened: int = 1000
+    source: int = 300
+    packages: int = 1000
+    transactions: int = 50
+    units: int = 6
+    watch: float = 2.0
 
 
 PROFILES = {
-    "quick": Profile("quick", 3, 0.12, 0.04, 64 * MIB, 10_000, 10_000, 512 * MIB),
-    "full": Profile("full", 7, 0.6, 0.2, 256 * MIB, 10_000, 100_000, 1024 * MIB),
-}
+    "quick": Profile(
+        "quick", 3, 0.1, 0.03, 64 * MIB, 10_000, 10_000, 512 * MIB, program_rounds=2, opened=10_000
+    ),
+    "full": Profile(
+        "full", 5, 0.3, 0.1, 256 * MIB, 10_000, 100_000, 1024 * MIB,
+        program_rounds=3, scattered=32 * MIB, opened=10_000, source=3000, packages=30_000, transactions=500,
+        units=40, watch=3.0,
+    ),
+}  # fmt: skip
 
 
 def find(name: str) -> Profile:

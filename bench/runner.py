@@ -11,6 +11,7 @@ from typing import Protocol
 
 from .daemons import Running, Target
 from .fixture import file_system
+from .level import Level, Session
 from .levels.place import Place
 from .machine import facts
 from .model import (
@@ -21,16 +22,15 @@ from .model import (
     Contestant,
     Errand,
     Failed,
-    Level,
+    Memory,
     NotOffered,
     Report,
     Result,
-    Session,
     Setting,
+    Staleness,
     Start,
 )  # fmt: skip
 
-CHUNK = 12  # cells from one start of a daemon
 STRIKES = 2  # starts in a row that come to nothing, after which a daemon is out
 
 
@@ -48,12 +48,12 @@ class Silent:
     def step(self, text: str) -> None: ...
 
 
-def chunks(cells: Sequence[Cell]) -> list[list[Cell]]:
-    """Parts of one setting each, and not long."""
+def chunks(cells: Sequence[Cell], size: int) -> list[list[Cell]]:
+    """Parts of one setting each, and of at most so many cells."""
     found = []
     for _, group in groupby(cells, key=lambda cell: cell.setting):
         part = list(group)
-        found += [part[at : at + CHUNK] for at in range(0, len(part), CHUNK)]
+        found += [part[at : at + size] for at in range(0, len(part), size)]
     return found
 
 
@@ -95,24 +95,36 @@ class Run:
 
     def all(self) -> None:
         """Everything."""
-        rounds = self.place.profile.rounds
+        rounds = self.level.rounds(self.place.profile)
         self.progress.begin(
             rounds * len(self.cells) * (len(self.entrants) + 1) + len(self.errands) * len(self.entrants)
         )
         for number in range(rounds):
-            done: set[tuple[str, str]] = set()  # floors of this round
-            for cells in chunks(self.cells):
+            done = {one.cell for one in self.report.results if one.who == FLOOR}  # and of this round
+            for cells in chunks(self.cells, self.level.chunk):
                 self._chunk(number, cells, done)
         for errand in self.errands:
             for entrant in self.entrants:
                 self._errand(entrant, errand)
-        self.report.contestants += [entrant.shown for entrant in self.entrants]
+        self._enter()
         self.report.results += list(self.results.values())
+
+    def _enter(self) -> None:
+        """A daemon that was there at another level is the same one."""
+        there = {one.name: one for one in self.report.contestants}
+        for entrant in self.entrants:
+            one, before = entrant.shown, there.get(entrant.shown.name)
+            if before is None:
+                self.report.contestants.append(one)
+                continue
+            before.commands |= one.commands
+            for name in ("starts", "inodes", "handles", "failures"):
+                getattr(before, name).extend(getattr(one, name))
 
     def _result(self, cell: Cell, who: str) -> Result:
         return self.results.setdefault((cell, who), Result(cell, who))
 
-    def _chunk(self, number: int, cells: list[Cell], done: set[tuple[str, str]]) -> None:
+    def _chunk(self, number: int, cells: list[Cell], done: set[Cell]) -> None:
         """Each daemon, and the floor, in an order that changes from round to round."""
         turns: list[Entrant | None] = [*self.entrants, None]
         by = number % len(turns)
@@ -122,19 +134,19 @@ class Run:
             else:
                 self._cells(entrant, cells)
 
-    def _floors(self, cells: list[Cell], done: set[tuple[str, str]]) -> None:
-        """One thread, whatever the cell's depth: once for each workload and backing is enough."""
+    def _floors(self, cells: list[Cell], done: set[Cell]) -> None:
+        """Once a round is enough for all cells that have the same one."""
         profile = self.place.profile
         for cell in cells:
             self.progress.step(f"{FLOOR}  {cell.id}")
-            key = (cell.workload, cell.setting.backing)
-            if key in done:
+            key = self.level.floor_cell(cell)
+            if key in done or cell.setting.backing not in self.place.trees:
                 continue
             done.add(key)
-            result = self._result(Cell(Setting(backing=cell.setting.backing), cell.workload), FLOOR)
+            result = self._result(key, FLOOR)
             try:
                 result.samples.append(self.level.floor(cell, profile.seconds, profile.warm))
-            except NotOffered as problem:
+            except (NotOffered, Failed) as problem:
                 result.missing = str(problem)
 
     def _cells(self, entrant: Entrant, cells: list[Cell]) -> None:
@@ -221,25 +233,32 @@ class Run:
         except Failed as problem:
             failed = str(problem)
             entrant.fail(failed, errand.what)
-        name, cache = entrant.target.name, errand.setting.cache
+        self._nothing(entrant.target.name, errand, failed, missing)
+
+    def _nothing(self, who: str, errand: Errand, failed: str | None, missing: str | None) -> None:
+        """There is nothing to show for an errand."""
+        setting, report = errand.setting, self.report
         if errand.what == "caching":
-            self.report.caching.append(
-                Caching(cache, name, writeback=errand.setting.writeback, failed=failed, missing=missing)
+            report.caching.append(
+                Caching(setting.cache, who, writeback=setting.writeback, failed=failed, missing=missing)
             )
-        elif errand.what != "inodes":
-            self.report.blocking.append(
-                Blocking(errand.setting.id, errand.what, name, failed=failed, missing=missing)
-            )
+        elif errand.what == "staleness":
+            report.staleness.append(Staleness(setting, who, failed=failed, missing=missing))
+        elif errand.what in ("inodes", "handles"):
+            report.notes.append(f"{who}: memory of {errand.what}: {failed or missing}")
         else:
-            self.report.notes.append(f"{name}: memory of inodes: {failed or missing}")
+            report.blocking.append(Blocking(setting.id, errand.what, who, failed=failed, missing=missing))
 
     def _do(self, entrant: Entrant, session: Session, errand: Errand) -> None:
-        if errand.what == "inodes":
-            entrant.shown.inodes.append(session.inodes())
-        elif errand.what == "caching":
-            self.report.caching.append(session.caching())
+        found = session.errand(errand.what)
+        if isinstance(found, Memory):
+            (entrant.shown.inodes if errand.what == "inodes" else entrant.shown.handles).append(found)
+        elif isinstance(found, Caching):
+            self.report.caching.append(found)
+        elif isinstance(found, Staleness):
+            self.report.staleness.append(found)
         else:
-            self.report.blocking.append(session.blocking(errand.what))
+            self.report.blocking.append(found)
 
 
 def new_report(place: Place) -> Report:

@@ -9,14 +9,16 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
+from . import cachetable
 from .compare import changes, differences
 from .figures import Figure, Row, amount, by_setting, names, times
 from .levels.blocking import TITLES
-from .model import FLOOR, Report, Setting
+from .model import FLOOR, Contestant, Memory, Report, Setting
 
 TITLE_WIDTH = 40
 DAEMON_WIDTH = 46
 BULK = ("read-128k", "write-128k", "read-1m", "write-1m")
+GUESTS = {"uml": "user-mode Linux", "qemu": "QEMU without KVM"}
 COLOURS = {"faster": "green", "slower": "red", "FAILED": "bold red", "noise": "dim"}
 
 
@@ -48,14 +50,18 @@ def setting_title(setting: Setting) -> str:
     queues = "1 queue" if setting.queues == 1 else f"{setting.queues} queues"
     backing = {"memory": "files in memory", "disk": "files on a disk"}.get(setting.backing, setting.backing)
     how = "polling for replies" if setting.completions == "poll" else "sleeping until called"
-    more = [name for name, on in (("xattr", setting.xattr), ("writeback", setting.writeback)) if on]
+    if setting.guest:
+        driver = [GUESTS[setting.guest]]
+    elif setting.level == "wire":
+        driver = [how, f"{queues} of {setting.queue_size}"]
+    else:
+        driver = [f"{queues} of {setting.queue_size}"]
     parts = [
         setting.level,
-        how,
-        f"{queues} of {setting.queue_size}",
+        *driver,
         backing,
         f"cache={setting.cache}",
-        *more,
+        *setting.on,
     ]
     return " · ".join(parts)
 
@@ -69,7 +75,7 @@ def figure_cells(row: Row, who: str, first: str, wide: bool) -> list[Text]:
         return [shown, *[Text("")] * (len(headings(who, first, wide)) - 1)]
     cells = [Text(value(found, row, wide)), Text(times(row.ratio(who, FLOOR)), style="dim")]
     if wide:
-        cells += [Text(amount(found.p99)), Text(amount(found.cpu))]
+        cells += [Text(amount(found.p99) if found.p99 else ""), Text(amount(found.cpu))]
     if who != first:
         ratio = row.ratio(first, who)
         cells.append(Text(times(ratio), style="" if ratio is None else "green" if ratio < 1 else "red"))
@@ -100,7 +106,7 @@ def table(setting: Setting, found: list[Row], daemons: list[str], wide: bool) ->
         for heading in headings(name, first, wide):
             shown.add_column(heading, justify="right", no_wrap=True, style="bold" if heading == name else "")
     for row in found:
-        title = row.title + (" (entry)" if row.unit == "entry" else "")
+        title = row.title + (f" ({row.by})" if row.by else "")
         cells = [cell for name in daemons for cell in figure_cells(row, name, first, wide)]
         shown.add_row(title, str(row.cell.depth), amount(row.floor.us) if row.floor else "", *cells)
     return shown
@@ -117,7 +123,7 @@ def report(console: Console, found: Report) -> None:
         " time for one; x floor: times the bare system calls; ~ others used the machine meanwhile",
         style="dim",
     )
-    for shown in (starts(found), blocking(found), caching(found)):
+    for shown in (starts(found), blocking(found), caching(found), cache_table(found), guests_see(found)):
         if shown.row_count:
             console.print(shown)
     for line in problems(found):
@@ -130,16 +136,26 @@ def titled(title: str) -> Table:
 
 def starts(found: Report) -> Table:
     shown = titled("start and memory")
-    for heading in ("daemon", "ms from exec to listening", "MB resident", "MB more for 100,000 inodes"):
+    for heading in ("daemon", "ms from exec to listening", "MB resident", "MB more for 100,000 inodes",
+                    "MB more for 10,000 open files"):  # fmt: skip
         shown.add_column(heading, justify="left" if heading == "daemon" else "right")
     for one in found.contestants:
         if not one.starts:
             continue
         listening = sorted(start.listening for start in one.starts)[len(one.starts) // 2]
         resident = sorted(start.resident for start in one.starts)[len(one.starts) // 2]
-        more = [f"{n.resident / n.count / 10:.1f} (from {n.count:,})" for n in one.inodes]
-        shown.add_row(one.name, f"{listening * 1e3:.0f}", f"{resident / 1e6:.1f}", *(more or ["-"]))
+        more = weights(one)
+        shown.add_row(one.name, f"{listening * 1e3:.0f}", f"{resident / 1e6:.1f}", *more)
     return shown
+
+
+def weights(one: Contestant) -> tuple[str, str]:
+    """MB for 100,000 inodes, and for 10,000 open files."""
+
+    def text(found: list[Memory], by: int) -> str:
+        return ", ".join(f"{n.resident / n.count * by / 1e6:.1f} (from {n.count:,})" for n in found) or "-"
+
+    return text(one.inodes, 100_000), text(one.handles, 10_000)
 
 
 def blocking(found: Report) -> Table:
@@ -175,6 +191,47 @@ def caching(found: Report) -> Table:
         kept, plus = ("yes" if on else "no" for on in (one.cache_dir, one.readdirplus))
         times_kept = (f"{one.entry:g}", f"{one.attr:g}", f"{one.negative:g}")
         shown.add_row(mode, one.who, *times_kept, contents, kept, plus, f"{later:.1f}")
+    return shown
+
+
+def cache_table(found: Report) -> Table:
+    shown = titled("cache modes, in a mount: done a second, requests that reach the daemon for one;"
+                   " and how long a change on the host stays unseen")  # fmt: skip
+    names = cachetable.workloads(found)
+    for heading in ("cache", "daemon"):
+        shown.add_column(heading)
+    for name in names:
+        shown.add_column(f"{name} /s", justify="right")
+        shown.add_column("requests", justify="right")
+    for heading in cachetable.SEEN.values():
+        shown.add_column(heading, justify="right")
+    for mode in cachetable.modes(found):
+        problem = mode.problem
+        if problem is not None:
+            failed, why = problem
+            width = 2 * len(names) + len(cachetable.SEEN)
+            shown.add_row(mode.title, mode.who, *problem_cells(why if failed else None, why, width))
+            continue
+        figures = []
+        for name in names:
+            one = mode.figures.get(name)
+            result = mode.results.get(name)
+            nothing = "FAILED" if result and result.failed else "-"
+            figures += [f"{one.per_second:,.0f}", f"{one.requests:.2f}"] if one else [nothing, ""]
+        shown.add_row(mode.title, mode.who, *figures, *cachetable.seen(mode))
+    return shown
+
+
+def guests_see(found: Report) -> Table:
+    """Of other levels than the table of cache modes."""
+    shown = titled("how long a change on the host stays unseen in a guest")
+    for heading in ("where", "daemon", *cachetable.SEEN.values()):
+        shown.add_column(heading, justify="left" if heading in ("where", "daemon") else "right")
+    for one in found.staleness:
+        if one.setting.level != "mount":
+            cells = (problem_cells(one.failed, one.missing, len(cachetable.SEEN)) if one.failed or one.missing
+                     else cachetable.seen(cachetable.Mode(one.setting, one.who, staleness=one)))  # fmt: skip
+            shown.add_row(setting_title(one.setting), one.who, *cells)
     return shown
 
 

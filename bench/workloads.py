@@ -6,17 +6,14 @@ import os
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from vfsd.fuse import abi
 from vfsd.fuse.opcodes import NUMBER
 from vfsd.fuse.shapes import SHAPES
 
+from .client import Client
 from .fixture import FILE_SIZE, FILES, SEED, SMALL_ENTRIES, XATTR, XATTR_VALUE
 from .steps import ANY_SIZE, Check, File, Items, Node, Number, Order, Program, Step
-
-if TYPE_CHECKING:
-    from .client import Client
 
 NAME = b"########"  # digits go here
 LISTING = 32768  # bytes of a listing's reply, as glibc asks for them

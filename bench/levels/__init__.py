@@ -1,14 +1,22 @@
-"""Where daemons are driven from. A level is a class of vfsd_bench.model.Level and one line here."""
+"""Where daemons are driven from. A level is a class of vfsd_bench.level.Level and one line here."""
 
 from __future__ import annotations
 
-from ..model import Level
+from collections.abc import Callable
+
+from ..level import Level
+from .guest import GUESTS, GuestLevel
+from .mount import MountLevel
 from .place import Place
 from .wire import WireLevel
 
-NAMES = ("wire",)
+LEVELS: dict[str, Callable[[Place], Level]] = {"wire": WireLevel, "mount": MountLevel, "guest": GuestLevel}
+NAMES = tuple(LEVELS)
 
 
 def make(name: str, place: Place) -> Level:
     """The level of that name."""
-    return {"wire": WireLevel}[name](place)
+    return LEVELS[name](place)
+
+
+__all__ = ("GUESTS", "LEVELS", "NAMES", "make")

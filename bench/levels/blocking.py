@@ -14,19 +14,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vfsd.fuse import abi
 from vfsd.fuse.opcodes import NUMBER
 from vfsd.guest import mounting
 
 from .._load import Load
+from ..client import POSIX_LOCKS
 from ..histogram import Histogram, bounds
 from ..model import Blocking, Failed, NotOffered
 from .driving import abandon, expect_device, expect_right, wait
-
-if TYPE_CHECKING:
-    from .wire import WireSession
+from .session import WireSession
 
 SLOW_S = 0.5  # how long a slow read takes, and a lock is held
 PATIENCE_S = 120.0  # an fsync may take long, and getattr with it
@@ -36,7 +34,7 @@ CHUNK = 1 << 20
 SETLK, SETLKW = 32, 33
 LOCK_IN = struct.Struct("=QQQQIIII")  # fh, owner, start, end, type, pid, lk_flags, padding
 
-Slow = Callable[["WireSession"], contextlib.AbstractContextManager[Callable[[Callable[[int], None]], None]]]
+Slow = Callable[[WireSession], contextlib.AbstractContextManager[Callable[[Callable[[int], None]], None]]]
 """Prepares something slow and gives what starts it; that calls back with the errno when it has ended."""
 
 
@@ -121,6 +119,8 @@ def lock(fh: int, owner: int, kind: int) -> bytes:
 def held_lock(session: WireSession) -> Iterator[Callable[[Callable[[int], None]], None]]:
     """A lock that another owner holds for SLOW_S."""
     client, transport = session.client, session.device.transport
+    if not client.flags & POSIX_LOCKS:
+        raise NotOffered("does not agree to POSIX locks: the guest keeps them")
     node = client.file
     first, second = client.open(node, os.O_RDWR)[0], client.open(node, os.O_RDWR)[0]
     try:

@@ -5,16 +5,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from vfsd.fuse import abi
 from vfsd.fuse.abi import Fopen, Init
 
 from ..client import ATTR_TIMES, WRITEBACK_CACHE, Client, seconds
 from ..model import Caching, Failed
-
-if TYPE_CHECKING:
-    from .wire import WireSession
+from .session import WireSession
 
 NO_FLUSH = 1 << 5  # FOPEN_NOFLUSH
 SHOWN_S = 5.0  # a change that no new request sees for so long

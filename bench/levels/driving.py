@@ -12,9 +12,11 @@ from vfsd.guest.device import Device
 
 from .._load import Load
 from ..daemons import Running
-from ..model import Failed
+from ..model import Failed, NotOffered, Setting
 from ..steps import Wrong
+from .place import Place
 
+SLOTS = 256  # as `vfsd mount` has them
 LOOK_S = 0.1  # how often a load is looked after
 WRONG = {
     Wrong.LENGTH: "{got} bytes, not {want}",
@@ -27,6 +29,20 @@ WRONG = {
     Wrong.ENTRIES: "{got} entries, not {want}",
 }
 GONE_S = 1.0  # from a closed connection to the end of the process
+
+
+def connected(running: Running, setting: Setting, place: Place, poll: bool, slots: int = SLOTS) -> Device:
+    """Our device on a daemon's socket. Failed; NotOffered: it can't have so many queues."""
+    try:
+        with place.pinning.use(place.pinning.front):
+            return Device.connect(
+                running.socket, queues=setting.queues, queue_size=setting.queue_size, slots=slots,
+                poll=poll, timeout_s=place.no_reply,
+            )  # fmt: skip
+    except OSError as problem:
+        running.expect_alive("during the handshake")
+        kind = NotOffered if problem.errno == errno.EINVAL else Failed
+        raise kind(problem.strerror or str(problem)) from problem
 
 
 def expect_device(device: Device, running: Running, when: str) -> None:

@@ -1,4 +1,4 @@
-"""What every level needs of a run: the served directories, the CPUs and the patience."""
+"""Where a run takes place: profile, served directories, CPUs and the patience."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..profiles import Profile
 class Place:
     """trees: by backing. no_reply: seconds after which a request counts as not answered.
 
-    missing: by backing, why there is none.
+    missing: by backing, why there is none. guest: which guests the level of that name boots.
     """
 
     profile: Profile
@@ -22,3 +22,4 @@ class Place:
     missing: Mapping[str, str]
     pinning: Pinning
     no_reply: float
+    guest: str = "uml"

@@ -13,11 +13,12 @@ from vfsd_bench.model import (
     Caching,
     Cell,
     Contestant,
-    Inodes,
+    Memory,
     Report,
     Result,
     Sample,
     Setting,
+    Staleness,
     Start,
 )
 
@@ -52,7 +53,8 @@ def report() -> Report:
             "1.0",
             {"wire": ["vfsd", "serve"]},
             [Start("wire", 0.2, 20_000_000)],
-            [Inodes(1000, 10**6)],
+            [Memory(1000, 10**6)],
+            [Memory(100, 10**5)],
         ),
         Contestant("c", "<b>2.0</b>", failures=["read-4k: READ answered EIO, not success"]),
     ]
@@ -61,5 +63,17 @@ def report() -> Report:
         Blocking("wire", "fsync", "c", missing="there is no disk"),
     ]
     made.caching = [Caching("auto", "vfsd", 1.0, 1.0), Caching("auto", "c", failed="died")]
+    always = Setting("mount", completions="event", cache="always")
+    untar, find = Cell(Setting("mount", completions="event"), "untar"), Cell(always, "find-again")
+    made.results += [
+        result("vfsd", untar, 50.0, 51.0, 49.0),
+        result(FLOOR, untar, 10.0, 10.0, 10.0),
+        result("vfsd", find, 5.0, 5.0, 5.0),
+        Result(find, "c", missing="has no cache mode always"),
+    ]
+    made.staleness = [
+        Staleness(always, "vfsd", 2.0, 1.5, None, 0.004, 0.25),
+        Staleness(Setting("guest", completions="event", guest="uml"), "c", failed="hung"),
+    ]
     made.skipped = [{"level": "guest", "reason": "there is no user-mode Linux"}]
     return made

@@ -18,7 +18,15 @@ from vfsd_bench.profiles import MIB, PROFILES
 from vfsd_bench.workloads import WORKLOADS
 
 TINY = replace(
-    PROFILES["quick"], rounds=1, seconds=0.004, warm=0.002, big=4 * MIB, large=300, known=300, dirty=MIB
+    PROFILES["quick"],
+    rounds=1,
+    seconds=0.004,
+    warm=0.002,
+    big=4 * MIB,
+    large=300,
+    known=300,
+    dirty=MIB,
+    opened=100,
 )
 ON_DISK = [name for name, row in WORKLOADS.items() if row.direct or name == "fsync"]
 WITH_XATTR = [name for name, row in WORKLOADS.items() if row.xattr]
@@ -31,7 +39,7 @@ CELLS = [
     *(Cell(Setting(backing="disk"), name) for name in ON_DISK),
 ]
 ASIDE = Setting(completions="event", backing="disk")
-ERRANDS = [Errand(what, ASIDE) for what in ("inodes", "caching", "fsync", "read", "lock")]
+ERRANDS = [Errand(what, ASIDE) for what in ("inodes", "handles", "caching", "fsync", "read", "lock")]
 DAEMONS = [target.name for target in found_targets() if target.kind in ("vfsd", "c")]
 
 
@@ -90,6 +98,7 @@ def test_errands_are_done(report: Report) -> None:
     for one in report.contestants:
         assert one.failures == []
         assert [found.count for found in one.inodes] == [TINY.known]
+        assert [found.count for found in one.handles] == [TINY.opened]
     for found in report.blocking:
         assert found.failed is None
         assert found.missing or (found.ops > 0 and found.max > 0 and found.slow > 0)

@@ -27,9 +27,13 @@ def suite() -> ModuleType:
               " {cache} if it is to be measured in more than one cache mode.")  # fmt: skip
 @click.option("--found/--no-found", default=True, show_default=True,
               help="Measure vfsd and the virtiofsd that are installed.")  # fmt: skip
-@click.option("--level", "levels", multiple=True, metavar="LEVEL", help="Only this level.  [default: all]")
+@click.option("--level", "levels", multiple=True, metavar="wire|mount|guest",
+              help="Only this level, or these.  [default: all]")  # fmt: skip
+@click.option("--guest", default="uml", metavar="uml|qemu", show_default=True,
+              help="What the level guest boots: user-mode Linux, or QEMU without KVM.")  # fmt: skip
+@click.option("--cache-table", is_flag=True, help="Only the table of cache modes.")
 @click.option("--only", metavar="REGEX", help="Only cells like this, as 'getattr' or 'poll.*read-4k'.")
-@click.option("--rounds", type=click.IntRange(1, 1000), help="Fresh starts of each daemon.")
+@click.option("--rounds", type=click.IntRange(1, 1000), help="How often each figure is taken.")
 @click.option("--seconds", type=click.FloatRange(0.001, 3600), help="Time for each figure in each round.")
 @click.option("--patience", type=click.FloatRange(0.1, 3600), default=10.0, show_default=True,
               help="Seconds a daemon may take to listen, or to answer, before it has failed.")  # fmt: skip
