@@ -60,6 +60,7 @@ def open_share(options: ServeOptions) -> Share:
             direct_io=options.allow_direct_io,
             mmap=options.allow_mmap,
             readonly=options.readonly,
+            zero_open=options.zero_message_open,
         ),
         tag=options.tag,
         num_request_queues=options.num_request_queues,

@@ -64,6 +64,7 @@ class ServeOptions:
     writeback: bool
     allow_direct_io: bool
     allow_mmap: bool
+    zero_message_open: bool
     num_request_queues: int
     xattr: bool
     readonly: bool
@@ -206,6 +207,11 @@ SERVE_OPTIONS = (
         " metadata; Linux 6.6 and later).", o_names=("allow_mmap",),
     ),
     Option(
+        "--zero-message-open", "Let the guest open and close files without a request, for shares that"
+        " are mostly read: each write costs more. Only with --cache always and as root, and only where"
+        " the share's file system reports nothing at close.",
+    ),
+    Option(
         "--num-request-queues", "Offer at most this many request queues; the front end sets up as"
         " many as it wants.",
         check_number(1, REQUEST_QUEUES_MAX), "N", default="8",
@@ -227,6 +233,19 @@ SERVE_OPTIONS = (
         o_names=("loglevel", "log_level"),
     ),
 )  # fmt: skip
+
+
+def check_together(options: ServeOptions) -> None:
+    """What can't be combined. ConfigError."""
+    if options.zero_message_open:
+        needs = {
+            "--cache always, as the guest keeps all it has read of a file": options.cache == "always",
+            "to go without --writeback, which depends on how files were opened": not options.writeback,
+            "root: a file stays in use when its mode is changed": os.geteuid() == 0,
+        }
+        for what, given in needs.items():
+            if not given:
+                raise ConfigError("--zero-message-open", f"needs {what}")
 
 
 def o_spellings() -> dict[str, tuple[Option, str | bool | None]]:
@@ -283,4 +302,6 @@ def check_options(given: dict[str, Any], o_lists: Sequence[str] = ()) -> ServeOp
         if text is None and option.required:
             raise ConfigError(option.name, f"is missing; add {option.name} {option.metavar}")
         values[option.key] = None if text is None else option.check(spelled, text)
-    return ServeOptions(**values)
+    options = ServeOptions(**values)
+    check_together(options)
+    return options

@@ -29,7 +29,6 @@ CONFIG = Struct(f"<{TAG_BYTES}sI")  # struct virtio_fs_config: tag, num_request_
 
 INIT_FLAGS = (
     Init.ASYNC_READ
-    | Init.ATOMIC_O_TRUNC
     | Init.BIG_WRITES
     | Init.AUTO_INVAL_DATA
     | Init.ASYNC_DIO
@@ -99,12 +98,13 @@ class Connection:
             None if settings.tag is None else CONFIG.pack(settings.tag, settings.num_request_queues)
         )
         self._queues: dict[int, Queue] = {}
+        self._told: Counter[str] = Counter()  # requests of sessions that have ended
         self._fs = HostFs(share.root_fd, settings.policy, settings.anchors_max)
         self._dispatch = Dispatch(self._fs)
         self._pool = Pool("offload", OFFLOAD_THREADS_MAX)
         self._poll_us = settings.poll_us
         self._fs.install(self._dispatch)
-        self._session = Session(self._dispatch, self._offer, self._fs.agree, self._fs.tables.clear)
+        self._session = Session(self._dispatch, self._offer, self._fs.agree, self._end_session)
         self.backend = Backend(sock, self)
 
     def make_queue(self, index: int) -> Queue:
@@ -140,6 +140,17 @@ class Connection:
             errors += sum(op["errors"] for op in counters.values())
         text = f"{requests} requests, {errors} answered with an error"
         return ", ".join([text, *(f"{what}: {n}" for what, n in troubles.items())])
+
+    def _end_session(self) -> None:
+        """A session ends: nothing of what the guest held is valid any more."""
+        requests: Counter[str] = Counter()
+        for queue in self._queues.values():
+            requests.update({op: n["requests"] for op, n in queue.counters().items() if op != "ring"})
+        counts = [f"{op} {n}" for op, n in sorted((requests - self._told).items())]
+        if counts:
+            log.debug("the session had %s", ", ".join(counts))
+        self._told = requests
+        self._fs.tables.clear()
 
     def _offer(self) -> Offer:
         sizes = [queue.num for index, queue in self._queues.items() if index > 0 and queue.started]

@@ -19,7 +19,8 @@ import pytest
 from guests import StartDaemon
 from guests.daemon import eventually
 
-from vfsd.options import SERVE_OPTIONS, check_options
+from vfsd.errors import ConfigError
+from vfsd.options import SERVE_OPTIONS, check_options, check_seconds
 
 SERVE = [sys.executable, "-m", "vfsd", "serve"]
 NOBODY = 65534
@@ -65,6 +66,8 @@ def place(tmp_path: Path) -> Path:
         ("--num-request-queues", "0", "from 1 to 64"),
         ("--num-request-queues", "two", "from 1 to 64"),
         ("--log-level", "loud", "'loud' is unknown"),
+        ("--attr-timeout", "1e3", "'1e3' is no number of seconds up to 1000000000"),
+        ("--parallel-direct-writes", "o_direct", "use never, direct or always"),
     ],
 )
 def test_a_bad_value_is_one_line_that_names_the_option(
@@ -80,6 +83,19 @@ def test_missing_and_unknown_options_are_named(share: Path, place: Path) -> None
     assert "--socket" in refused(["--shared-dir", str(share)])
     assert "--shared-dir" in refused(["--socket", str(place)])
     assert "--bogus" in refused(["--socket", str(place), "--shared-dir", str(share), "--bogus"])
+    assert not place.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--cache", "auto"], "--cache always"),
+        (["--cache", "always", "--writeback"], "--writeback"),
+    ],
+)
+def test_what_can_not_be_combined_is_named(share: Path, place: Path, options: list[str], says: str) -> None:
+    line = refused(["--socket", str(place), "--shared-dir", str(share), "--zero-message-open", *options])
+    assert "--zero-message-open" in line and says in line
     assert not place.exists()
 
 
@@ -108,6 +124,12 @@ def test_o_gives_what_its_options_give_and_the_last_word_holds() -> None:
     assert read == check_options(plain | by_name)
     assert not check_options(plain, ["source=/tmp,xattr", "no_xattr"]).xattr
     assert check_options(plain | {"cache": "always"}, ["source=/tmp,cache=none"]).cache == "always"
+
+
+@pytest.mark.parametrize("text", ["", "-1", "1s", "nan", "1000000001", ".", "\u0661"])
+def test_seconds_are_plain_numbers(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"--entry-timeout: .+ is no number"):
+        check_seconds("--entry-timeout", text)
 
 
 def test_the_daemon_takes_o(share: Path, place: Path) -> None:

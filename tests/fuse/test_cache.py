@@ -3,11 +3,11 @@
 import os
 import subprocess
 from collections.abc import Callable, Iterator
-from errno import EBADF, EINVAL, ENAMETOOLONG, ENOENT, ENOTDIR
+from errno import EBADF, EINVAL, EISDIR, ENAMETOOLONG, ENOENT, ENOSYS, ENOTDIR
 from pathlib import Path
 
 import pytest
-from guests import StartDaemon
+from guests import StartDaemon, eventually
 
 from vfsd.fuse import abi
 from vfsd.fuse.abi import Fattr, Fopen, Init
@@ -340,3 +340,97 @@ def test_writeback_sends_its_times(serve: Served, tmp_path: Path) -> None:
     assert (attr.mtime, attr.mtimensec) == (1_000_000_000, 123_456_789)
     assert (tmp_path / "f").stat().st_mtime_ns == 1_000_000_000_123_456_789
     assert attr.ctime > 1_700_000_000
+
+
+# ---- zero-message opens: fh 0 stands for the file itself
+
+
+@pytest.fixture
+def zero(serve: Served, tmp_path: Path) -> Guest:
+    """A guest that need not open files."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may let guests go without opening")
+    return serve("--zero-message-open", cache="always")
+
+
+def test_opens_are_refused_for_ever(zero: Guest, tmp_path: Path) -> None:
+    (tmp_path / "f").touch()
+    assert not agreed(zero) & Init.ATOMIC_O_TRUNC  # the open that would tell does not come
+    with refused(ENOSYS):
+        zero.open(zero.walk("f"))
+    with refused(ENOSYS):
+        zero.flush(zero.walk("f"), 0)
+    zero.release(zero.walk("f"), 0)
+    zero.release(ROOT, zero.opendir(ROOT), "RELEASEDIR")
+
+
+def test_what_linux_does_without_opening(zero: Guest, tmp_path: Path) -> None:
+    entry, fh = zero.create(ROOT, b"f", os.O_WRONLY, 0o400)
+    assert fh == 0
+    nodeid = entry.nodeid
+    assert zero.write(nodeid, 0, 3, b"abc") == 3
+    assert zero.write(nodeid, 0, 0, b"++", flags=os.O_WRONLY | os.O_APPEND) == 2
+    assert zero.write(nodeid, 0, 0, b"s", flags=os.O_WRONLY | os.O_SYNC) == 1
+    assert zero.read(nodeid, 0, 0, 100) == b"s\0\0abc++"
+    zero.fsync(nodeid, 0)
+    zero.fallocate(nodeid, 0, 0, 10000)
+    assert zero.getattr(nodeid, 0).size == 10000
+    assert zero.truncate(nodeid, 4, 0).size == 4
+    assert zero.lseek(nodeid, 0, 1, os.SEEK_HOLE) == 4
+    assert (tmp_path / "f").read_bytes() == b"s\0\0a"
+    with refused(EISDIR):
+        zero.read(ROOT, 0, 0, 100)
+
+
+def test_files_in_use_outlive_their_names(zero: Guest, tmp_path: Path) -> None:
+    for remove in (
+        lambda: zero.unlink(ROOT, b"f"), lambda: zero.rename(ROOT, b"other", ROOT, b"f"),
+        lambda: (tmp_path / "f").unlink(),
+    ):  # fmt: skip
+        (tmp_path / "f").write_bytes(b"old")
+        (tmp_path / "other").write_bytes(b"new")
+        nodeid = zero.walk("f")
+        remove()
+        zero.write(nodeid, 0, 1, b"--")
+        assert zero.read(nodeid, 0, 0, 10) == b"o--"
+        zero.forget(nodeid)
+
+
+def test_what_is_kept_open_only_reads_and_is_bounded(daemon: StartDaemon, tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root may let guests go without opening")
+    program = tmp_path / "program"
+    served = daemon(tmp_path, cache="always", options=("--zero-message-open",))
+    with guests_of(served) as start:
+        guest = start()
+        guest.init()
+        entry, _ = guest.create(ROOT, b"program", os.O_RDWR, 0o755)
+        guest.write(entry.nodeid, 0, 0, b"#!/bin/sh\nexit 3\n")
+        assert guest.read(entry.nodeid, 0, 0, 2) == b"#!"
+        # Were a descriptor that writes still open, this would be ETXTBSY.
+        assert subprocess.run([program]).returncode == 3
+        before = len(served.descriptors())
+        for number in range(400):
+            (tmp_path / str(number)).write_bytes(b"x")
+            assert guest.read(guest.walk(str(number)), 0, 0, 9) == b"x"
+        assert len(served.descriptors()) <= before + 400 + 256  # an anchor each, and what is kept open
+        for number in range(400):
+            guest.forget(guest.walk(str(number)), 2)
+        assert eventually(lambda: len(served.descriptors()) <= before)
+        assert guest.read(entry.nodeid, 0, 0, 2) == b"#!"
+
+
+def test_a_guest_that_can_only_open_does(serve: Served, tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"data")
+    guest = serve("--zero-message-open", cache="always", flags=LINUX_FLAGS & ~Init.NO_OPEN_SUPPORT)
+    nodeid = guest.walk("f")
+    assert guest.read(nodeid, guest.open(nodeid), 0, 9) == b"data"
+    with refused(EBADF):
+        guest.read(nodeid, 0, 0, 9)
+
+
+def test_files_are_opened_where_closing_may_fail(serve: Served, overlay: Path) -> None:
+    (overlay / "f").write_bytes(b"data")
+    guest = serve("--zero-message-open", cache="always", share=overlay)
+    nodeid = guest.walk("f")
+    assert guest.read(nodeid, guest.open(nodeid), 0, 9) == b"data"

@@ -13,7 +13,8 @@ from vfsd._wire cimport fuse_entry_out
 from vfsd.fuse.dispatch cimport NAME_MAX, name_check, request_t, span_skip, span_t, span_write
 from vfsd.hostfs cimport _host as h
 from vfsd.hostfs._anchors cimport inode_fd, out_of_descriptors
-from vfsd.hostfs._inodes cimport entry_at, inode_get, inode_put
+from vfsd.hostfs._handles cimport handle_close, handle_get, handle_open, unopened_get, unopened_keep
+from vfsd.hostfs._inodes cimport entry_at, inode_get, inode_hold, inode_put
 from vfsd.hostfs._slots cimport tables_t
 
 cdef enum:
@@ -169,3 +170,54 @@ cdef inline int reopen(tables_t *t, place_t *p, int flags) noexcept nogil:
         rc = errno
         if not out_of_descriptors(t, rc):
             return -ENFILE if rc == EMFILE else -rc
+
+
+# --- files in use ---
+
+cdef inline int64_t unopened(tables_t *t, uint64_t nodeid, int flags, int *fd) noexcept nogil:
+    """A handle for a file that the guest uses without having opened it, referenced, or -errno.
+
+    flags: of open(2). One that only reads is kept for the next request. One that writes is not: the
+    host could not execute the file meanwhile.
+    """
+    cdef place_t p
+    cdef uint64_t fh = 0
+    cdef int64_t index
+    cdef int rc
+    index = unopened_get(t, nodeid, fd) if flags == 0 else -EBADF
+    if index >= 0:
+        return index
+    rc = place_get(t, nodeid, &p)
+    if rc < 0:
+        return rc
+    index = reopen(t, &p, flags)
+    if index >= 0:
+        rc = handle_open(t, <int>index, &fh)
+        if rc < 0:
+            h.close(<int>index)
+        index = rc if rc < 0 else handle_get(t, fh, fd)
+        if index >= 0 and flags == 0:
+            unopened_keep(t, nodeid, fh)
+        elif index >= 0:
+            handle_close(t, fh)
+    place_put(t, &p)
+    return index
+
+
+cdef inline int64_t file_get(tables_t *t, uint64_t nodeid, uint64_t fh, int flags, int *fd) noexcept nogil:
+    """handle_get for an operation on a file, which may not have been opened (fh 0 with zero_open).
+
+    flags: what it would have to be opened with, 0 to read.
+    """
+    cdef int64_t index = handle_get(t, fh, fd)
+    if index >= 0 or fh != 0 or not t.zero_open:
+        return index
+    return unopened(t, nodeid, flags, fd)
+
+
+cdef inline uint32_t hold_name(tables_t *t, int parent, const char *name) noexcept nogil:
+    """A file that is about to lose a name: its anchor stays open then, as the guest may have it in use.
+
+    Index for inode_put, 0 for none. Files that were opened don't need it.
+    """
+    return inode_hold(t, parent, name) if t.zero_open else 0

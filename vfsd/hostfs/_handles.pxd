@@ -9,6 +9,14 @@ cdef int64_t handle_get(tables_t *t, uint64_t fh, int *fd) noexcept nogil
 cdef void handle_put(tables_t *t, uint32_t index) noexcept nogil
 # Own fd as a new open handle: *fh. 0 or -ENFILE (fd stays the caller's).
 cdef int handle_open(tables_t *t, int fd, uint64_t *fh) noexcept nogil
+# Of a file that the guest reads without having opened it (fh 0): as handle_get, if it is open.
+cdef int64_t unopened_get(tables_t *t, uint64_t nodeid, int *fd) noexcept nogil
+# Keep fh for it, in the place of another.
+cdef void unopened_keep(tables_t *t, uint64_t nodeid, uint64_t fh) noexcept nogil
+# Close it: the guest has forgotten the inode.
+cdef void unopened_drop(tables_t *t, uint64_t nodeid) noexcept nogil
 # Give the handle up: 0 or -EBADF. *fd: its descriptor, the caller's to close; -1 while another
 # queue works with it, which closes it then.
 cdef int handle_release(tables_t *t, uint64_t fh, int *fd) noexcept nogil
+# The same, closed at once; nothing when there is none.
+cdef void handle_close(tables_t *t, uint64_t fh) noexcept nogil

@@ -5,8 +5,8 @@ from libc.errno cimport EBADF, ENFILE
 from vfsd._threads cimport pthread_mutex_lock, pthread_mutex_unlock
 from vfsd.hostfs cimport _host as h
 from vfsd.hostfs._slots cimport (
-    HANDLES_MAX, OPEN, REFERENCES, add_u64, cas_u64, generation_of, handle_t, load_acquire_u64, reference,
-    store_release_u64,
+    HANDLES_MAX, OPEN, REFERENCES, UNOPENED_MAX, add_u64, cas_u64, generation_of, handle_t, load_acquire_u64,
+    reference, store_release_u64, unopened_t,
 )
 
 assert sizeof(handle_t) == 16
@@ -75,3 +75,45 @@ cdef int handle_release(tables_t *t, uint64_t fh, int *fd) noexcept nogil:
         if cas_u64(&t.handles[index].state, seen, seen & ~OPEN):
             fd[0] = drop(t, index)
             return 0
+
+
+cdef void handle_close(tables_t *t, uint64_t fh) noexcept nogil:
+    cdef int fd = -1
+    if handle_release(t, fh, &fd) == 0 and fd >= 0:
+        h.close(fd)
+
+
+# --- files that nobody has opened ---
+
+cdef int64_t unopened_get(tables_t *t, uint64_t nodeid, int *fd) noexcept nogil:
+    cdef unopened_t *slot = &t.unopened[nodeid % UNOPENED_MAX]
+    cdef int64_t index = -EBADF
+    pthread_mutex_lock(&slot.lock)
+    if slot.nodeid == nodeid:
+        index = handle_get(t, slot.fh, fd)
+    pthread_mutex_unlock(&slot.lock)
+    return index
+
+
+cdef void replace(tables_t *t, unopened_t *slot, uint64_t nodeid, uint64_t fh) noexcept nogil:
+    """Under the slot's lock, which ends here."""
+    cdef uint64_t old = slot.fh
+    slot.nodeid = nodeid
+    slot.fh = fh
+    pthread_mutex_unlock(&slot.lock)
+    handle_close(t, old)
+
+
+cdef void unopened_keep(tables_t *t, uint64_t nodeid, uint64_t fh) noexcept nogil:
+    cdef unopened_t *slot = &t.unopened[nodeid % UNOPENED_MAX]
+    pthread_mutex_lock(&slot.lock)
+    replace(t, slot, nodeid, fh)
+
+
+cdef void unopened_drop(tables_t *t, uint64_t nodeid) noexcept nogil:
+    cdef unopened_t *slot = &t.unopened[nodeid % UNOPENED_MAX]
+    pthread_mutex_lock(&slot.lock)
+    if slot.nodeid == nodeid:
+        replace(t, slot, 0, 0)
+    else:
+        pthread_mutex_unlock(&slot.lock)

@@ -9,6 +9,8 @@ from vfsd.hostfs._slots cimport tables_t
 # Index of the inode, referenced, or -ESTALE.
 cdef int64_t inode_get(tables_t *t, uint64_t nodeid) noexcept nogil
 cdef void inode_put(tables_t *t, uint32_t index) noexcept nogil
+# The known inode of a name below a directory's descriptor, referenced and its anchor open; 0: none.
+cdef uint32_t inode_hold(tables_t *t, int parent, const char *name) noexcept nogil
 # Take n from the lookup count; the inode goes with the last.
 cdef void inode_forget(tables_t *t, uint64_t nodeid, uint64_t n) noexcept nogil
 # The entry of a checked name below a directory's descriptor; adds one to its lookup count. fresh:

@@ -6,6 +6,7 @@ from vfsd._wire cimport FUSE_ROOT_ID
 from vfsd._threads cimport pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock
 from vfsd.hostfs cimport _host as h
 from vfsd.hostfs._anchors cimport EVICT_BATCH, evict, inode_fd, out_of_descriptors
+from vfsd.hostfs._handles cimport unopened_drop
 from vfsd.hostfs._slots cimport (
     BUSY, INODES_MAX, REFERENCES, SHARDS, add_u64, generation_of, inode_t, load_acquire_u64, reference,
     store_release_u64,
@@ -36,6 +37,8 @@ cdef void inode_put(tables_t *t, uint32_t index) noexcept nogil:
 cdef void inode_free(tables_t *t, uint32_t index) noexcept nogil:
     cdef inode_t *inode = &t.inodes[index]
     unhash(t, index)
+    if t.zero_open:
+        unopened_drop(t, (generation_of(inode.state) << 32) | index)
     if inode.fd >= 0:
         h.close(inode.fd)
         inode.fd = -1
@@ -264,6 +267,16 @@ cdef void drop_lookups(tables_t *t, uint32_t index, uint64_t n) noexcept nogil:
     pthread_mutex_unlock(lock)
     if last:
         inode_put(t, index)
+
+
+cdef uint32_t inode_hold(tables_t *t, int parent, const char *name) noexcept nogil:
+    cdef h.statx_t st
+    cdef uint32_t index = 0
+    if (h.statx(parent, name, h.AT_SYMLINK_NOFOLLOW | h.AT_NO_AUTOMOUNT, ATTR_MASK, &st) < 0
+            or find_known(t, &st, &index) < 0):
+        return 0
+    drop_lookups(t, index, 1)
+    return index
 
 
 cdef void inode_forget(tables_t *t, uint64_t nodeid, uint64_t n) noexcept nogil:

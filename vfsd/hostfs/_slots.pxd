@@ -37,6 +37,7 @@ cdef enum:
     MOUNTS_MAX = 256
     LISTINGS = 256             # open directories whose host entries are kept between two READDIRs
     LISTING_BYTES = 32752
+    UNOPENED_MAX = 256         # files the guest reads without having opened them that are kept open
     HANDLE_BYTES_MAX = 64      # room for a host file handle; larger ones are not evicted
 
 
@@ -71,6 +72,12 @@ cdef struct listing_t:
     uint32_t n
     int busy
     char entries[LISTING_BYTES]
+
+
+cdef struct unopened_t:
+    pthread_mutex_t lock
+    uint64_t nodeid            # 0: none
+    uint64_t fh
 
 
 cdef struct mount_t:
@@ -115,12 +122,14 @@ cdef struct tables_t:
     bint quiet                 # closing a file there reports nothing
     # Agreed in INIT.
     bint writeback             # the guest keeps what is written, and sizes and times of files
+    bint zero_open             # it opens no files: fh 0 stands for the inode
     int proc_fd                # /proc/self/fd: names what an O_PATH descriptor stands for
     uint32_t uid               # the daemon's own
     uint32_t gid
     pthread_mutex_t shard[SHARDS]
     pthread_mutex_t alloc      # free lists, tops
     pthread_mutex_t evict      # hand, mounts
+    unopened_t unopened[UNOPENED_MAX]  # by nodeid % UNOPENED_MAX
 
 
 cdef inline uint64_t generation_of(uint64_t state) noexcept nogil:

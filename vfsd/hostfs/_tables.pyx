@@ -8,12 +8,12 @@ from vfsd._wire cimport FUSE_ROOT_ID
 from vfsd._threads cimport pthread_mutex_init
 from vfsd.hostfs cimport _host as h
 from vfsd.hostfs._anchors cimport note_root
-from vfsd.hostfs._handles cimport handle_release
+from vfsd.hostfs._handles cimport handle_close
 from vfsd.hostfs._inodes cimport ATTR_MASK, device_of, inode_forget
 from vfsd.hostfs._kinds cimport closes_quietly, in_memory
 from vfsd.hostfs._slots cimport (
-    BUCKETS, HANDLES_MAX, INODES_MAX, LISTINGS, OPEN, REFERENCES, SHARDS, generation_of, handle_t, inode_t,
-    listing_t, load_acquire_u64, tables_t,
+    BUCKETS, HANDLES_MAX, INODES_MAX, LISTINGS, OPEN, REFERENCES, SHARDS, UNOPENED_MAX, generation_of,
+    handle_t, inode_t, listing_t, load_acquire_u64, tables_t,
 )
 
 import os
@@ -55,6 +55,8 @@ cdef class Tables:
         cdef int i
         for i in range(SHARDS):
             pthread_mutex_init(&t.shard[i], NULL)
+        for i in range(UNOPENED_MAX):
+            pthread_mutex_init(&t.unopened[i].lock, NULL)
         pthread_mutex_init(&t.alloc, NULL)
         pthread_mutex_init(&t.evict, NULL)
         t.proc_fd = -1
@@ -120,9 +122,13 @@ cdef class Tables:
         self.t.read_waits = direct
         self.t.write_waits = h.O_SYNC | h.O_DSYNC | direct
 
-    def agree(self, bint writeback):
-        """What INIT has settled, before the guest's next request."""
+    def agree(self, bint writeback, bint zero_open):
+        """What INIT has settled, before the guest's next request.
+
+        Files are opened and closed where closing has something to report, whatever the guest can.
+        """
         self.t.writeback = writeback
+        self.t.zero_open = zero_open and self.t.quiet
 
     def set_readonly(self):
         """Open nothing for writing, change no attribute by ioctl (ACCESS says so too)."""
@@ -154,15 +160,11 @@ cdef class Tables:
         cdef tables_t *t = &self.t
         cdef uint32_t index
         cdef uint64_t state
-        cdef int fd = -1
         with nogil:
             for index in range(1, t.handles_top):
                 state = load_acquire_u64(&t.handles[index].state)
                 if state & OPEN:
-                    handle_release(t, (generation_of(state) << 32) | index, &fd)
-                    if fd >= 0:
-                        h.close(fd)
-                        fd = -1
+                    handle_close(t, (generation_of(state) << 32) | index)
             for index in range(FUSE_ROOT_ID + 1, t.inodes_top):
                 state = load_acquire_u64(&t.inodes[index].state)
                 if state & REFERENCES:

@@ -46,7 +46,7 @@ cdef int op_getattr(void *fs, request_t *r) noexcept nogil:
     memset(&arg, 0, sizeof(arg))
     if span_read(&r.body, &arg, sizeof(arg)) < 0 or r.reply.bytes < sizeof(w.fuse_attr_out):
         return -EINVAL
-    if arg.getattr_flags & w.FUSE_GETATTR_FH:
+    if arg.getattr_flags & w.FUSE_GETATTR_FH and (arg.fh != 0 or not t.zero_open):
         index = handle_get(t, arg.fh, &fd)
         if index < 0:
             return <int>index
@@ -154,7 +154,7 @@ cdef int set_size(tables_t *t, place_t *p, const w.fuse_setattr_in *arg) noexcep
     """Through the guest's own handle if it named one: it may be the only one allowed to write."""
     cdef int fd = -1, rc
     cdef int64_t index
-    if arg.valid & w.FATTR_FH:
+    if arg.valid & w.FATTR_FH and (arg.fh != 0 or not t.zero_open):
         index = handle_get(t, arg.fh, &fd)
         if index < 0:
             return <int>index

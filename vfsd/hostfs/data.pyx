@@ -1,6 +1,6 @@
 """Files: open, read, write, copy, sync, close. READ and WRITE go straight between the file and guest memory."""
 
-from libc.errno cimport EACCES, EAGAIN, EBADF, EEXIST, EINVAL, EMFILE, ENFILE, EOPNOTSUPP, errno
+from libc.errno cimport EACCES, EAGAIN, EBADF, EEXIST, EINVAL, EMFILE, ENFILE, ENOSYS, EOPNOTSUPP, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
@@ -11,8 +11,8 @@ from vfsd.fuse.dispatch cimport (
 from vfsd.hostfs cimport _host as h
 from vfsd.hostfs._anchors cimport out_of_descriptors
 from vfsd.hostfs._caller cimport (
-    FD_BYTES, NAME_BYTES, become, check_end, fd_name, place_get, place_put, place_t, read_last_name, read_string,
-    reopen, unbecome,
+    FD_BYTES, NAME_BYTES, become, check_end, fd_name, file_get, place_get, place_put, place_t, read_last_name,
+    read_string, reopen, unbecome,
 )
 from vfsd.hostfs._handles cimport handle_get, handle_open, handle_put, handle_release
 from vfsd.hostfs._inodes cimport attr_of, entry_at, entry_of_open, inode_forget, inode_get, inode_put
@@ -55,16 +55,19 @@ cdef int reply_open(tables_t *t, request_t *r, uint32_t index, uint32_t flags, i
     """Answer with a new handle that owns fd, of that inode: 0, or -errno with fd closed."""
     cdef w.fuse_open_out out
     cdef uint64_t fh = 0
-    cdef int rc = handle_open(t, fd, &fh)
-    if rc < 0:
-        h.close(fd)
-        return rc
-    out.fh = fh
+    cdef int rc = 0
     out.open_flags = t.open_flags
     if t.quiet_flags and is_quiet(t, index, fd):
         out.open_flags |= t.quiet_flags
     if flags & h.O_DIRECT:
         out.open_flags |= t.direct_flags
+    if not t.zero_open:
+        rc = handle_open(t, fd, &fh)
+    if t.zero_open or rc < 0:
+        h.close(fd)
+    if rc < 0:
+        return rc
+    out.fh = fh
     out.backing_id = 0
     r.reply_bytes += sizeof(out)
     return span_write(&r.reply, &out, sizeof(out))
@@ -77,6 +80,8 @@ cdef int op_open(void *fs, request_t *r) noexcept nogil:
     cdef int rc
     if span_read(&r.body, &arg, sizeof(arg)) < 0 or r.reply.bytes < sizeof(w.fuse_open_out):
         return -EINVAL
+    if t.zero_open:
+        return -ENOSYS
     rc = place_get(t, r.header.nodeid, &p)
     if rc < 0:
         return rc
@@ -254,7 +259,7 @@ cdef int op_read(void *fs, request_t *r) noexcept nogil:
         return -EINVAL
     if arg.flags & t.read_waits and not r.may_wait:
         return WOULD_BLOCK
-    index = handle_get(t, arg.fh, &fd)
+    index = file_get(t, r.header.nodeid, arg.fh, arg.flags & t.read_waits, &fd)
     if index < 0:
         return <int>index
     span_limit(&r.reply, arg.size)
@@ -285,7 +290,7 @@ cdef int op_write(void *fs, request_t *r) noexcept nogil:
         return -EINVAL
     if arg.flags & t.write_waits and not r.may_wait:
         return WOULD_BLOCK
-    index = handle_get(t, arg.fh, &fd)
+    index = file_get(t, r.header.nodeid, arg.fh, h.O_WRONLY | (arg.flags & t.write_waits), &fd)
     if index < 0:
         return <int>index
     span_limit(&r.body, arg.size)
@@ -310,6 +315,8 @@ cdef int op_release(void *fs, request_t *r) noexcept nogil:
     cdef w.fuse_release_in arg
     if span_read(&r.body, &arg, sizeof(arg)) < 0:
         return -EINVAL
+    if arg.fh == 0 and (<tables_t *>fs).zero_open:
+        return 0
     return handle_release(<tables_t *>fs, arg.fh, &r.close_fd)
 
 
@@ -330,6 +337,8 @@ cdef int op_flush(void *fs, request_t *r) noexcept nogil:
     memset(&arg, 0, sizeof(arg))
     if span_read(&r.body, &arg, sizeof(arg)) < 0:
         return -EINVAL
+    if arg.fh == 0 and t.zero_open:
+        return -ENOSYS  # it need not ask again
     index = handle_get(t, arg.fh, &fd)
     if index < 0:
         return <int>index
@@ -352,7 +361,7 @@ cdef int op_fsync(void *fs, request_t *r) noexcept nogil:
     memset(&arg, 0, sizeof(arg))
     if span_read(&r.body, &arg, sizeof(arg)) < 0:
         return -EINVAL
-    index = handle_get(t, arg.fh, &fd)
+    index = file_get(t, r.header.nodeid, arg.fh, 0, &fd)
     if index < 0:
         return <int>index
     rc = h.fdatasync(fd) if arg.fsync_flags & w.FUSE_FSYNC_FDATASYNC else h.fsync(fd)
@@ -371,7 +380,7 @@ cdef int op_fallocate(void *fs, request_t *r) noexcept nogil:
         return -EINVAL
     if arg.mode & ~FALLOCATE_MODES:
         return -EOPNOTSUPP
-    index = handle_get(t, arg.fh, &fd)
+    index = file_get(t, r.header.nodeid, arg.fh, h.O_WRONLY, &fd)
     if index < 0:
         return <int>index
     rc = -errno if h.fallocate(fd, arg.mode, arg.offset, arg.length) < 0 else 0
@@ -463,7 +472,7 @@ cdef int op_lseek(void *fs, request_t *r) noexcept nogil:
     # Only these reach the host; other kinds would move a position that nobody uses.
     if arg.whence != <uint32_t>h.SEEK_DATA and arg.whence != <uint32_t>h.SEEK_HOLE:
         return -EINVAL
-    index = handle_get(t, arg.fh, &fd)
+    index = file_get(t, r.header.nodeid, arg.fh, 0, &fd)
     if index < 0:
         return <int>index
     found = h.lseek(fd, arg.offset, arg.whence)

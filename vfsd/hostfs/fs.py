@@ -18,7 +18,8 @@ class Policy:
     noflush: no FLUSH where closing a file reports nothing. parallel_writes: which open files the
     guest may write to past its cache from several threads at once. writeback: the guest keeps
     what is written. direct_io: its O_DIRECT is the host's too. mmap: shared mappings also of files
-    that it does not cache. readonly: it changes nothing.
+    that it does not cache. readonly: it changes nothing. zero_open: it opens and closes files without
+    asking.
     """
 
     cache: CachePolicy
@@ -29,6 +30,7 @@ class Policy:
     direct_io: bool
     mmap: bool
     readonly: bool
+    zero_open: bool
 
     def init_flags(self) -> Init:
         """What is to be agreed in INIT because of it."""
@@ -37,6 +39,8 @@ class Policy:
             flags |= Init.CACHE_SYMLINKS
         if self.writeback:
             flags |= Init.WRITEBACK_CACHE
+        # A guest that does not tell us of opens must tell us of O_TRUNC.
+        flags |= Init.NO_OPEN_SUPPORT if self.zero_open else Init.ATOMIC_O_TRUNC
         if self.mmap:
             flags |= Init.DIRECT_IO_ALLOW_MMAP
         return flags
@@ -66,7 +70,8 @@ class HostFs:
 
     def agree(self, flags: Init) -> None:
         """What INIT has settled; no other request is under way."""
-        self.tables.agree(bool(flags & Init.WRITEBACK_CACHE))
+        zero_open = self.policy.zero_open and Init.NO_OPEN_SUPPORT in flags
+        self.tables.agree(Init.WRITEBACK_CACHE in flags, zero_open)
 
     def install(self, dispatch: Dispatch) -> None:
         """Give every operation of the table that lives in this package to the dispatch."""

@@ -8,10 +8,10 @@ from vfsd cimport _wire as w
 from vfsd.fuse.dispatch cimport NO_REPLY, Dispatch, request_t, span_read, span_write
 from vfsd.hostfs cimport _host as h
 from vfsd.hostfs._caller cimport (
-    FD_BYTES, NAME_BYTES, PATH_BYTES, become, fd_name, place_get, place_put, place_t, read_last_name, read_name,
+    FD_BYTES, NAME_BYTES, PATH_BYTES, become, fd_name, hold_name, place_get, place_put, place_t, read_last_name, read_name,
     read_string, reply_entry, unbecome,
 )
-from vfsd.hostfs._inodes cimport inode_forget, lookup
+from vfsd.hostfs._inodes cimport inode_forget, inode_put, lookup
 from vfsd.hostfs._slots cimport tables_t
 from vfsd.hostfs._tables cimport Tables
 
@@ -184,13 +184,17 @@ cdef int remove(void *fs, request_t *r, int flags) noexcept nogil:
     cdef tables_t *t = <tables_t *>fs
     cdef place_t p
     cdef char name[NAME_BYTES]
+    cdef uint32_t held
     cdef int rc = read_last_name(r, name)
     if rc < 0:
         return rc
     rc = place_get(t, r.header.nodeid, &p)
     if rc < 0:
         return rc
+    held = hold_name(t, p.fd, name)
     rc = -errno if h.unlinkat(p.fd, name, flags) < 0 else 0
+    if held:
+        inode_put(t, held)
     place_put(t, &p)
     return rc
 
@@ -208,6 +212,7 @@ cdef int move(void *fs, request_t *r, uint64_t new_dir, uint32_t flags) noexcept
     cdef place_t old, new
     cdef char old_name[NAME_BYTES]
     cdef char new_name[NAME_BYTES]
+    cdef uint32_t held
     cdef int rc = read_name(r, old_name)
     if rc == 0:
         rc = read_last_name(r, new_name)
@@ -221,7 +226,10 @@ cdef int move(void *fs, request_t *r, uint64_t new_dir, uint32_t flags) noexcept
         if flags & h.RENAME_WHITEOUT:
             rc = become(t, r)
         if rc == 0:
+            held = hold_name(t, new.fd, new_name)
             rc = -errno if h.renameat2(old.fd, old_name, new.fd, new_name, flags) < 0 else 0
+            if held:
+                inode_put(t, held)
             if flags & h.RENAME_WHITEOUT:
                 unbecome(t, r)
         place_put(t, &new)
