@@ -6,6 +6,7 @@ Its root is the host's own root directory, mounted read-only, so every program o
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from guests.guest import HERE, Guest, GuestError
@@ -19,6 +20,8 @@ class UmlGuest(Guest):
 
     kind = "user-mode Linux"
     boot_seconds = 60
+    more_sockets: Sequence[Path] = ()
+    """Of daemons for further devices; their tags come from them too."""
 
     @staticmethod
     def missing() -> str | None:
@@ -34,7 +37,8 @@ class UmlGuest(Guest):
         if binary is None:
             raise GuestError(self.missing())
         init = HERE / "init.sh"
-        device = [] if self.socket_path is None else [f"{self.socket_path}:{VIRTIO_ID_FS}"]
+        sockets = [path for path in (self.socket_path, *self.more_sockets) if path is not None]
+        device = [f"{path}:{VIRTIO_ID_FS}" for path in sockets]
         for path in (str(init), str(self.host_files or ""), *device):
             if any(character.isspace() for character in path):
                 raise GuestError(f"a kernel command line cannot hold this path: {path!r}")
