@@ -66,6 +66,7 @@ cdef struct queue_t:
     pthread_cond_t gate_changed
     int pauses
     bint working
+    bint missed              # the other thread has woken meanwhile and gone back to sleep; under the gate
     int jobs_out             # with the pool; the gate is closed only when there are none
     op_count_t ops[OPCODES_MAX + 1]  # the last: opcodes past the table
     uint64_t ring_errors[RING_ERRORS]

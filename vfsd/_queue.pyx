@@ -371,6 +371,7 @@ cdef int enter(queue_t *q) noexcept nogil:
         rc = -1
     elif q.working:
         rc = 0
+        q.missed = True
         q.sleepers += 1
     else:
         q.working = True
@@ -379,14 +380,21 @@ cdef int enter(queue_t *q) noexcept nogil:
 
 
 cdef bint leave(queue_t *q) noexcept nogil:
-    """Back out. True: the gate closed in the middle, there may be work left."""
-    cdef bint again
+    """Back out. True: the gate closed in the middle, there may be work left.
+
+    A kick after the last look at the ring may have woken the other thread while this one still had it.
+    """
+    cdef bint again, missed
     pthread_mutex_lock(&q.gate)
     q.working = False
+    missed = q.missed
+    q.missed = False
     again = q.pauses > 0 or q.stop
     if again:
         pthread_cond_broadcast(&q.gate_changed)
     pthread_mutex_unlock(&q.gate)
+    if missed:
+        wake_queue(q)
     return again
 
 
