@@ -14,6 +14,9 @@ cdef enum:
     FUSE_ATTR_DAX = 2
     FUSE_GETATTR_FH = 1
     FUSE_WRITE_CACHE = 1
+    FUSE_WRITE_KILL_SUIDGID = 4
+    FUSE_OPEN_KILL_SUIDGID = 1
+    FUSE_SETXATTR_ACL_KILL_SGID = 1
     FUSE_FSYNC_FDATASYNC = 1
 
     FUSE_SETUPMAPPING_FLAG_WRITE = 1
@@ -28,6 +31,10 @@ cdef enum:
     FATTR_FH = 64
     FATTR_ATIME_NOW = 128
     FATTR_MTIME_NOW = 256
+    FATTR_KILL_SUIDGID = 2048
+
+    FUSE_MAX_NR_SECCTX = 31  # extensions up to this type are so many security contexts
+    FUSE_EXT_GROUPS = 32
 
 cdef packed struct fuse_in_header:
     uint32_t len
@@ -308,11 +315,23 @@ cdef packed struct fuse_setxattr_in:  # the form without FUSE_SETXATTR_EXT
     uint32_t size
     uint32_t flags
 
+cdef packed struct fuse_setxattr_ext:  # what follows with it
+    uint32_t setxattr_flags
+    uint32_t padding
+
 cdef packed struct fuse_getxattr_in:
     uint32_t size
     uint32_t padding
 
 cdef packed struct fuse_getxattr_out:
+    uint32_t size
+    uint32_t padding
+
+cdef packed struct fuse_ext_header:  # of fuse_secctx_header too, whose nr_secctx stands for the type
+    uint32_t size
+    uint32_t type
+
+cdef packed struct fuse_secctx:  # the name, its NUL and the context follow, padded to 8 bytes
     uint32_t size
     uint32_t padding
 

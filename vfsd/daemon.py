@@ -20,6 +20,7 @@ from typing import Self
 from vfsd.errors import ConfigError, ProtocolError
 from vfsd.hostfs.cache import CACHE_POLICIES, CachePolicy
 from vfsd.hostfs.fs import Policy
+from vfsd.hostfs.identity import IdentityPolicy
 from vfsd.options import ServeOptions
 from vfsd.share import Connection, Share, ShareSettings
 
@@ -51,17 +52,7 @@ def open_share(options: ServeOptions) -> Share:
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     settings = ShareSettings(
         path=options.shared_dir,
-        policy=Policy(
-            cache=cache_policy(options),
-            xattr=options.xattr,
-            noflush=not options.always_flush,
-            parallel_writes=options.parallel_direct_writes,
-            writeback=options.writeback,
-            direct_io=options.allow_direct_io,
-            mmap=options.allow_mmap,
-            readonly=options.readonly,
-            zero_open=options.zero_message_open,
-        ),
+        policy=policy_of(options),
         tag=options.tag,
         num_request_queues=options.num_request_queues,
         inband=options.inband_notifications,
@@ -84,6 +75,29 @@ def cache_policy(options: ServeOptions) -> CachePolicy:
         policy,
         readdirplus=policy.readdirplus and not options.no_readdirplus,
         symlinks=policy.symlinks if options.symlink_cache == "auto" else options.symlink_cache == "always",
+    )
+
+
+def policy_of(options: ServeOptions) -> Policy:
+    negotiated = {options.posix_acl, options.security_label} != {"never"}
+    return Policy(
+        cache=cache_policy(options),
+        xattr=options.xattr or negotiated or options.xattrmap is not None,
+        noflush=not options.always_flush,
+        parallel_writes=options.parallel_direct_writes,
+        writeback=options.writeback,
+        direct_io=options.allow_direct_io,
+        mmap=options.allow_mmap,
+        readonly=options.readonly,
+        zero_open=options.zero_message_open,
+        identity=IdentityPolicy(
+            posix_acl=options.posix_acl,
+            security_label=options.security_label,
+            killpriv_v2=options.killpriv_v2,
+            uids=options.translate_uid,
+            gids=options.translate_gid,
+            xattr_rules=options.xattrmap or (),
+        ),
     )
 
 

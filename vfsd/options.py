@@ -12,6 +12,9 @@ from typing import Any
 
 from vfsd.errors import ConfigError
 from vfsd.hostfs.cache import CACHE_POLICIES, CacheMode, DirectWrites, SymlinkCache
+from vfsd.hostfs.identity import Negotiation
+from vfsd.hostfs.idmap import IDENTITY, IdMap, parse_rules
+from vfsd.hostfs.xattrmap import Rule, parse_map
 from vfsd.share import TAG_BYTES
 
 SOCKET_PATH_BYTES = 107  # sun_path of unix(7), without the NUL
@@ -19,6 +22,7 @@ REQUEST_QUEUES_MAX = 64
 POLL_US_MAX = 1000
 TIMEOUT_S_MAX = 10**9
 SECONDS = re.compile(r"[0-9]+(\.[0-9]*)?|\.[0-9]+", re.ASCII)
+NEGOTIATIONS = ("never", "auto", "always")
 LOG_LEVELS = ("error", "warning", "info", "debug")
 
 
@@ -26,17 +30,23 @@ LOG_LEVELS = ("error", "warning", "info", "debug")
 class Option:
     """One option. check None: a flag, off unless given. default None: required, or simply not set.
 
+    on: a flag that is on unless --no-NAME is given.
+    bare: the value that the name alone stands for; another one then needs "=".
+    multiple: it may be repeated; its check gets all of them.
     o_names: what `-o` calls it; a flag is turned off again by the same name with "no_" before it.
     o_words: whole words of `-o` that stand for a value of an option that is no flag.
     """
 
     name: str
     help: str
-    check: Callable[[str, str], Any] | None = None
+    check: Callable[[str, Any], Any] | None = None
     metavar: str = ""
     default: str | None = None
     required: bool = False
     aliases: tuple[str, ...] = ()
+    on: bool = False
+    bare: str | None = None
+    multiple: bool = False
     o_names: tuple[str, ...] = ()
     o_words: Mapping[str, str] = field(default_factory=dict)
 
@@ -68,6 +78,12 @@ class ServeOptions:
     num_request_queues: int
     xattr: bool
     readonly: bool
+    xattrmap: tuple[Rule, ...] | None
+    posix_acl: Negotiation
+    security_label: Negotiation
+    killpriv_v2: bool
+    translate_uid: IdMap
+    translate_gid: IdMap
     poll_us: int
     inband_notifications: bool
     log_level: str
@@ -224,6 +240,35 @@ SERVE_OPTIONS = (
     Option("--xattr", "Pass extended attributes through.", o_names=("xattr",)),
     Option("--readonly", "Let the guest change nothing: whatever would is answered with EROFS."),
     Option(
+        "--xattrmap", "Rename, hide or refuse extended attributes by rules as virtiofsd's; turns on --xattr."
+        " :map::user.virtiofs.: keeps all of the guest's apart from the host's.",
+        parse_map, "RULES", o_names=("xattrmap",),
+    ),
+    Option(
+        "--posix-acl", "Pass POSIX ACLs through: never, if the guest's kernel can (auto), or only to"
+        " guests that can (always, or without a value); turns on --xattr.",
+        check_choice(*NEGOTIATIONS), "|".join(NEGOTIATIONS), default="never", bare="always",
+        o_words={"posix_acl": "always", "no_posix_acl": "never"},
+    ),
+    Option(
+        "--security-label", "Give a new file the security label the guest sends with it; the values"
+        " are --posix-acl's; turns on --xattr.",
+        check_choice(*NEGOTIATIONS), "|".join(NEGOTIATIONS), default="never", bare="always",
+        o_words={"security_label": "always", "no_security_label": "never"},
+    ),
+    Option(
+        "--killpriv-v2", "Take set-id bits and file capabilities away when the guest writes, so that it"
+        " need not ask for them before each write.", on=True, o_names=("killpriv_v2",),
+    ),
+    Option(
+        "--translate-uid", "Translate user ids between guest and host: TYPE guest, host, squash-guest,"
+        " squash-host or map, or forbid-guest:FROM:COUNT. May be repeated.",
+        parse_rules, "TYPE:FROM:TO:COUNT", multiple=True,
+    ),
+    Option(
+        "--translate-gid", "The same for group ids.", parse_rules, "TYPE:FROM:TO:COUNT", multiple=True,
+    ),
+    Option(
         "--inband-notifications", "Offer kicks and calls as messages; only user-mode Linux in"
         " time-travel mode needs them, and they are slow.",
     ),
@@ -246,6 +291,9 @@ def check_together(options: ServeOptions) -> None:
         for what, given in needs.items():
             if not given:
                 raise ConfigError("--zero-message-open", f"needs {what}")
+    translated = {options.translate_uid, options.translate_gid} != {IDENTITY}
+    if options.posix_acl != "never" and translated:
+        raise ConfigError("--posix-acl", "the ids in an ACL can't be translated; leave out --translate-*")
 
 
 def o_spellings() -> dict[str, tuple[Option, str | bool | None]]:
@@ -292,10 +340,10 @@ def check_options(given: dict[str, Any], o_lists: Sequence[str] = ()) -> ServeOp
     values: dict[str, Any] = {}
     for option in SERVE_OPTIONS:
         spelled, text = option.name, given[option.key]
-        if text in (None, False) and option.key in in_o:
+        if text is None and option.key in in_o:
             spelled, text = in_o[option.key]
         if option.check is None:
-            values[option.key] = bool(text)
+            values[option.key] = option.on if text is None else text
             continue
         if text is None:
             text = option.default

@@ -153,5 +153,7 @@ class Connection:
         self._fs.tables.clear()
 
     def _offer(self) -> Offer:
+        identity = self._fs.policy.identity
+        flags = INIT_FLAGS | self._fs.policy.init_flags()
         sizes = [queue.num for index, queue in self._queues.items() if index > 0 and queue.started]
-        return Offer(INIT_FLAGS | self._fs.policy.init_flags(), min(sizes, default=0))
+        return Offer(flags, min(sizes, default=0), identity.required())

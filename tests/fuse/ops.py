@@ -46,9 +46,12 @@ class Operations:
         pages: int = 0,
         uid: int = 0,
         gid: int = 0,
+        ext: bytes = b"",
     ) -> bytes:
         """The reply's body."""
-        reply = self.queue.ask(op, nodeid, args, data=data, out=out, pages=pages, uid=uid, gid=gid)
+        reply = self.queue.ask(
+            op, nodeid, args, data=data, out=out, pages=pages, uid=uid, gid=gid, ext=ext
+        )
         if reply.error:
             raise OSError(reply.error, os.strerror(reply.error))
         return reply.body
@@ -92,22 +95,24 @@ class Operations:
         self.queue.ask("BATCH_FORGET", 0, head + b"".join(wire.FORGET_ONE.pack(*pair) for pair in pairs))
 
     def mkdir(
-        self, parent: int, name: bytes, mode: int = 0o755, *, umask: int = 0, uid: int = 0, gid: int = 0
-    ) -> Entry:
+        self, parent: int, name: bytes, mode: int = 0o755, *, umask: int = 0, uid: int = 0, gid: int = 0,
+        ext: bytes = b"",
+    ) -> Entry:  # fmt: skip
         args = abi.MKDIR_IN.pack(mode, umask) + name + b"\0"
-        return wire.parse_entry(self.body("MKDIR", parent, args, uid=uid, gid=gid))
+        return wire.parse_entry(self.body("MKDIR", parent, args, uid=uid, gid=gid, ext=ext))
 
     def mknod(
-        self, parent: int, name: bytes, mode: int, device: int = 0, *, uid: int = 0, gid: int = 0
-    ) -> Entry:
-        args = abi.MKNOD_IN.pack(mode, wire.encode_dev(device), 0, 0) + name + b"\0"
-        return wire.parse_entry(self.body("MKNOD", parent, args, uid=uid, gid=gid))
+        self, parent: int, name: bytes, mode: int, device: int = 0, *, umask: int = 0, uid: int = 0,
+        gid: int = 0, ext: bytes = b"",
+    ) -> Entry:  # fmt: skip
+        args = abi.MKNOD_IN.pack(mode, wire.encode_dev(device), umask, 0) + name + b"\0"
+        return wire.parse_entry(self.body("MKNOD", parent, args, uid=uid, gid=gid, ext=ext))
 
     def symlink(
-        self, parent: int, name: bytes, target: bytes, *, uid: int = 0, gid: int = 0
+        self, parent: int, name: bytes, target: bytes, *, uid: int = 0, gid: int = 0, ext: bytes = b""
     ) -> Entry:
         args = name + b"\0" + target + b"\0"
-        return wire.parse_entry(self.body("SYMLINK", parent, args, uid=uid, gid=gid))
+        return wire.parse_entry(self.body("SYMLINK", parent, args, uid=uid, gid=gid, ext=ext))
 
     def readlink(self, nodeid: int) -> bytes:
         return self.body("READLINK", nodeid, pages=4095)
@@ -156,8 +161,14 @@ class Operations:
         valid = Fattr.SIZE | (Fattr.FH if fh is not None else 0)
         return self.setattr(nodeid, valid, size=size, fh=fh or 0)
 
-    def setxattr(self, nodeid: int, name: bytes, value: bytes, flags: int = 0) -> None:
-        self.body("SETXATTR", nodeid, abi.SETXATTR_IN.pack(len(value), flags) + name + b"\0" + value)
+    def setxattr(
+        self, nodeid: int, name: bytes, value: bytes, flags: int = 0, *, setxattr_flags: int | None = None
+    ) -> None:
+        """setxattr_flags: of the form with FUSE_SETXATTR_EXT."""
+        head = abi.SETXATTR_IN.pack(len(value), flags)
+        if setxattr_flags is not None:
+            head = abi.SETXATTR_IN_EXT.pack(len(value), flags, setxattr_flags, 0)
+        self.body("SETXATTR", nodeid, head + name + b"\0" + value)
 
     def getxattr(self, nodeid: int, name: bytes, size: int = 256) -> bytes:
         args = abi.GETXATTR_IN.pack(size, 0) + name + b"\0"
@@ -172,8 +183,8 @@ class Operations:
 
     # ---- files
 
-    def open(self, nodeid: int, flags: int = os.O_RDONLY) -> int:
-        return self.opened(self.body("OPEN", nodeid, abi.OPEN_IN.pack(flags, 0)))
+    def open(self, nodeid: int, flags: int = os.O_RDONLY, open_flags: int = 0) -> int:
+        return self.opened(self.body("OPEN", nodeid, abi.OPEN_IN.pack(flags, open_flags)))
 
     def opened(self, body: bytes) -> int:
         """fh of an open_out"""
@@ -183,10 +194,10 @@ class Operations:
 
     def create(
         self, parent: int, name: bytes, flags: int = os.O_RDWR, mode: int = 0o644, *, umask: int = 0,
-        uid: int = 0, gid: int = 0,
+        open_flags: int = 0, uid: int = 0, gid: int = 0, ext: bytes = b"",
     ) -> tuple[Entry, int]:  # fmt: skip
-        args = abi.CREATE_IN.pack(flags | os.O_CREAT, mode, umask, 0) + name + b"\0"
-        body = self.body("CREATE", parent, args, uid=uid, gid=gid)
+        args = abi.CREATE_IN.pack(flags | os.O_CREAT, mode, umask, open_flags) + name + b"\0"
+        body = self.body("CREATE", parent, args, uid=uid, gid=gid, ext=ext)
         return wire.parse_entry(body), self.opened(body[wire.ENTRY_SIZE :])
 
     def tmpfile(
@@ -218,8 +229,10 @@ class Operations:
     def fsync(self, nodeid: int, fh: int, flags: int = 0, op: str = "FSYNC") -> None:
         self.body(op, nodeid, abi.FSYNC_IN.pack(fh, flags, 0))
 
-    def fallocate(self, nodeid: int, fh: int, offset: int, length: int, mode: int = 0) -> None:
-        self.body("FALLOCATE", nodeid, abi.FALLOCATE_IN.pack(fh, offset, length, mode, 0))
+    def fallocate(
+        self, nodeid: int, fh: int, offset: int, length: int, mode: int = 0, *, uid: int = 0
+    ) -> None:
+        self.body("FALLOCATE", nodeid, abi.FALLOCATE_IN.pack(fh, offset, length, mode, 0), uid=uid)
 
     def lseek(self, nodeid: int, fh: int, offset: int, whence: int) -> int:
         body = self.body("LSEEK", nodeid, abi.LSEEK_IN.pack(fh, offset, whence, 0))

@@ -149,17 +149,22 @@ class GuestQueue:
         uid: int = 0,
         gid: int = 0,
         length: int | None = None,
+        ext: bytes = b"",
+        extlen: int | None = None,
         kick: bool = True,
     ) -> int:
         """Send one request; what wait() takes.
 
         data: after args, in pages. out: room of the reply's arguments, by default what Linux
-        gives. pages: room of its data. length: of the in header, if it is to lie.
+        gives. pages: room of its data. length: of the in header, if it is to lie. ext: extensions,
+        the last argument; extlen: of the in header, if it is to lie.
         """
         opcode = NUMBER[op] if isinstance(op, str) else op
         unique = next(self.guest.uniques)
+        args += ext
         body = args + data
-        header = wire.in_header(opcode, unique, nodeid, len(body), uid, gid, length)
+        extlen = len(ext) // 8 if extlen is None else extlen
+        header = wire.in_header(opcode, unique, nodeid, len(body), uid, gid, length, extlen)
         has_reply = opcode not in wire.NO_REPLY
         if out is None:
             out = wire.FIXED.get(opcode, 0)

@@ -12,13 +12,19 @@ from vfsd.options import SERVE_OPTIONS, check_options, o_spellings
 def with_options(command: click.Command) -> click.Command:
     """Give the command the options of the table; what they mean is checked there, not by click."""
     for option in SERVE_OPTIONS:
-        shown = f"{option.help}  [default: {option.default}]" if option.default else option.help
+        default = "on" if option.on else option.default
+        shown = f"{option.help}  [default: {default}]" if default else option.help
+        name = f"{option.name}/--no-{option.name[2:]}" if option.on else option.name
+        bare: dict[str, Any] = {"flag_value": option.bare} if option.bare else {}
         command.params.append(
             click.Option(
-                [option.key, option.name, *option.aliases],
+                [option.key, name, *option.aliases],
                 help=shown + ("  [required]" if option.required else ""),
                 metavar=option.metavar or None,
+                default=None,
+                multiple=option.multiple,
                 is_flag=option.check is None,
+                **bare,
             )
         )
     command.params.append(

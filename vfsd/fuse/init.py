@@ -24,10 +24,14 @@ CONGESTION_THRESHOLD = 48
 
 @dataclass(frozen=True)
 class Offer:
-    """What this side would agree to. queue_size: the smallest request queue, in elements."""
+    """What this side would agree to.
+
+    queue_size: the smallest request queue, in elements. required: flags without which there is no session.
+    """
 
     flags: Init
     queue_size: int
+    required: Init
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Agreed:
 def negotiate(request: Request, offer: Offer) -> tuple[bytes, Agreed | None]:
     """The INIT reply, and what it agrees on; None when a newer major must ask again.
 
-    OSError EPROTO: the guest is too old.
+    OSError EPROTO: the guest is too old, or lacks what the operator insists on.
     """
     major, minor, readahead, flags = request.take(abi.INIT_IN_MIN)
     if major > abi.KERNEL_VERSION:
@@ -53,6 +57,9 @@ def negotiate(request: Request, offer: Offer) -> tuple[bytes, Agreed | None]:
         raise OSError(EPROTO, "FUSE version too old")
     if flags & Init.INIT_EXT:
         flags |= request.take(abi.INIT_FLAGS2)[0] << 32
+    if offer.required & ~flags:
+        log.error("the guest lacks %r, which must not be done without", offer.required & ~flags)
+        raise OSError(EPROTO, "a required feature is missing")
     # A chain is never longer than its queue, with indirect descriptors neither (virtio 1.3, 2.7.5.3);
     # Linux before 5.13 does not see to that.
     max_pages = max(1, min(MAX_PAGES, offer.queue_size - HEADER_ELEMENTS))

@@ -1,4 +1,4 @@
-"""What operations have in common: the caller's identity, the directory they work in, re-opening.
+"""What operations have in common: names of the body, the directory they work in, re-opening.
 
 Every operation is a plain list of steps; these are the steps more than one of them takes.
 """
@@ -6,19 +6,17 @@ Every operation is a plain list of steps; these are the steps more than one of t
 from libc.errno cimport EBADF, EINVAL, EISDIR, EMFILE, ENAMETOOLONG, ENFILE, EROFS, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
-from libc.stdlib cimport abort
 from libc.string cimport memchr, memcpy
 
 from vfsd._wire cimport fuse_entry_out
-from vfsd.fuse.dispatch cimport NAME_MAX, name_check, request_t, span_skip, span_t, span_write
+from vfsd.fuse.dispatch cimport name_check, request_t, span_skip, span_t, span_write
 from vfsd.hostfs cimport _host as h
 from vfsd.hostfs._anchors cimport inode_fd, out_of_descriptors
 from vfsd.hostfs._handles cimport handle_close, handle_get, handle_open, unopened_get, unopened_keep
 from vfsd.hostfs._inodes cimport entry_at, inode_get, inode_hold, inode_put
-from vfsd.hostfs._slots cimport tables_t
+from vfsd.hostfs._slots cimport NAME_BYTES, tables_t
 
 cdef enum:
-    NAME_BYTES = NAME_MAX + 1  # with the NUL
     PATH_BYTES = 4096          # PATH_MAX, with the NUL
     FD_BYTES = 16              # a descriptor's number as text, with the NUL
 
@@ -65,37 +63,6 @@ cdef inline int read_last_name(request_t *r, char *to) noexcept nogil:
     """read_name where it is the last of the body."""
     cdef int rc = read_name(r, to)
     return rc if rc < 0 else check_end(r)
-
-
-# --- who ---
-
-cdef inline bint is_other(tables_t *t, request_t *r) noexcept nogil:
-    # Only root can be somebody else; another user's daemon makes everything its own.
-    return t.uid == 0 and (r.header.uid != t.uid or r.header.gid != t.gid)
-
-
-cdef inline int become(tables_t *t, request_t *r) noexcept nogil:
-    """Be the caller, this thread alone (libc's wrappers would change every thread): 0 or -errno."""
-    cdef int rc
-    if not is_other(t, r):
-        return 0
-    # The group first: without uid 0 it could not be changed any more.
-    if h.syscall(h.SYS_setresgid, <long>-1, <long>r.header.gid, <long>-1) < 0:
-        return -errno
-    if h.syscall(h.SYS_setresuid, <long>-1, <long>r.header.uid, <long>-1) < 0:
-        rc = -errno
-        h.syscall(h.SYS_setresgid, <long>-1, <long>t.gid, <long>-1)
-        return rc
-    return 0
-
-
-cdef inline void unbecome(tables_t *t, request_t *r) noexcept nogil:
-    """Back. A thread that stayed somebody else would work with the wrong rights: never go on with one."""
-    if not is_other(t, r):
-        return
-    if (h.syscall(h.SYS_setresuid, <long>-1, <long>t.uid, <long>-1) < 0
-            or h.syscall(h.SYS_setresgid, <long>-1, <long>t.gid, <long>-1) < 0):
-        abort()
 
 
 # --- where ---

@@ -33,6 +33,7 @@ cdef extern from "<sys/stat.h>" nogil:
         int64_t tv_sec
         long tv_nsec
     int statx(int dirfd, const char *path, int flags, unsigned int mask, statx_t *buf)
+    unsigned int umask(unsigned int mask)
     int mkdirat(int dirfd, const char *path, unsigned int mode)
     int mknodat(int dirfd, const char *path, unsigned int mode, uint64_t dev)
     int fchmodat(int dirfd, const char *path, unsigned int mode, int flags)
@@ -47,6 +48,7 @@ cdef extern from "<sys/stat.h>" nogil:
     unsigned int S_IFDIR
     unsigned int S_IFREG
     unsigned int S_IFLNK
+    unsigned int S_ISGID
     long UTIME_NOW
     long UTIME_OMIT
 
@@ -124,6 +126,7 @@ cdef extern from "<sys/uio.h>" nogil:
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)
     int c_dup "dup"(int fd)
+    int fchdir(int fd)
     int fsync(int fd)
     int fdatasync(int fd)
     int syncfs(int fd)
@@ -147,12 +150,29 @@ cdef extern from "<sys/syscall.h>" nogil:
     long SYS_getdents64
     long SYS_setresuid
     long SYS_setresgid
+    long SYS_setgroups
+    long SYS_capget
+    long SYS_capset
+
+cdef extern from "<linux/capability.h>" nogil:
+    struct __user_cap_header_struct:
+        uint32_t version
+        int pid
+    uint32_t LINUX_CAPABILITY_VERSION_3 "_LINUX_CAPABILITY_VERSION_3"
+    int CAP_DAC_OVERRIDE
+    int CAP_FSETID
+
+cdef extern from "<sched.h>" nogil:
+    int unshare(int flags)
+    int CLONE_FS
 
 cdef extern from "<sys/xattr.h>" nogil:
     ssize_t getxattr(const char *path, const char *name, void *value, size_t size)
     ssize_t listxattr(const char *path, char *names, size_t size)
     int setxattr(const char *path, const char *name, const void *value, size_t size, int flags)
     int removexattr(const char *path, const char *name)
+    int fsetxattr(int fd, const char *name, const void *value, size_t size, int flags)
+    int fremovexattr(int fd, const char *name)
     int XATTR_CREATE
     int XATTR_REPLACE
 

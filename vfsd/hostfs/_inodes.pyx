@@ -7,6 +7,7 @@ from vfsd._threads cimport pthread_mutex_lock, pthread_mutex_t, pthread_mutex_un
 from vfsd.hostfs cimport _host as h
 from vfsd.hostfs._anchors cimport EVICT_BATCH, evict, inode_fd, out_of_descriptors
 from vfsd.hostfs._handles cimport unopened_drop
+from vfsd.hostfs._idmap cimport id_to_guest
 from vfsd.hostfs._slots cimport (
     BUSY, INODES_MAX, REFERENCES, SHARDS, add_u64, generation_of, inode_t, load_acquire_u64, reference,
     store_release_u64,
@@ -212,7 +213,7 @@ cdef void entry_fill(tables_t *t, uint32_t index, const h.statx_t *st, fuse_entr
     out.entry_valid_nsec = t.entry_valid_nsec
     out.attr_valid = t.attr_valid
     out.attr_valid_nsec = t.attr_valid_nsec
-    attr_fill(st, &out.attr)
+    attr_fill(t, st, &out.attr)
 
 
 cdef int entry_of_open(tables_t *t, const char *fd_name, fuse_entry_out *out) noexcept nogil:
@@ -290,7 +291,7 @@ cdef void inode_forget(tables_t *t, uint64_t nodeid, uint64_t n) noexcept nogil:
     inode_put(t, index)
 
 
-cdef void attr_fill(const h.statx_t *st, fuse_attr *attr) noexcept nogil:
+cdef void attr_fill(const tables_t *t, const h.statx_t *st, fuse_attr *attr) noexcept nogil:
     attr.ino = st.stx_ino
     attr.size = st.stx_size
     attr.blocks = st.stx_blocks
@@ -302,8 +303,8 @@ cdef void attr_fill(const h.statx_t *st, fuse_attr *attr) noexcept nogil:
     attr.ctimensec = st.stx_ctime.tv_nsec
     attr.mode = st.stx_mode
     attr.nlink = st.stx_nlink
-    attr.uid = st.stx_uid
-    attr.gid = st.stx_gid
+    attr.uid = id_to_guest(&t.uid_to_guest, st.stx_uid)
+    attr.gid = id_to_guest(&t.gid_to_guest, st.stx_gid)
     # new_encode_dev() of linux/kdev_t.h
     attr.rdev = ((st.stx_rdev_minor & 0xff) | (st.stx_rdev_major << 8)
                  | ((st.stx_rdev_minor & ~<uint32_t>0xff) << 12))
@@ -318,5 +319,5 @@ cdef int attr_of(tables_t *t, int fd, fuse_attr_out *out) noexcept nogil:
     out.attr_valid = t.attr_valid
     out.attr_valid_nsec = t.attr_valid_nsec
     out.dummy = 0
-    attr_fill(&st, &out.attr)
+    attr_fill(t, &st, &out.attr)
     return 0

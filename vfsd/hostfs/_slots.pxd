@@ -30,6 +30,17 @@ cdef extern from * nogil:
     uint64_t REFERENCES "(VFSD_SLOT_FLAG - 1)"
 
 cdef enum:
+    ID_SHIFT, ID_SQUASH, ID_FORBID
+
+cdef enum:
+    XATTR_PREFIX, XATTR_OK, XATTR_BAD, XATTR_UNSUPPORTED
+
+cdef enum:
+    XATTR_CLIENT = 1
+    XATTR_SERVER = 2
+
+cdef enum:
+    NAME_BYTES = 256           # a name's room, with the NUL (NAME_MAX, XATTR_NAME_MAX)
     INODES_MAX = 1 << 24       # slots; address space is reserved, memory comes with use
     HANDLES_MAX = 1 << 20
     BUCKETS = 1 << 18
@@ -85,6 +96,33 @@ cdef struct mount_t:
     int fd                     # readable descriptor for open_by_handle_at; -1: handles don't work there
 
 
+cdef struct id_range_t:        # 16 bytes, as vfsd.hostfs.idmap packs it
+    uint32_t first
+    uint32_t last
+    uint32_t to
+    uint32_t how               # ID_*
+
+
+cdef struct id_map_t:          # one direction, sorted, without overlaps; an id in no range is itself
+    const id_range_t *ranges
+    uint32_t n
+
+
+cdef packed struct xattr_rule_t:  # 518 bytes, as vfsd.hostfs.xattrmap packs it
+    uint8_t kind               # XATTR_*
+    uint8_t scope              # XATTR_CLIENT, XATTR_SERVER
+    uint16_t key_bytes
+    uint16_t prepend_bytes
+    char key[256]
+    char prepend[256]
+
+
+cdef struct caps_t:            # __user_cap_data_struct, 32 capabilities
+    uint32_t effective
+    uint32_t permitted
+    uint32_t inheritable
+
+
 cdef struct tables_t:
     inode_t *inodes
     handle_t *handles
@@ -120,12 +158,25 @@ cdef struct tables_t:
     bint readonly              # nothing is opened for writing; Dispatch.refuse keeps out the rest
     bint in_memory             # the share lies on a file system without a disk: nothing blocks
     bint quiet                 # closing a file there reports nothing
+    id_map_t uid_to_host
+    id_map_t gid_to_host
+    id_map_t uid_to_guest
+    id_map_t gid_to_guest
+    const xattr_rule_t *xattr_rules
+    uint32_t n_xattr_rules
+    char capability[NAME_BYTES]  # where the guest's security.capability lies, if the kernel does not know; or ""
     # Agreed in INIT.
     bint writeback             # the guest keeps what is written, and sizes and times of files
     bint zero_open             # it opens no files: fh 0 stands for the inode
+    bint posix_acl
+    bint killpriv_v2
+    bint setxattr_ext
+    bint security_ctx
+    bint supp_group
     int proc_fd                # /proc/self/fd: names what an O_PATH descriptor stands for
     uint32_t uid               # the daemon's own
     uint32_t gid
+    caps_t caps[2]
     pthread_mutex_t shard[SHARDS]
     pthread_mutex_t alloc      # free lists, tops
     pthread_mutex_t evict      # hand, mounts

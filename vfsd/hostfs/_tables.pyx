@@ -3,6 +3,7 @@
 cimport cython
 from libc.errno cimport errno
 from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memcpy
 
 from vfsd._wire cimport FUSE_ROOT_ID
 from vfsd._threads cimport pthread_mutex_init
@@ -12,13 +13,19 @@ from vfsd.hostfs._handles cimport handle_close
 from vfsd.hostfs._inodes cimport ATTR_MASK, device_of, inode_forget
 from vfsd.hostfs._kinds cimport closes_quietly, in_memory
 from vfsd.hostfs._slots cimport (
-    BUCKETS, HANDLES_MAX, INODES_MAX, LISTINGS, OPEN, REFERENCES, SHARDS, UNOPENED_MAX, generation_of,
-    handle_t, inode_t, listing_t, load_acquire_u64, tables_t,
+    BUCKETS, HANDLES_MAX, ID_FORBID, ID_SHIFT, ID_SQUASH, INODES_MAX, LISTINGS, OPEN, REFERENCES, SHARDS,
+    UNOPENED_MAX, caps_t, generation_of, handle_t, id_map_t, id_range_t, inode_t, listing_t, load_acquire_u64,
+    tables_t, xattr_rule_t,
 )
 
 import os
 
+from vfsd.hostfs.idmap import FORBID, RANGE, SHIFT, SQUASH
+
 __all__ = ("Tables",)
+
+assert sizeof(id_range_t) == RANGE.size
+assert (ID_SHIFT, ID_SQUASH, ID_FORBID) == (SHIFT, SQUASH, FORBID)
 
 
 cdef void *reserve(size_t size) except NULL:
@@ -39,6 +46,16 @@ cdef void release(void **at, size_t size) noexcept:
     if at[0] != NULL:
         h.munmap(at[0], size)
         at[0] = NULL
+
+
+cdef int get_caps(caps_t *caps) except -1:
+    """This process's capabilities: of threads, too, as they begin."""
+    cdef h.__user_cap_header_struct header
+    header.version = h.LINUX_CAPABILITY_VERSION_3
+    header.pid = 0
+    if h.syscall(h.SYS_capget, &header, caps) < 0:
+        raise OSError(errno, os.strerror(errno))
+    return 0
 
 
 @cython.final
@@ -70,6 +87,8 @@ cdef class Tables:
         t.listings = <listing_t *>reserve(LISTINGS * sizeof(listing_t))
         t.uid = os.geteuid()
         t.gid = os.getegid()
+        self.kept = []
+        get_caps(t.caps)
         t.proc_fd = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self.set_root(root_fd)
 
@@ -129,6 +148,34 @@ cdef class Tables:
         """
         self.t.writeback = writeback
         self.t.zero_open = zero_open and self.t.quiet
+
+    def set_id_maps(self, bytes uid_to_host, bytes uid_to_guest, bytes gid_to_host, bytes gid_to_guest):
+        """Translation of ids, each direction as `idmap.pack` has it. Once."""
+        self.set_map(&self.t.uid_to_host, uid_to_host)
+        self.set_map(&self.t.uid_to_guest, uid_to_guest)
+        self.set_map(&self.t.gid_to_host, gid_to_host)
+        self.set_map(&self.t.gid_to_guest, gid_to_guest)
+
+    cdef int set_map(self, id_map_t *m, bytes ranges) except -1:
+        self.kept.append(ranges)
+        m.ranges = <const id_range_t *><const char *>ranges
+        m.n = len(ranges) // sizeof(id_range_t)
+        return 0
+
+    def set_xattr_rules(self, bytes rules, bytes capability):
+        """Rules as `xattrmap.pack` has them; `xattrmap.host_capability`. Once."""
+        self.kept.append(rules)
+        self.t.xattr_rules = <const xattr_rule_t *><const char *>rules
+        self.t.n_xattr_rules = len(rules) // sizeof(xattr_rule_t)
+        memcpy(self.t.capability, <const char *>capability, len(capability) + 1)
+
+    def agree_identity(self, bint posix_acl, bint killpriv_v2, bint setxattr_ext, bint security_ctx, bint supp_group):
+        """What INIT has settled, before the guest's next request."""
+        self.t.posix_acl = posix_acl
+        self.t.killpriv_v2 = killpriv_v2
+        self.t.setxattr_ext = setxattr_ext
+        self.t.security_ctx = security_ctx
+        self.t.supp_group = supp_group
 
     def set_readonly(self):
         """Open nothing for writing, change no attribute by ioctl (ACCESS says so too)."""

@@ -1,16 +1,16 @@
 """GETATTR, STATX, SETATTR, ACCESS, STATFS."""
 
-from libc.errno cimport EINVAL, ENOSYS, EROFS, errno
+from libc.errno cimport EINVAL, ENODATA, ENOSYS, EOPNOTSUPP, EROFS, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from vfsd cimport _wire as w
 from vfsd.fuse.dispatch cimport Dispatch, request_t, span_read, span_write
 from vfsd.hostfs cimport _host as h
-from vfsd.hostfs._caller cimport (
-    FD_BYTES, become, fd_name, place_get, place_put, place_t, reopen, unbecome,
-)
+from vfsd.hostfs._caller cimport FD_BYTES, fd_name, place_get, place_put, place_t, reopen
+from vfsd.hostfs._credentials cimport become, caller_read, creator_t, enter_proc, keep_setid, unbecome
 from vfsd.hostfs._handles cimport handle_get, handle_put
+from vfsd.hostfs._idmap cimport translate
 from vfsd.hostfs._inodes cimport attr_fill, attr_of
 from vfsd.hostfs._slots cimport tables_t
 from vfsd.hostfs._tables cimport Tables
@@ -21,6 +21,7 @@ __all__ = ("install",)
 
 cdef enum:
     STATX_RESERVED = 0x80000000  # STATX__RESERVED of linux/stat.h: EINVAL
+    LEAVE = 0xffffffff  # chown(2): leave that id alone
     FCHMODAT2 = 452  # the same number on every architecture; younger than Debian 12's libc
 
 # What fuse_statx has room for and says of a file; other attributes are of the host's name space.
@@ -73,7 +74,7 @@ cdef int reply_statx(tables_t *t, request_t *r, int fd, const w.fuse_statx_in *a
     if h.statx(fd, b"", h.AT_EMPTY_PATH | arg.sx_flags, arg.sx_mask & STATX_MASK, &st) < 0:
         return -errno
     memset(&out, 0, sizeof(out))
-    attr_fill(&st, &attr)
+    attr_fill(t, &st, &attr)
     out.attr_valid = t.attr_valid
     out.attr_valid_nsec = t.attr_valid_nsec
     out.stat.mask = st.stx_mask & STATX_MASK
@@ -129,31 +130,37 @@ cdef int op_access(void *fs, request_t *r) noexcept nogil:
     """access(2) as the caller. Linux never asks on virtio-fs, where it goes by the modes it knows."""
     cdef tables_t *t = <tables_t *>fs
     cdef w.fuse_access_in arg
+    cdef creator_t c
     cdef place_t p
     cdef uint32_t mode
     cdef int rc
     memset(&arg, 0, sizeof(arg))
     if span_read(&r.body, &arg, sizeof(arg)) < 0 or arg.mask & ~<uint32_t>(h.R_OK | h.W_OK | h.X_OK):
         return -EINVAL
-    rc = place_get(t, r.header.nodeid, &p)
+    rc = caller_read(t, r, &c)
+    if rc == 0:
+        rc = place_get(t, r.header.nodeid, &p)
     if rc < 0:
         return rc
     mode = t.inodes[p.index].mode
     if t.readonly and arg.mask & h.W_OK and (mode == h.S_IFREG or mode == h.S_IFDIR or mode == h.S_IFLNK):
         rc = -EROFS  # sb_permission: what else there is does not write to the file system
     if rc == 0:
-        rc = become(t, r)
+        rc = become(t, &c)
     if rc == 0:
         rc = -errno if h.syscall(h.SYS_faccessat2, p.fd, b"", arg.mask, h.AT_EMPTY_PATH | h.AT_EACCESS) < 0 else 0
-        unbecome(t, r)
+        unbecome(t, &c)
     place_put(t, &p)
     return rc
 
 
 cdef int set_size(tables_t *t, place_t *p, const w.fuse_setattr_in *arg) noexcept nogil:
     """Through the guest's own handle if it named one: it may be the only one allowed to write."""
-    cdef int fd = -1, rc
     cdef int64_t index
+    cdef int fd = -1
+    cdef int rc = keep_setid(t, not (t.killpriv_v2 and arg.valid & w.FATTR_KILL_SUIDGID))
+    if rc < 0:
+        return rc
     if arg.valid & w.FATTR_FH and (arg.fh != 0 or not t.zero_open):
         index = handle_get(t, arg.fh, &fd)
         if index < 0:
@@ -169,9 +176,39 @@ cdef int set_size(tables_t *t, place_t *p, const w.fuse_setattr_in *arg) noexcep
     return rc
 
 
+cdef int set_owner(tables_t *t, int fd, const w.fuse_setattr_in *arg) noexcept nogil:
+    """The kernel takes set-id bits and its security.capability away."""
+    cdef uint32_t uid = LEAVE, gid = LEAVE
+    cdef int rc = 0
+    if arg.valid & w.FATTR_UID:
+        rc = -EINVAL if arg.uid == LEAVE else translate(&t.uid_to_host, arg.uid, &uid)
+    if rc == 0 and arg.valid & w.FATTR_GID:
+        rc = -EINVAL if arg.gid == LEAVE else translate(&t.gid_to_host, arg.gid, &gid)
+    if rc == 0:
+        rc = keep_setid(t, True)
+    if rc == 0:
+        rc = -errno if h.fchownat(fd, b"", uid, gid, h.AT_EMPTY_PATH) < 0 else 0
+    return rc
+
+
+cdef int remove_capability(tables_t *t, int fd) noexcept nogil:
+    """What the kernel does to security.capability, where that goes by another name."""
+    cdef char path[FD_BYTES]
+    cdef int rc
+    if t.capability[0] == 0:
+        return 0
+    rc = enter_proc(t)
+    if rc == 0 and h.removexattr(fd_name(fd, path), t.capability) < 0 and errno not in (ENODATA, EOPNOTSUPP):
+        rc = -errno
+    return rc
+
+
 cdef int set_mode(tables_t *t, int fd, uint32_t mode) noexcept nogil:
     """By descriptor (fchmodat2, Linux 6.6) or through /proc, which costs a path walk."""
     cdef char name[FD_BYTES]
+    cdef int rc = keep_setid(t, True)
+    if rc < 0:
+        return rc
     if h.syscall(FCHMODAT2, fd, b"", mode, h.AT_EMPTY_PATH) == 0:
         return 0
     if errno != ENOSYS:
@@ -200,7 +237,6 @@ cdef int op_setattr(void *fs, request_t *r) noexcept nogil:
     cdef tables_t *t = <tables_t *>fs
     cdef w.fuse_setattr_in arg
     cdef place_t p
-    cdef uint32_t nobody = 0xffffffff  # chown(2): leave that id alone
     cdef int rc
     memset(&arg, 0, sizeof(arg))
     if span_read(&r.body, &arg, sizeof(arg)) < 0 or r.reply.bytes < sizeof(w.fuse_attr_out):
@@ -210,11 +246,11 @@ cdef int op_setattr(void *fs, request_t *r) noexcept nogil:
         return rc
     # The owner first: a change of owner takes set-uid bits away, which the mode may ask for.
     if arg.valid & (w.FATTR_UID | w.FATTR_GID):
-        rc = h.fchownat(p.fd, b"", arg.uid if arg.valid & w.FATTR_UID else nobody,
-                        arg.gid if arg.valid & w.FATTR_GID else nobody, h.AT_EMPTY_PATH)
-        rc = -errno if rc < 0 else 0
+        rc = set_owner(t, p.fd, &arg)
     if rc == 0 and arg.valid & w.FATTR_MODE:
         rc = set_mode(t, p.fd, arg.mode & 0o7777)
+    if rc == 0 and arg.valid & (w.FATTR_UID | w.FATTR_GID | w.FATTR_SIZE):
+        rc = remove_capability(t, p.fd)
     if rc == 0 and arg.valid & w.FATTR_SIZE:
         rc = set_size(t, &p, &arg)
     if rc == 0 and arg.valid & (w.FATTR_ATIME | w.FATTR_MTIME):

@@ -11,13 +11,15 @@ from vfsd.fuse.dispatch cimport (
 from vfsd.hostfs cimport _host as h
 from vfsd.hostfs._anchors cimport out_of_descriptors
 from vfsd.hostfs._caller cimport (
-    FD_BYTES, NAME_BYTES, become, check_end, fd_name, file_get, place_get, place_put, place_t, read_last_name,
-    read_string, reopen, unbecome,
+    fd_name, file_get, place_get, place_put, place_t, read_name, read_string, reopen,
+)
+from vfsd.hostfs._credentials cimport (
+    become, creator_read, creator_t, keep_setid, override, set_context, unbecome,
 )
 from vfsd.hostfs._handles cimport handle_get, handle_open, handle_put, handle_release
 from vfsd.hostfs._inodes cimport attr_of, entry_at, entry_of_open, inode_forget, inode_get, inode_put
 from vfsd.hostfs._kinds cimport closes_quietly
-from vfsd.hostfs._slots cimport tables_t
+from vfsd.hostfs._slots cimport NAME_BYTES, tables_t
 from vfsd.hostfs._tables cimport Tables
 
 from vfsd.fuse.opcodes import NUMBER
@@ -73,6 +75,21 @@ cdef int reply_open(tables_t *t, request_t *r, uint32_t index, uint32_t flags, i
     return span_write(&r.reply, &out, sizeof(out))
 
 
+cdef int open_for_guest(tables_t *t, place_t *p, uint32_t flags, uint32_t open_flags) noexcept nogil:
+    """A descriptor by the guest's flags; O_TRUNC takes set-id bits away if the guest says so."""
+    cdef int fd = 0
+    if flags & h.O_TRUNC:
+        fd = keep_setid(t, not (t.killpriv_v2 and open_flags & w.FUSE_OPEN_KILL_SUIDGID))
+    if fd == 0:
+        fd = reopen(t, p, host_flags(t, flags))
+    if fd == -EACCES and t.writeback:
+        # Widened to read what the daemon's user may only write.
+        fd = reopen(t, p, <int>flags & t.pass_flags)
+    if fd >= 0 and flags & h.O_TRUNC and t.capability[0]:
+        h.fremovexattr(fd, t.capability)
+    return fd
+
+
 cdef int op_open(void *fs, request_t *r) noexcept nogil:
     cdef tables_t *t = <tables_t *>fs
     cdef w.fuse_open_in arg
@@ -85,10 +102,7 @@ cdef int op_open(void *fs, request_t *r) noexcept nogil:
     rc = place_get(t, r.header.nodeid, &p)
     if rc < 0:
         return rc
-    rc = reopen(t, &p, host_flags(t, arg.flags))
-    if rc == -EACCES and t.writeback:
-        # Widened to read what the daemon's user may only write.
-        rc = reopen(t, &p, <int>arg.flags & t.pass_flags)
+    rc = open_for_guest(t, &p, arg.flags, arg.open_flags)
     if rc >= 0:
         rc = reply_open(t, r, p.index, arg.flags, rc)
     place_put(t, &p)
@@ -96,23 +110,28 @@ cdef int op_open(void *fs, request_t *r) noexcept nogil:
 
 
 cdef int make(
-    tables_t *t, request_t *r, int parent, const char *name, int how, const w.fuse_create_in *arg,
+    tables_t *t, const creator_t *c, int parent, const char *name, int how, const w.fuse_create_in *arg,
 ) noexcept nogil:
     """A new file of the caller's: its descriptor or -errno. how: the open flags that make it."""
     cdef int flags = host_flags(t, arg.flags)
-    cdef int fd, rc
+    cdef int fd = -1, rc
     flags |= how | h.O_NOFOLLOW | h.O_CLOEXEC | h.O_NONBLOCK
-    while True:
-        rc = become(t, r)
+    while fd < 0:
+        rc = become(t, c)
         if rc < 0:
             return rc
         fd = h.openat(parent, name, flags, arg.mode & 0o7777)
+        if fd < 0 and override(t, c, -errno):
+            fd = h.openat(parent, name, flags, arg.mode & 0o7777)
         rc = errno
-        unbecome(t, r)
-        if fd >= 0:
-            return fd
-        if not out_of_descriptors(t, rc):
+        unbecome(t, c)
+        if fd < 0 and not out_of_descriptors(t, rc):
             return -ENFILE if rc == EMFILE else -rc
+    rc = set_context(t, parent, name if how & h.O_CREAT else NULL, fd, c)
+    if rc < 0:
+        h.close(fd)
+        return rc
+    return fd
 
 
 cdef int reply_created(tables_t *t, request_t *r, const w.fuse_entry_out *entry, uint32_t flags, int fd) noexcept nogil:
@@ -122,13 +141,13 @@ cdef int reply_created(tables_t *t, request_t *r, const w.fuse_entry_out *entry,
     return reply_open(t, r, <uint32_t>entry.nodeid, flags, fd)
 
 
-cdef int open_existing(tables_t *t, w.fuse_entry_out *entry, int flags) noexcept nogil:
+cdef int open_existing(tables_t *t, w.fuse_entry_out *entry, const w.fuse_create_in *arg) noexcept nogil:
     """As OPEN would, following nothing; the entry then says what the file has become."""
     cdef w.fuse_attr_out now
     cdef place_t p
     cdef int fd = place_get(t, entry.nodeid, &p)
     if fd == 0:
-        fd = reopen(t, &p, flags)
+        fd = open_for_guest(t, &p, arg.flags, arg.open_flags)
         if fd >= 0 and attr_of(t, fd, &now) == 0:
             entry.attr = now.attr
         place_put(t, &p)
@@ -139,13 +158,16 @@ cdef int op_create(void *fs, request_t *r) noexcept nogil:
     cdef tables_t *t = <tables_t *>fs
     cdef w.fuse_create_in arg
     cdef w.fuse_entry_out entry
+    cdef creator_t c
     cdef place_t p
     cdef char name[NAME_BYTES]
     cdef int fd, rc
     memset(&entry, 0, sizeof(entry))
     if span_read(&r.body, &arg, sizeof(arg)) < 0:
         return -EINVAL
-    rc = read_last_name(r, name)
+    rc = read_name(r, name)
+    if rc == 0:
+        rc = creator_read(t, r, arg.umask, &c)
     if rc < 0:
         return rc
     if r.reply.bytes < sizeof(entry) + sizeof(w.fuse_open_out):
@@ -153,14 +175,14 @@ cdef int op_create(void *fs, request_t *r) noexcept nogil:
     rc = place_get(t, r.header.nodeid, &p)
     if rc < 0:
         return rc
-    fd = make(t, r, p.fd, name, h.O_CREAT | h.O_EXCL, &arg)
+    fd = make(t, &c, p.fd, name, h.O_CREAT | h.O_EXCL, &arg)
     rc = fd
     # Or the host made the name after the guest had looked.
     if fd >= 0 or (fd == -EEXIST and not arg.flags & h.O_EXCL):
         rc = entry_at(t, p.fd, name, fd >= 0, &entry)
     place_put(t, &p)
     if rc >= 0 and fd < 0:
-        fd = open_existing(t, &entry, host_flags(t, arg.flags))
+        fd = open_existing(t, &entry, &arg)
         rc = fd
     if rc >= 0:
         rc = reply_created(t, r, &entry, arg.flags, fd)
@@ -176,6 +198,7 @@ cdef int op_tmpfile(void *fs, request_t *r) noexcept nogil:
     cdef tables_t *t = <tables_t *>fs
     cdef w.fuse_create_in arg
     cdef w.fuse_entry_out entry
+    cdef creator_t c
     cdef place_t p
     cdef char name[NAME_BYTES]
     cdef int fd, rc
@@ -184,12 +207,14 @@ cdef int op_tmpfile(void *fs, request_t *r) noexcept nogil:
         return -EINVAL
     # d_tmpfile's name, "/" from Linux, stands for nothing.
     rc = read_string(&r.body, name, NAME_BYTES)
-    if rc < 0 or check_end(r) < 0 or r.reply.bytes < sizeof(entry) + sizeof(w.fuse_open_out):
+    if rc < 0 or r.reply.bytes < sizeof(entry) + sizeof(w.fuse_open_out):
         return -EINVAL
-    rc = place_get(t, r.header.nodeid, &p)
+    rc = creator_read(t, r, arg.umask, &c)
+    if rc == 0:
+        rc = place_get(t, r.header.nodeid, &p)
     if rc < 0:
         return rc
-    fd = make(t, r, p.fd, b".", h.O_TMPFILE | (<int>arg.flags & h.O_EXCL), &arg)
+    fd = make(t, &c, p.fd, b".", h.O_TMPFILE | (<int>arg.flags & h.O_EXCL), &arg)
     place_put(t, &p)
     if fd < 0:
         return fd
@@ -240,6 +265,17 @@ cdef int64_t transfer(transfer_t op, int fd, span_t *s, int64_t offset) noexcept
             return done
         at += n
     return done
+
+
+cdef int lose_rights(tables_t *t, int fd, bint kills) noexcept nogil:
+    """Before a file is changed: 0 or -errno. kills: its set-id bits go with the change.
+
+    FALLOCATE and copies have no flag for that: they kill unless root asks, who with FUSE_ALLOW_IDMAP
+    can't be told. The kernel takes security.capability away always, by its own name.
+    """
+    if t.capability[0]:
+        h.fremovexattr(fd, t.capability)
+    return keep_setid(t, not (t.killpriv_v2 and kills))
 
 
 cdef bint at_end(int fd, int64_t offset) noexcept nogil:
@@ -298,7 +334,9 @@ cdef int op_write(void *fs, request_t *r) noexcept nogil:
     # writeback cache the end is where this guest says.
     if arg.flags & h.O_APPEND and not t.writeback and not arg.write_flags & w.FUSE_WRITE_CACHE:
         op = append
-    done = transfer(op, fd, &r.body, arg.offset)
+    done = lose_rights(t, fd, arg.write_flags & w.FUSE_WRITE_KILL_SUIDGID)
+    if done == 0:
+        done = transfer(op, fd, &r.body, arg.offset)
     handle_put(t, index)
     if done < 0:
         return <int>done
@@ -383,7 +421,9 @@ cdef int op_fallocate(void *fs, request_t *r) noexcept nogil:
     index = file_get(t, r.header.nodeid, arg.fh, h.O_WRONLY, &fd)
     if index < 0:
         return <int>index
-    rc = -errno if h.fallocate(fd, arg.mode, arg.offset, arg.length) < 0 else 0
+    rc = lose_rights(t, fd, r.header.uid != 0)
+    if rc == 0:
+        rc = -errno if h.fallocate(fd, arg.mode, arg.offset, arg.length) < 0 else 0
     handle_put(t, index)
     return rc
 
@@ -408,9 +448,11 @@ cdef int64_t copy_range(tables_t *t, request_t *r) noexcept nogil:
         return target
     off_in = arg.off_in
     off_out = arg.off_out
-    done = h.copy_file_range(fd_in, &off_in, fd_out, &off_out, arg.len if arg.len < COPY_MAX else COPY_MAX, 0)
-    if done < 0:
-        done = -errno
+    done = lose_rights(t, fd_out, r.header.uid != 0)
+    if done == 0:
+        done = h.copy_file_range(fd_in, &off_in, fd_out, &off_out, arg.len if arg.len < COPY_MAX else COPY_MAX, 0)
+        if done < 0:
+            done = -errno
     handle_put(t, target)
     handle_put(t, source)
     return done

@@ -9,6 +9,7 @@ from vfsd.fuse.dispatch import Dispatch
 from vfsd.fuse.opcodes import OPERATIONS
 from vfsd.hostfs._tables import Tables
 from vfsd.hostfs.cache import CachePolicy, DirectWrites
+from vfsd.hostfs.identity import IdentityPolicy
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,13 @@ class Policy:
     mmap: bool
     readonly: bool
     zero_open: bool
+    identity: IdentityPolicy
 
     def init_flags(self) -> Init:
         """What is to be agreed in INIT because of it."""
-        flags = Init.DO_READDIRPLUS | Init.READDIRPLUS_AUTO if self.cache.readdirplus else Init(0)
+        flags = self.identity.offered()
+        if self.cache.readdirplus:
+            flags |= Init.DO_READDIRPLUS | Init.READDIRPLUS_AUTO
         if self.cache.symlinks:
             flags |= Init.CACHE_SYMLINKS
         if self.writeback:
@@ -67,11 +71,13 @@ class HostFs:
         self.tables.set_policy(open_flags, cache.opendir_flags, policy.xattr)
         quiet = Fopen.NOFLUSH if policy.noflush else Fopen(0)
         self.tables.set_opening(quiet, policy.parallel_flags(True), policy.direct_io)
+        policy.identity.compile(self.tables)
 
     def agree(self, flags: Init) -> None:
         """What INIT has settled; no other request is under way."""
         zero_open = self.policy.zero_open and Init.NO_OPEN_SUPPORT in flags
         self.tables.agree(Init.WRITEBACK_CACHE in flags, zero_open)
+        self.policy.identity.agree(self.tables, flags)
 
     def install(self, dispatch: Dispatch) -> None:
         """Give every operation of the table that lives in this package to the dispatch."""

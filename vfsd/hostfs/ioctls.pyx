@@ -7,7 +7,7 @@ from libc.string cimport memset
 from vfsd cimport _wire as w
 from vfsd.fuse.dispatch cimport WOULD_BLOCK, Dispatch, request_args, request_t, span_read, span_write
 from vfsd.hostfs cimport _host as h
-from vfsd.hostfs._caller cimport become, unbecome
+from vfsd.hostfs._credentials cimport become, caller_read, creator_t, unbecome
 from vfsd.hostfs._handles cimport handle_get, handle_put
 from vfsd.hostfs._slots cimport tables_t
 from vfsd.hostfs._tables cimport Tables
@@ -60,12 +60,15 @@ cdef command_t command_of(uint32_t cmd) noexcept nogil:
 
 cdef int set_attributes(tables_t *t, request_t *r, int fd, const command_t *c, data_t *data) noexcept nogil:
     """As the caller: whose file it is, and who may make one immutable, is for the host to say."""
+    cdef creator_t who
     cdef int rc = span_read(&r.body, data, c.size)
     if rc == 0:
-        rc = become(t, r)
+        rc = caller_read(t, r, &who)
+    if rc == 0:
+        rc = become(t, &who)
     if rc == 0:
         rc = -errno if h.ioctl(fd, c.request, data) < 0 else 0
-        unbecome(t, r)
+        unbecome(t, &who)
     return rc
 
 

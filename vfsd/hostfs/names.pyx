@@ -8,11 +8,12 @@ from vfsd cimport _wire as w
 from vfsd.fuse.dispatch cimport NO_REPLY, Dispatch, request_t, span_read, span_write
 from vfsd.hostfs cimport _host as h
 from vfsd.hostfs._caller cimport (
-    FD_BYTES, NAME_BYTES, PATH_BYTES, become, fd_name, hold_name, place_get, place_put, place_t, read_last_name, read_name,
-    read_string, reply_entry, unbecome,
+    FD_BYTES, PATH_BYTES, fd_name, hold_name, place_get, place_put, place_t, read_last_name, read_name, read_string,
+    reply_entry,
 )
+from vfsd.hostfs._credentials cimport become, caller_read, creator_read, creator_t, override, set_context, unbecome
 from vfsd.hostfs._inodes cimport inode_forget, inode_put, lookup
-from vfsd.hostfs._slots cimport tables_t
+from vfsd.hostfs._slots cimport NAME_BYTES, tables_t
 from vfsd.hostfs._tables cimport Tables
 
 from vfsd.fuse.opcodes import NUMBER
@@ -92,19 +93,27 @@ cdef int op_readlink(void *fs, request_t *r) noexcept nogil:
 ctypedef int (*make_t)(int parent, const char *name, const void *what) noexcept nogil
 
 
-cdef int make(tables_t *t, request_t *r, const char *name, make_t call, const void *what) noexcept nogil:
+cdef int make(tables_t *t, request_t *r, const char *name, uint32_t umask, make_t call,
+              const void *what) noexcept nogil:
     """Make a name, the caller's own, and answer with its entry."""
+    cdef creator_t c
     cdef place_t p
-    cdef int rc
+    cdef int rc = creator_read(t, r, umask, &c)
+    if rc < 0:
+        return rc
     if r.reply.bytes < sizeof(w.fuse_entry_out):
         return -EINVAL
     rc = place_get(t, r.header.nodeid, &p)
     if rc < 0:
         return rc
-    rc = become(t, r)
+    rc = become(t, &c)
     if rc == 0:
         rc = -errno if call(p.fd, name, what) < 0 else 0
-        unbecome(t, r)
+        if override(t, &c, rc):
+            rc = -errno if call(p.fd, name, what) < 0 else 0
+        unbecome(t, &c)
+    if rc == 0:
+        rc = set_context(t, p.fd, name, -1, &c)
     if rc == 0:
         rc = reply_entry(t, r, p.fd, name, True)
     place_put(t, &p)
@@ -121,7 +130,7 @@ cdef int op_symlink(void *fs, request_t *r) noexcept nogil:
     cdef int rc = read_name(r, name)
     if rc == 0:
         rc = read_string(&r.body, target, PATH_BYTES)
-    return rc if rc < 0 else make(<tables_t *>fs, r, name, make_symlink, target)
+    return rc if rc < 0 else make(<tables_t *>fs, r, name, 0, make_symlink, target)
 
 
 cdef int make_node(int parent, const char *name, const void *what) noexcept nogil:
@@ -136,8 +145,8 @@ cdef int op_mknod(void *fs, request_t *r) noexcept nogil:
     cdef char name[NAME_BYTES]
     cdef int rc = span_read(&r.body, &arg, sizeof(arg))
     if rc == 0:
-        rc = read_last_name(r, name)
-    return rc if rc < 0 else make(<tables_t *>fs, r, name, make_node, &arg)
+        rc = read_name(r, name)
+    return rc if rc < 0 else make(<tables_t *>fs, r, name, arg.umask, make_node, &arg)
 
 
 cdef int make_directory(int parent, const char *name, const void *what) noexcept nogil:
@@ -149,8 +158,8 @@ cdef int op_mkdir(void *fs, request_t *r) noexcept nogil:
     cdef char name[NAME_BYTES]
     cdef int rc = span_read(&r.body, &arg, sizeof(arg))
     if rc == 0:
-        rc = read_last_name(r, name)
-    return rc if rc < 0 else make(<tables_t *>fs, r, name, make_directory, &arg)
+        rc = read_name(r, name)
+    return rc if rc < 0 else make(<tables_t *>fs, r, name, arg.umask, make_directory, &arg)
 
 
 cdef int op_link(void *fs, request_t *r) noexcept nogil:
@@ -209,6 +218,7 @@ cdef int op_rmdir(void *fs, request_t *r) noexcept nogil:
 
 cdef int move(void *fs, request_t *r, uint64_t new_dir, uint32_t flags) noexcept nogil:
     cdef tables_t *t = <tables_t *>fs
+    cdef creator_t c
     cdef place_t old, new
     cdef char old_name[NAME_BYTES]
     cdef char new_name[NAME_BYTES]
@@ -224,14 +234,16 @@ cdef int move(void *fs, request_t *r, uint64_t new_dir, uint32_t flags) noexcept
     if rc == 0:
         # Who may rename is for the guest to say; but a whiteout is a new file, so the caller's.
         if flags & h.RENAME_WHITEOUT:
-            rc = become(t, r)
+            rc = caller_read(t, r, &c)
+            if rc == 0:
+                rc = become(t, &c)
         if rc == 0:
             held = hold_name(t, new.fd, new_name)
             rc = -errno if h.renameat2(old.fd, old_name, new.fd, new_name, flags) < 0 else 0
             if held:
                 inode_put(t, held)
             if flags & h.RENAME_WHITEOUT:
-                unbecome(t, r)
+                unbecome(t, &c)
         place_put(t, &new)
     place_put(t, &old)
     return rc

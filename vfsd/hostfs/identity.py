@@ -1,0 +1,57 @@
+"""Whose files are and what is attached to them: the operator's choices, and what INIT has to agree on."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from vfsd.fuse.abi import Init
+from vfsd.hostfs import idmap, xattrmap
+from vfsd.hostfs._tables import Tables
+
+Negotiation = Literal["never", "auto", "always"]  # auto: if the guest can; always: it must
+
+POSIX_ACL = Init.POSIX_ACL | Init.DONT_MASK | Init.SETXATTR_EXT
+
+
+@dataclass(frozen=True)
+class IdentityPolicy:
+    posix_acl: Negotiation
+    security_label: Negotiation
+    killpriv_v2: bool
+    uids: idmap.IdMap
+    gids: idmap.IdMap
+    xattr_rules: tuple[xattrmap.Rule, ...]
+
+    def offered(self) -> Init:
+        # Virtio-fs guests check permissions themselves, always: ids are needed of who creates only.
+        flags = Init.CREATE_SUPP_GROUP | Init.ALLOW_IDMAP
+        if self.killpriv_v2:
+            flags |= Init.HANDLE_KILLPRIV_V2
+        if self.posix_acl != "never":
+            flags |= POSIX_ACL
+        if self.security_label != "never":
+            flags |= Init.SECURITY_CTX
+        return flags
+
+    def required(self) -> Init:
+        """Without which there shall be no session."""
+        flags = POSIX_ACL if self.posix_acl == "always" else Init(0)
+        return flags | Init.SECURITY_CTX if self.security_label == "always" else flags
+
+    def compile(self, tables: Tables) -> None:
+        """Before the first request."""
+        uids, gids, rules = self.uids, self.gids, self.xattr_rules
+        tables.set_id_maps(
+            idmap.pack(uids.to_host), idmap.pack(uids.to_guest),
+            idmap.pack(gids.to_host), idmap.pack(gids.to_guest),
+        )  # fmt: skip
+        tables.set_xattr_rules(xattrmap.pack(rules), xattrmap.host_capability(rules))
+
+    def agree(self, tables: Tables, flags: Init) -> None:
+        """What INIT has settled, before the guest's next request."""
+        tables.agree_identity(
+            posix_acl=POSIX_ACL in flags,
+            killpriv_v2=Init.HANDLE_KILLPRIV_V2 in flags,
+            setxattr_ext=Init.SETXATTR_EXT in flags,
+            security_ctx=Init.SECURITY_CTX in flags,
+            supp_group=Init.CREATE_SUPP_GROUP in flags,
+        )
