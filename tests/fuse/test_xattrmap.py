@@ -229,7 +229,7 @@ def test_any_text_is_rules_or_a_mistake_within_it(text: str, data: st.DataObject
         ("", 1, "there is no rule"),
         ("  \n", 1, "there is no rule"),
         (":ok:all::", 10, "the prepend does not end"),
-        (":ok:all:::x", 13, "the type does not end"),
+        (":ok:all:::x", 12, "the type does not end"),
         ("ok:all:::", 10, "the type does not end"),
         (":okay:all:::", 2, "type 'okay'"),
         (":OK:all:::", 2, "type 'OK'"),
