@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -28,12 +28,15 @@ class Share:
         *,
         cache: str = "auto",
         tag: str | None = "myfs",
+        options: Sequence[str] = (),
     ) -> None:
+        """options: further ones of the daemon."""
         self.host = host
         self._start_daemon = start_daemon
         self._make_guest = make_guest
         self._cache = cache
         self._tag = tag
+        self._options = options
         self._daemon: Daemon | None = None
         self._guest: Guest | None = None
 
@@ -44,7 +47,9 @@ class Share:
         if self._guest is not None:
             self._guest.kill()
         if self._daemon is None or not self._daemon.running():
-            self._daemon = self._start_daemon(self.host, cache=self._cache, tag=self._tag)
+            self._daemon = self._start_daemon(
+                self.host, cache=self._cache, tag=self._tag, options=self._options
+            )
         self._guest = self._make_guest(self._daemon).start()
         self._guest.mount()
         return self

@@ -143,7 +143,7 @@ def acls_of(path: Path) -> dict[str, Callable[[], object]]:
         "setfacl": lambda: os.setxattr(path / "openf", "system.posix_acl_access", access),
         "setfacl default": lambda: os.setxattr(path / "opend", "system.posix_acl_default", DEFAULT),
         "setfacl bad": lambda: os.setxattr(path / "openf", "system.posix_acl_access", b"nonsense"),
-        "setfacl of a file's default": lambda: os.setxattr(path / "openf", "system.posix_acl_default", DEFAULT),
+        "default of a file": lambda: os.setxattr(path / "openf", "system.posix_acl_default", DEFAULT),
         "setfacl of root's": lambda: os.setxattr(path, "system.posix_acl_access", access),
         "drop": lambda: os.removexattr(path / "openf", "system.posix_acl_access"),
         "sgid, not in its group": lambda: os.setxattr(path / "sgid", "system.posix_acl_access", access),
