@@ -104,10 +104,12 @@ def rust_command(program: Sequence[str], handles: str | None, setting: Setting) 
     if setting.guest == "uml" and version_numbers(said((UML, "--version"))) < UML_EXACT:
         raise NotOffered("refuses the memory table of user-mode Linux 6.1, which is longer than it says;"
                          " --guest qemu does without")  # fmt: skip
-    if setting.locks:
-        expect_offered(program, "--posix-lock", "locks")
-    if setting.dax:
-        expect_offered(program, "--dax-window", "DAX window")
+    for on, option in (
+        (setting.writeback, "--writeback"), (setting.locks, "--posix-lock"), (setting.dax, "--dax-window"),
+        (setting.guest == "uml", "--tag"), (setting.xattr, "--xattr"),
+    ):  # fmt: skip
+        if on:
+            expect_offered(program, option, option)
     return [
         *(*program, "--socket-path", "{socket}", "--shared-dir", "{dir}"),
         *("--sandbox", "none", "--seccomp", "none", "--cache", mode),

@@ -96,7 +96,9 @@ def sample(task: Task, work: Work, outcome: Outcome) -> Sample:
         side = found["read"] if found["read"]["total_ios"] else found["write"]
         error, done, amount, took = found["error"], side["total_ios"], side["io_bytes"], side["runtime"]
         latency = side["clat_ns"]
-        percentiles = {float(key): float(value) for key, value in latency["percentile"].items()}
+        longest = float(latency["max"])
+        # Ends of fio's buckets, which may lie beyond what was seen.
+        percentiles = {float(key): min(float(value), longest) for key, value in latency["percentile"].items()}
     except (ValueError, KeyError, IndexError) as problem:
         expect(False, f"fio's report can't be read: {problem!r}")
         raise
@@ -104,7 +106,7 @@ def sample(task: Task, work: Work, outcome: Outcome) -> Sample:
     expect(done == task.items(work.profile), f"fio did {done} of {task.items(work.profile)}")
     return Sample(
         done, max(took, 1) / 1e3, amount,
-        p50=percentiles[50.0], p99=percentiles[99.0], p999=percentiles[99.9], max=float(latency["max"]),
+        p50=percentiles[50.0], p99=percentiles[99.0], p999=percentiles[99.9], max=longest,
     )  # fmt: skip
 
 

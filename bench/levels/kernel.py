@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -31,7 +32,6 @@ from .place import Place
 TOOLS = Path(inside.__file__).parent
 LOOK_S = 0.02
 LIMITS = 30  # times the patience is what a program may take
-KILLED_S = 5.0
 
 
 def here() -> dict[str, str]:
@@ -45,8 +45,18 @@ def spent() -> float:
     return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
 
 
-def run_here(argv: list[str], limit: float, look: Callable[[], None] | None = None) -> str:
-    """What a command on this host prints. look: called all the time, may raise. Failed."""
+def nothing() -> None:
+    pass
+
+
+def run_here(
+    argv: list[str], limit: float, look: Callable[[], None] = nothing, give_up: Callable[[], None] = nothing
+) -> str:
+    """What a command on this host prints. Failed: it did not end in time.
+
+    look: called all the time, may raise. give_up: when the command is killed, to answer it what it waits
+    for; a kernel does not end a process that waits for a file system.
+    """
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
@@ -56,15 +66,14 @@ def run_here(argv: list[str], limit: float, look: Callable[[], None] | None = No
             while process.poll() is None:
                 if time.monotonic() > ends:
                     raise Failed(f"did not end within {limit:g} s")
-                if look is not None:
-                    look()
+                look()
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(LOOK_S)
         finally:
             if process.poll() is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, 9)
-        process.wait(KILLED_S)
+                os.killpg(process.pid, signal.SIGKILL)
+                give_up()
+                process.wait()
         output.seek(0)
         return output.read().decode(errors="replace")
 

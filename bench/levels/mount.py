@@ -83,9 +83,8 @@ class MountSession(KernelSession):
     def execute(self, argv: list[str], when: str) -> str:
         stall = Stall(self.device.transport, self.place.no_reply)
         try:
-            said = run_here(argv, self.limit, stall.look)
+            said = run_here(argv, self.limit, stall.look, self._mount.abort)
         except Failed as problem:
-            self._mount.abort()
             expect_device(self.device, self.running, when)
             self.running.kill()
             raise Failed(f"{problem} {when}") from problem
