@@ -40,6 +40,9 @@ class Level(Protocol):
     def cells(self, profile: Profile) -> list[Cell]:
         """What a profile measures here."""
 
+    def fresh(self, cell: Cell) -> bool:
+        """Whether a cell needs a daemon that has done nothing before."""
+
     def around(self, errand: Errand, target: Target) -> AbstractContextManager[None]:
         """What has to be there before a daemon is started for an errand. NotOffered."""
 

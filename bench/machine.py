@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -57,6 +58,7 @@ def facts() -> dict[str, str]:
         "vfsd": __version__,
         "huge pages of shared memory": first("/sys/kernel/mm/transparent_hugepage/shmem_enabled"),
         "frequency governor": first("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "descriptors a process may have": str(resource.getrlimit(resource.RLIMIT_NOFILE)[1]),
         "load before": f"{os.getloadavg()[0]:.2f}",
         "user": "root" if os.geteuid() == 0 else "not root",
     }

@@ -16,10 +16,11 @@ from .terminal import problems, setting_title, weights
 
 COLOURS = 5
 EXPLAINED = (
-    "Times are for one operation, or one entry of a listing: the time that passed by the operations that"
-    " were done, the median of the rounds; thin lines are from the best to the worst round. The floor is"
-    " the same work as bare system calls, by one thread. Ratios below 1 to the floor are possible: several"
-    " queues, or a daemon that leaves out part of the work, as O_DIRECT. Every reply was checked."
+    "Times are for one operation, one entry of a listing or one file of a program's work: the time that"
+    " passed by the operations that were done, the median of the rounds; thin lines are from the best to the"
+    " worst round. The floor is the same work without a daemon: bare system calls by one thread, or the same"
+    " program in the host's directory. Ratios below 1 to the floor are possible: several queues, or a daemon"
+    " that leaves out part of the work, as O_DIRECT. Every reply and every program's outcome was checked."
 )
 
 BESIDE = (
@@ -136,7 +137,8 @@ def time_plots(rows: Sequence[Row], daemons: Sequence[str]) -> str:
         for row in some:
             for name in daemons:
                 result = row.results.get(name)
-                one = bar(f"{name} qd {row.cell.depth}", row.figures.get(name), kind(daemons, name))
+                label = f"{name} qd {row.cell.depth}" if len(some) > 1 else name
+                one = bar(label, row.figures.get(name), kind(daemons, name))
                 if result and result.failed:
                     one = Bar(one.label, None, 0, 0, one.kind, "FAILED")
                 lines.append(one)
@@ -329,10 +331,9 @@ def commands(report: Report) -> str:
     return "".join(parts)
 
 
-def key(daemons: Sequence[str]) -> str:
-    spans = "".join(
-        f'<span class="{kind(daemons, name)}"><b>{escape(name)}</b></span>' for name in (FLOOR, *daemons)
-    )
+def key(daemons: Sequence[str], floor: bool = True) -> str:
+    shown = (FLOOR, *daemons) if floor else daemons
+    spans = "".join(f'<span class="{kind(daemons, name)}"><b>{escape(name)}</b></span>' for name in shown)
     return element("div", spans, "key")
 
 
@@ -363,7 +364,7 @@ def of_level(report: Report, level: str, daemons: Sequence[str]) -> list[tuple[s
         return []
     title, main, legend = LEVELS.get(level, level), groups[0][1], key(daemons)
     found = [
-        (f"{title}: {setting_title(groups[0][0])}", both_tables(main, daemons)),
+        (f"{title}: {setting_title(groups[0][0]).removeprefix(level + ' · ')}", both_tables(main, daemons)),
         (f"{title}: time, and the floor", legend + time_plots(main, daemons)),
     ]
     for head, plot in (("latency, one at a time: p50, p99, p99.9 and the longest", latency_plots),
@@ -375,7 +376,27 @@ def of_level(report: Report, level: str, daemons: Sequence[str]) -> list[tuple[s
         f"<details><summary>{escape(setting_title(setting))}</summary>{both_tables(some, daemons)}</details>"
         for setting, some in groups[1:]
     )
-    return [*found, (f"{title}: other settings", more)]
+    found.append((f"{title}: other settings", more))
+    return [*found, (f"{title}: how long a change on the host stays unseen", guests_see(report, level))]
+
+
+def guests_see(report: Report, level: str) -> str:
+    """How long they stay unseen, where that is in no table of cache modes."""
+    found = [one for one in report.staleness if one.setting.level == level != "mount"]
+    if not found:
+        return ""
+    heads = ("daemon", *(f"{title} seen after" for title in cachetable.SEEN.values()))
+    body = []
+    for one in found:
+        row = element("th", escape(one.who))
+        if one.failed or one.missing:
+            text = escape(one.failed or one.missing or "")
+            row += f"<td class='left soft' colspan='{len(cachetable.SEEN)}'>{text}</td>"
+        else:
+            mode = cachetable.Mode(one.setting, one.who, staleness=one)
+            row += "".join(element("td", escape(text)) for text in cachetable.seen(mode))
+        body.append(row)
+    return table((element("tr", "".join(element("th", escape(head)) for head in heads)),), body)
 
 
 def page(report: Report) -> str:
@@ -393,7 +414,7 @@ def page(report: Report) -> str:
         ("Daemons", contestants(report)),
         ("What failed, and what was left out", f"<ul>{bad}</ul>" if lines else ""),
         ("Cache modes: what they save, and how old a guest's view may be",
-         modes + ONE_PLOT + key(daemons) + mode_plots(report, daemons) if modes else ""),
+         modes + ONE_PLOT + key(daemons, floor=False) + mode_plots(report, daemons) if modes else ""),
         *of_level(report, "wire", daemons),
         ("A getattr beside something slow on its queue", beside),
         ("Cache modes on the wire: what replies let a guest keep", replies),

@@ -49,7 +49,7 @@ class Room:
 
 
 PLAIN = Room()
-WIDE = Room(720.0, 160.0, 260.0)
+WIDE = Room(600.0, 140.0, 230.0)
 
 
 def bars(label: str, found: Sequence[Bar], room: Room = PLAIN) -> str:

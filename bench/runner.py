@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from itertools import groupby
 from typing import Protocol
 
 from .daemons import Running, Target
@@ -48,12 +47,14 @@ class Silent:
     def step(self, text: str) -> None: ...
 
 
-def chunks(cells: Sequence[Cell], size: int) -> list[list[Cell]]:
-    """Parts of one setting each, and of at most so many cells."""
-    found = []
-    for _, group in groupby(cells, key=lambda cell: cell.setting):
-        part = list(group)
-        found += [part[at : at + size] for at in range(0, len(part), size)]
+def chunks(cells: Sequence[Cell], size: int, fresh: Callable[[Cell], bool]) -> list[list[Cell]]:
+    """Parts of one setting each, and of at most so many cells. fresh: whether a cell must begin one."""
+    found: list[list[Cell]] = []
+    for cell in cells:
+        last = found[-1] if found else []
+        if not last or len(last) == size or last[0].setting != cell.setting or fresh(cell):
+            found.append([])
+        found[-1].append(cell)
     return found
 
 
@@ -101,7 +102,7 @@ class Run:
         )
         for number in range(rounds):
             done = {one.cell for one in self.report.results if one.who == FLOOR}  # and of this round
-            for cells in chunks(self.cells, self.level.chunk):
+            for cells in chunks(self.cells, self.level.chunk, self.level.fresh):
                 self._chunk(number, cells, done)
         for errand in self.errands:
             for entrant in self.entrants:

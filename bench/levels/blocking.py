@@ -128,15 +128,17 @@ def held_lock(session: WireSession) -> Iterator[Callable[[Callable[[int], None]]
     except OSError as problem:
         raise NotOffered(f"locks: {problem.strerror}") from problem
 
+    unlock = threading.Timer(SLOW_S, lambda: submit(session, lambda _: None, SETLK, node, lock(first, 1, 2)))
+    unlock.daemon = True
+
     def start(done: Callable[[int], None]) -> None:
         submit(session, done, SETLKW, node, lock(second, 2, 1))
-        unlock = threading.Timer(
-            SLOW_S, lambda: submit(session, lambda _: None, SETLK, node, lock(first, 1, 2))
-        )
-        unlock.daemon = True
         unlock.start()
 
-    yield start
+    try:
+        yield start
+    finally:
+        unlock.cancel()
 
 
 SLOW: dict[str, Slow] = {"fsync": fsync, "read": slow_read, "lock": held_lock}

@@ -217,6 +217,10 @@ class KernelLevel(ABC):
     def rounds(self, profile: Profile) -> int:
         return profile.program_rounds
 
+    def fresh(self, cell: Cell) -> bool:
+        """Nothing more than `chunk` has already."""
+        return False
+
     @contextmanager
     def around(self, errand: Errand, target: Target) -> Iterator[None]:
         yield
