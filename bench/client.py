@@ -6,7 +6,7 @@ import errno
 import os
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -86,6 +86,7 @@ class Client:
         self._nodes: dict[str, int] = {}
         self._lists: dict[str, tuple[int, ...]] = {}
         self._handles: list[tuple[int, int]] = []
+        self._patient = False
 
     def call(
         self, name: str, node: int, args: bytes = b"", into: bytearray | None = None
@@ -93,8 +94,22 @@ class Client:
         """One request: (out arguments, bytes written to `into`)."""
         shape = SHAPES[NUMBER[name]]
         out, _, argvar = shape.room(args)
-        with answered(self.device.transport, self.no_reply):
+        with self.patient():
             return self.device.transport.call(NUMBER[name], node, args, out=out, argvar=argvar, into=into)
+
+    @contextmanager
+    def patient(self) -> Iterator[None]:
+        """All that is asked in here has to be answered within the patience: for many short requests, which
+        each by itself would take a thread to watch it. Failed."""
+        if self._patient:
+            yield
+            return
+        self._patient = True
+        try:
+            with answered(self.device.transport, self.no_reply):
+                yield
+        finally:
+            self._patient = False
 
     def init(self, writeback: bool) -> None:
         """INIT as Linux sends it."""
@@ -141,7 +156,8 @@ class Client:
         return self.node(f"{self.name}/file")
 
     def _numbered(self, parent: int, letter: str, count: int) -> tuple[int, ...]:
-        return tuple(self.lookup(parent, f"{letter}{number:08x}").nodeid for number in range(count))
+        with self.patient():
+            return tuple(self.lookup(parent, f"{letter}{number:08x}").nodeid for number in range(count))
 
     def files(self) -> Items:
         """The files all read, known from now on."""
@@ -169,6 +185,21 @@ class Client:
         reply, _ = self.call("OPEN", node, abi.OPEN_IN.pack(flags, 0))
         fh, shown, _ = abi.OPEN_OUT.unpack(reply)
         return fh, shown
+
+    def opened(self, nodes: Sequence[int], count: int) -> list[tuple[int, int]]:
+        """Open them in turn, so often in all, to read: node and handle of each."""
+        found: list[tuple[int, int]] = []
+        while len(found) < count:
+            with self.patient():
+                found += [(node, self.open(node, os.O_RDONLY)[0]) for node in nodes[: count - len(found)]]
+        return found
+
+    def released(self, opened: list[tuple[int, int]]) -> None:
+        """All of them."""
+        for at in range(0, len(opened), FILES):
+            with self.patient():
+                for node, fh in opened[at : at + FILES]:
+                    self.release(node, fh)
 
     def release(self, node: int, fh: int, flags: int = 0, directory: bool = False) -> None:
         self.call("RELEASEDIR" if directory else "RELEASE", node, abi.RELEASE_IN.pack(fh, flags, 0, 0))

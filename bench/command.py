@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import resource
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -65,7 +66,12 @@ def choose_profile(words: Words) -> Profile:
         profile = profiles.with_(profile, rounds=words.rounds, program_rounds=words.rounds)
     if words.seconds is not None:
         profile = profiles.with_(profile, seconds=words.seconds, warm=words.seconds / 3)
-    return profile
+    return profiles.with_(profile, known=min(profile.known, descriptors() // 2))
+
+
+def descriptors() -> int:
+    """How many a process may have: peers keep one for each inode."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 
 
 def check_outputs(words: Words) -> None:

@@ -44,7 +44,7 @@ PROFILES = {
         "quick", 3, 0.1, 0.03, 64 * MIB, 10_000, 10_000, 512 * MIB, program_rounds=2, opened=10_000
     ),
     "full": Profile(
-        "full", 5, 0.25, 0.08, 256 * MIB, 10_000, 100_000, 1024 * MIB,
+        "full", 5, 0.25, 0.08, 128 * MIB, 10_000, 100_000, 1024 * MIB,
         program_rounds=3, scattered=32 * MIB, opened=10_000, source=3000, packages=30_000, transactions=500,
         units=40, watch=3.0,
     ),

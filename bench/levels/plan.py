@@ -48,7 +48,7 @@ def cells(profile: Profile) -> list[Cell]:
     for queues in (2, 4) if full else (2,):
         found += across(Setting(completions="event", queues=queues), SHARED if full else SHARED[:2], (32,))
     for size in (128, 512) if full else (128,):
-        found += across(Setting(queue_size=size), SHARED if full else SHARED[:1], (32,))
+        found += across(Setting(queue_size=size), SHARED[:2] if full else SHARED[:1], (32,))
     for mode in ("none", "always", "metadata"):
         found += across(Setting(cache=mode), CACHED if full else CACHED[:1], (1,))
     if full:

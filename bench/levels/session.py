@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from vfsd.fuse.opcodes import NAME
 
 from .._load import Load
-from .._measure import block_at
+from .._measure import PAGE, block_at
 from ..client import Client
 from ..daemons import Running, Target
 from ..fixture import written_wrong
@@ -83,6 +83,8 @@ class WireSession:
         workload = WORKLOADS[cell.workload]
         if workload.direct and self.setting.backing == "memory":
             raise NotOffered("O_DIRECT means nothing in memory")
+        if workload.block > self.device.transport.max_pages * PAGE:
+            raise NotOffered("longer than a queue of that size can carry at a time")
         load = self.load(cell.workload, cell.depth)
         each = 2 * cell.depth // self.setting.queues
         self.drive(load, cell.workload, warm, ops_min=each, whole=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -106,11 +105,9 @@ class WireErrands(WireSession):
         with self.asking("while many files were opened"):
             nodes = self.client.files().nodes
             before = self.running.resident()
-            turns = itertools.islice(itertools.cycle(nodes), self.place.profile.opened)
-            opened = [(node, self.client.open(node, os.O_RDONLY)[0]) for node in turns]
+            opened = self.client.opened(nodes, self.place.profile.opened)
             grown = self.running.resident() - before
-            for node, fh in opened:
-                self.client.release(node, fh)
+            self.client.released(opened)
         return Memory(len(opened), grown)
 
 
