@@ -113,6 +113,7 @@ class StubDevice:
     def __init__(self, queue_size: int = 1024, tag: str = "stub") -> None:
         self.transport = StubTransport()
         self.queue_size = queue_size
+        self.max_pages = min(256, queue_size - 4)
         self.tag = tag
         self.name = "stub"
         self.gone: str | None = None

@@ -26,7 +26,6 @@ log = logging.getLogger("vfsd.guest")
 MAX_READAHEAD = 128 << 10  # VM_READAHEAD_PAGES
 MAX_BACKGROUND = 12  # FUSE_DEFAULT_MAX_BACKGROUND
 CONGESTION_THRESHOLD = 9
-MAX_PAGES_LIMIT = 256  # sysctl fs.fuse.max_pages_limit
 MAX_PAGES = 32  # FUSE_DEFAULT_MAX_PAGES_PER_REQ
 HEADER_OVERHEAD = 4  # FUSE_HEADER_OVERHEAD
 NAME_LOW_MAX = 1024  # FUSE_NAME_LOW_MAX
@@ -86,7 +85,7 @@ class Connection:
         self.offered_minor = minor
         self.minor = minor
         self.flags = Init(0)
-        self.max_pages_limit = min(MAX_PAGES_LIMIT, device.queue_size - HEADER_OVERHEAD)
+        self.max_pages_limit = device.max_pages
         self.max_pages = MAX_PAGES
         self.max_write = PAGE_SIZE
         self.max_readahead = MAX_READAHEAD

@@ -35,7 +35,7 @@ log = logging.getLogger("vfsd.guest")
 
 CONFIG = Struct("<36sI")  # struct virtio_fs_config: tag, num_request_queues
 HEADER_ELEMENTS = 4  # FUSE_HEADER_OVERHEAD: what a request has besides its pages
-MAX_PAGES = 256  # sysctl fs.fuse.max_pages_limit
+MAX_PAGES_LIMIT = 256  # sysctl fs.fuse.max_pages_limit, unless it was raised
 RING_NUM_MIN = 8
 MEMORY_GPA = 1 << 32  # the arena lies above the hole below 4 GiB, as in most guests
 INDIRECT_MAX = 1024  # descriptors of one indirect table
@@ -77,7 +77,7 @@ class Device:
 
     def __init__(
         self, frontend: Frontend, sock: socket.socket, order: str, queues: int, queue_size: int,
-        indirect: bool, event_idx: bool, scramble: int, slots: int, poll: bool,
+        indirect: bool, event_idx: bool, scramble: int, slots: int, poll: bool, max_pages_limit: int,
     ) -> None:  # fmt: skip
         self.frontend = frontend
         self.order = order
@@ -94,9 +94,8 @@ class Device:
         self._poll = poll
         self._lock = threading.RLock()
         self._removed = False
-        max_pages = min(MAX_PAGES, queue_size - HEADER_ELEMENTS)
-        self._layout = Layout(1 + queues, queue_size, slots, max_pages, indirect)
-        self._max_pages = max_pages
+        self.max_pages = min(max_pages_limit, queue_size - HEADER_ELEMENTS)  # of a request
+        self._layout = Layout(1 + queues, queue_size, slots, self.max_pages, indirect)
         self._memory = GuestMemory()
         self._memory_fd = self._wake = -1
         self._kicks: list[int] = []
@@ -112,13 +111,15 @@ class Device:
     def connect(
         cls, path: str | os.PathLike[str], *, order: str = "qemu", queues: int = 1,
         queue_size: int = 1024, inband: bool = False, event_idx: bool = True, indirect: bool = True,
-        scramble: int = 0, slots: int = 256, poll: bool = False, timeout_s: float = 10.0,
+        scramble: int = 0, slots: int = 256, poll: bool = False, max_pages_limit: int = MAX_PAGES_LIMIT,
+        timeout_s: float = 10.0,
     ) -> Self:  # fmt: skip
         """Find the device, as a front end of that order does, and bring it up.
 
         queues: request queues. queue_size: a power of two from 8 up. scramble: not 0 for odd
         element borders. slots: requests at a time. poll: look for completions all the time, at the
-        cost of a CPU for each request queue. OSError when there is no daemon, it lacks what
+        cost of a CPU for each request queue. max_pages_limit: of a request, if its queue holds as many.
+        OSError when there is no daemon, it lacks what
         is asked for, or it answers what can't be.
         """
         if not RING_NUM_MIN <= queue_size <= RING_NUM_MAX or queue_size & (queue_size - 1):
@@ -131,7 +132,7 @@ class Device:
         sock = open_socket(path, timeout_s)
         frontend = Frontend(sock, timeout_s)
         device = cls(frontend, sock, order, queues, queue_size, indirect, event_idx, scramble, slots,
-                     poll)
+                     poll, max_pages_limit)
         device._path = path
         device._inband = inband
         try:
@@ -211,7 +212,7 @@ class Device:
             for index, (desc, avail, used, tables) in enumerate(self._layout.rings)
         ]  # fmt: skip
         self.transport = Transport(
-            self._memory, places, MEMORY_GPA + self._layout.arena, self._slots, self._max_pages,
+            self._memory, places, MEMORY_GPA + self._layout.arena, self._slots, self.max_pages,
             event_idx, self._scramble, self._poll,
         )  # fmt: skip
         self.transport.on_broken = partial(broken, weakref.ref(self))

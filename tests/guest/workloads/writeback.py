@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 
 LINES = 300
 DATE = 1_000_000_000_123_456_789
@@ -51,6 +52,8 @@ def resized(path: str) -> bool:
 def written(path: str) -> int:
     """The time of a write, which is not that of its writing back."""
     with open(path, "wb", buffering=0) as file:
+        # In the tick of its making a file has its times already: Linux notes no change then.
+        time.sleep(0.05)
         file.write(b"1")
         file.write(b"2")
         before = os.fstat(file.fileno()).st_mtime_ns
