@@ -286,6 +286,7 @@ def check_together(options: ServeOptions) -> None:
         needs = {
             "--cache always, as the guest keeps all it has read of a file": options.cache == "always",
             "to go without --writeback, which depends on how files were opened": not options.writeback,
+            "to go without --readonly, which an open for writing has to be told": not options.readonly,
             "root: a file stays in use when its mode is changed": os.geteuid() == 0,
         }
         for what, given in needs.items():

@@ -131,21 +131,22 @@ cdef class Tables:
         self.t.opendir_flags = opendir_flags
         self.t.xattr = xattr
 
-    def set_opening(self, uint32_t quiet_flags, uint32_t direct_flags, bint direct_io):
-        """More FOPEN_*: where closing a file reports nothing, and for O_DIRECT. direct_io: it reaches the host."""
+    def set_opening(self, uint32_t direct_flags, bint direct_io):
+        """More FOPEN_* of a file opened with O_DIRECT; whether that reaches the host."""
         # O_APPEND is applied to each write; O_NOATIME would demand the owner's rights.
         cdef int direct = h.O_DIRECT if direct_io else 0
-        self.t.quiet_flags = quiet_flags
         self.t.direct_flags = direct_flags
         self.t.pass_flags = h.O_ACCMODE | h.O_TRUNC | h.O_SYNC | h.O_DSYNC | direct
         self.t.read_waits = direct
         self.t.write_waits = h.O_SYNC | h.O_DSYNC | direct
 
-    def agree(self, bint writeback, bint zero_open):
+    def agree(self, bint writeback, bint zero_open, uint32_t quiet_flags):
         """What INIT has settled, before the guest's next request.
 
-        Files are opened and closed where closing has something to report, whatever the guest can.
+        quiet_flags: more FOPEN_* where closing a file reports nothing. Where it has something to
+        report files are opened and closed, whatever the guest can.
         """
+        self.t.quiet_flags = quiet_flags
         self.t.writeback = writeback
         self.t.zero_open = zero_open and self.t.quiet
 

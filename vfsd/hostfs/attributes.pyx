@@ -111,7 +111,7 @@ cdef int op_statx(void *fs, request_t *r) noexcept nogil:
     if (span_read(&r.body, &arg, sizeof(arg)) < 0 or r.reply.bytes < sizeof(w.fuse_statx_out)
             or arg.sx_flags & ~<uint32_t>h.AT_STATX_SYNC_TYPE or arg.sx_mask & STATX_RESERVED):
         return -EINVAL
-    if arg.getattr_flags & w.FUSE_GETATTR_FH:
+    if arg.getattr_flags & w.FUSE_GETATTR_FH and (arg.fh != 0 or not t.zero_open):
         index = handle_get(t, arg.fh, &fd)
         if index < 0:
             return <int>index

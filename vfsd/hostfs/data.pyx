@@ -429,20 +429,17 @@ cdef int op_fallocate(void *fs, request_t *r) noexcept nogil:
 
 
 cdef int64_t copy_range(tables_t *t, request_t *r) noexcept nogil:
-    """Bytes copied between two handles, at most COPY_MAX of them, or -errno.
-
-    nodeid_out says nothing that fh_out does not.
-    """
+    """Bytes copied between two files, at most COPY_MAX of them, or -errno."""
     cdef w.fuse_copy_file_range_in arg
     cdef int64_t source, target, done, off_in, off_out
     cdef int fd_in = -1, fd_out = -1
     memset(&arg, 0, sizeof(arg))
     if span_read(&r.body, &arg, sizeof(arg)) < 0 or r.reply.bytes < sizeof(w.fuse_copy_file_range_out) or arg.flags:
         return -EINVAL
-    source = handle_get(t, arg.fh_in, &fd_in)
+    source = file_get(t, r.header.nodeid, arg.fh_in, 0, &fd_in)
     if source < 0:
         return source
-    target = handle_get(t, arg.fh_out, &fd_out)
+    target = file_get(t, arg.nodeid_out, arg.fh_out, h.O_WRONLY, &fd_out)
     if target < 0:
         handle_put(t, source)
         return target

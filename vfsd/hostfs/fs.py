@@ -69,14 +69,19 @@ class HostFs:
         self.tables.set_timeouts(cache.entry_s, cache.attr_s, cache.negative_s)
         open_flags = cache.open_flags | policy.parallel_flags(False)
         self.tables.set_policy(open_flags, cache.opendir_flags, policy.xattr)
-        quiet = Fopen.NOFLUSH if policy.noflush else Fopen(0)
-        self.tables.set_opening(quiet, policy.parallel_flags(True), policy.direct_io)
+        self.tables.set_opening(policy.parallel_flags(True), policy.direct_io)
         policy.identity.compile(self.tables)
 
     def agree(self, flags: Init) -> None:
         """What INIT has settled; no other request is under way."""
-        zero_open = self.policy.zero_open and Init.NO_OPEN_SUPPORT in flags
-        self.tables.agree(Init.WRITEBACK_CACHE in flags, zero_open)
+        # A close releases POSIX locks by its FLUSH alone (fuse_setlk), and locks belong to open files.
+        posix_locks = Init.POSIX_LOCKS in flags
+        locks = posix_locks or Init.FLOCK_LOCKS in flags
+        self.tables.agree(
+            writeback=Init.WRITEBACK_CACHE in flags,
+            zero_open=self.policy.zero_open and Init.NO_OPEN_SUPPORT in flags and not locks,
+            quiet_flags=Fopen.NOFLUSH if self.policy.noflush and not posix_locks else Fopen(0),
+        )
         self.policy.identity.agree(self.tables, flags)
 
     def install(self, dispatch: Dispatch) -> None:

@@ -7,8 +7,9 @@ from libc.string cimport memset
 from vfsd cimport _wire as w
 from vfsd.fuse.dispatch cimport WOULD_BLOCK, Dispatch, request_args, request_t, span_read, span_write
 from vfsd.hostfs cimport _host as h
+from vfsd.hostfs._caller cimport file_get
 from vfsd.hostfs._credentials cimport become, caller_read, creator_t, unbecome
-from vfsd.hostfs._handles cimport handle_get, handle_put
+from vfsd.hostfs._handles cimport handle_put
 from vfsd.hostfs._slots cimport tables_t
 from vfsd.hostfs._tables cimport Tables
 
@@ -97,7 +98,7 @@ cdef int op_ioctl(void *fs, request_t *r) noexcept nogil:
         return -EROFS
     if c.sets and not r.may_wait:
         return WOULD_BLOCK  # it is written to the journal
-    index = handle_get(t, arg.fh, &fd)
+    index = file_get(t, r.header.nodeid, arg.fh, 0, &fd)
     if index < 0:
         return <int>index
     if c.sets:
