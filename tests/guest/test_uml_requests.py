@@ -141,6 +141,18 @@ def test_timeouts_end_when_they_say(places: dict[str, Place]) -> None:
         assert seconds is not None and seconds <= 0.8
 
 
+@pytest.mark.parametrize(("name", "shown"), [("metadata", "other"), ("always", "known")])
+def test_data_is_kept_by_always_alone(places: dict[str, Place], name: str, shown: str) -> None:
+    place = places[name]
+    host, guest = place.directory("kept")
+    (host / "file").write_text("known\n")
+    # Not by cat, which asks for attributes: a READ leaves the atime unknown, so Linux fetches them.
+    look = f"read -r line <{guest}/file; echo $line"
+    assert place.guest.check(look) == "known\n"
+    (host / "file").write_text("other\n")
+    assert place.guest.check(look) == f"{shown}\n"
+
+
 def test_writeback_keeps_appends_sizes_and_times(places: dict[str, Place]) -> None:
     place = places["writeback"]
     host, guest = place.directory("kept")
