@@ -15,7 +15,7 @@ from mounts import WORKLOADS, Mounted, mounting
 
 PAGE = mmap.PAGESIZE
 GUEST_WORKLOADS = Path(__file__).resolve().parent.parent / "guest" / "workloads"
-FSX_STEPS = 4000
+FSX_STEPS = 2000
 
 
 def fsx(it: Mounted) -> None:
