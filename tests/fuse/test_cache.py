@@ -1,10 +1,12 @@
 """What the daemon lets a guest keep: timeouts, negative entries, and what it says of open files."""
 
 import os
+import random
 import subprocess
 from collections.abc import Callable, Iterator
-from errno import EBADF, EINVAL, EISDIR, ENAMETOOLONG, ENOENT, ENOSYS, ENOTDIR
+from errno import EBADF, EINVAL, EISDIR, ENAMETOOLONG, ENOENT, ENOSYS, ENOTDIR, ESTALE
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from guests import StartDaemon, eventually
@@ -13,8 +15,8 @@ from vfsd.fuse import abi
 from vfsd.fuse.abi import Fattr, Fopen, Init
 
 from . import wire
-from .conftest import guests_of
-from .ops import LINUX_FLAGS, refused
+from .conftest import guests_of, held
+from .ops import LINUX_FLAGS, Operations, refused
 from .rawguest import Guest
 from .wire import ROOT
 
@@ -418,6 +420,58 @@ def test_what_is_kept_open_only_reads_and_is_bounded(daemon: StartDaemon, tmp_pa
             guest.forget(guest.walk(str(number)), 2)
         assert eventually(lambda: len(served.descriptors()) <= before)
         assert guest.read(entry.nodeid, 0, 0, 2) == b"#!"
+
+
+def test_special_and_unknown_files_are_not_opened(zero: Guest, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to("/etc/passwd")
+    for name in ("fifo", "link"):
+        nodeid = zero.walk(name)
+        with refused(EBADF):
+            zero.read(nodeid, 0, 0, 100)
+        with refused(EBADF):
+            zero.write(nodeid, 0, 0, b"x")
+    with refused(ESTALE):
+        zero.read(12345, 0, 0, 100)
+    with refused(ESTALE):
+        zero.copy_file_range(12345, 0, 0, ROOT, 0, 0, 100)
+
+
+def test_files_are_read_removed_and_forgotten_by_several_queues(daemon: StartDaemon, tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root may let guests go without opening")
+    served = daemon(tmp_path, cache="always", options=("--zero-message-open",))
+    wrong: list[object] = []
+
+    def work(guest: Operations, seed: int) -> None:
+        choose = random.Random(seed)
+        for _ in range(300):
+            name = b"%d" % choose.randrange(20)
+            try:
+                entry, _ = guest.create(ROOT, name, os.O_RDWR)
+                guest.write(entry.nodeid, 0, 0, name)
+                found = guest.read(entry.nodeid, 0, 0, 10)
+                if found not in (b"", name):
+                    wrong.append((name, found))
+                if choose.random() < 0.3:
+                    guest.unlink(ROOT, name)
+                guest.forget(entry.nodeid, choose.choice((1, 1, 2)))
+            except OSError as problem:
+                if problem.errno not in (ENOENT, ESTALE):
+                    wrong.append(problem)
+
+    with guests_of(served) as start:
+        guest = start(request_queues=3)
+        guest.init()
+        threads = [Thread(target=work, args=(guest.on(1 + n), n)) for n in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert wrong == []
+        guest.destroy()
+        assert held(served) == []
+        guest.init()
 
 
 def test_a_guest_that_can_only_open_does(serve: Served, tmp_path: Path) -> None:
