@@ -7,11 +7,16 @@ import json
 import mmap
 import os
 import random
+import re
 import sys
 from pathlib import Path
 
 import pytest
+from guests import Daemon
 from mounts import WORKLOADS, Mounted, mounting
+
+from vfsd.fuse.opcodes import Opcode
+from vfsd.guest import mount
 
 PAGE = mmap.PAGESIZE
 GUEST_WORKLOADS = Path(__file__).resolve().parent.parent / "guest" / "workloads"
@@ -73,6 +78,19 @@ def test_a_writeback_cache_keeps_data_sizes_and_times(tmp_path: Path) -> None:
         assert (it.share / "dated").stat().st_mtime_ns == found.pop("dated")
         assert found == dict.fromkeys(found, True)
         fsx(it)
+
+
+def test_a_close_reaches_a_file_system_that_may_have_something_to_report(tmp_path: Path) -> None:
+    """A share on FUSE: each close of its guest's is one there, and so is that of the daemon's descriptor."""
+    options = ("--always-flush", "--log-level", "debug")
+    with mounting(tmp_path, "vfsd", options) as it, Daemon(it.root) as outer:
+        with mount(outer.socket) as fs, fs.open("/file", os.O_WRONLY | os.O_CREAT) as file:
+            file.write(b"data")
+            asked = fs.conn.requests[Opcode.FLUSH]
+        assert asked == 0 and fs.conn.requests[Opcode.FLUSH] == 1
+        assert (it.share / "file").read_bytes() == b"data"
+    (session,) = re.findall(r"the session had (.*FLUSH.*)", it.daemon.log)
+    assert "FLUSH 2," in session
 
 
 def test_files_without_opens_are_whole(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ class Daemon:
             shared: the directory to share.
             tag: name of the share; None for QEMU, which names it itself and whose versions 7.1 to
                 8.0 crash on a daemon that has a tag.
-            cache: auto, always or never.
+            cache: never, auto, metadata or always.
             options: further arguments of `vfsd serve`.
             command: vfsd, or qemu-virtiofsd for QEMU's own daemon.
             ready: seconds it may take until it listens.
