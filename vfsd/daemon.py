@@ -43,6 +43,9 @@ def serve(options: ServeOptions) -> None:
     drop_process_wide()
     with Daemon(share, listener) as daemon:
         notify_ready()
+        if not os.path.isdir(options.shared_dir):
+            log.warning("%s is a file: vfsd mount can mount it, Linux's virtiofs takes every root for a"
+                        " directory and gives EIO", options.shared_dir)  # fmt: skip
         log.info("READY: %s is served on %s", options.shared_dir, options.socket)
         daemon.run()
     log.info("ended by a signal")

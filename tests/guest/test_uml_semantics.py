@@ -32,6 +32,12 @@ def test_sparse_files_stay_sparse(share: Share) -> None:
     checks.holes_stay_holes(share)
 
 
+def test_what_only_a_local_file_system_can_do(share: Share) -> None:
+    host = checks.all_true(share, "hostops.py")
+    assert (host / "copy").stat().st_size == 3 << 20
+    assert (host / "named").read_bytes() == b"data"
+
+
 def test_appends_from_two_processes_keep_every_record(share: Share) -> None:
     checks.appends_keep_every_record(share, 3000)
 

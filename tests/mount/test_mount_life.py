@@ -368,7 +368,7 @@ def test_mistakes_are_told_in_one_line(shared: Path, tmp_path: Path) -> None:
     for words, expected in (
         (["--socket", tmp_path / "none", shared], "none: No such file or directory"),
         (["--socket", tmp_path / "file", shared], "is no socket"),
-        (["--socket", tmp_path / "file", tmp_path / "file"], "is no directory"),
+        (["--socket", tmp_path / "file", "/dev/null"], "is neither a directory nor a regular file"),
         (["--socket", tmp_path / "file", shared, "-o", "ro,mand"], "option mand is not known"),
         (["--socket", tmp_path / "file", shared, "--queue-size", "100"], "100 is no power of two"),
         ([shared], "Missing option '--socket'"),

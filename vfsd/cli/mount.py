@@ -45,6 +45,8 @@ def mount(
 ) -> None:  # fmt: skip
     """Mount the file system of a virtio-fs daemon at DIR, without a virtual machine.
 
+    A share that is one regular file is mounted on a regular file.
+
     Stays in the foreground, logs to stderr, says READY when it is mounted, and ends when DIR is
     unmounted. SIGTERM and SIGINT unmount it. Needs root.
     """
@@ -79,8 +81,8 @@ def check(directory: str, path: str, queue_size: int) -> None:
         raise ConfigError("vfsd mount", "only root may mount; run it as root")
     if not os.path.exists(DEVICE):
         raise ConfigError(DEVICE, "is not there; load the module fuse")
-    if not os.path.isdir(directory):
-        raise ConfigError("DIR", f"{directory} is no directory; make it first")
+    if not os.path.isdir(directory) and not os.path.isfile(directory):
+        raise ConfigError("DIR", f"{directory} is neither a directory nor a regular file; make it first")
     if queue_size & (queue_size - 1):
         raise ConfigError("--queue-size", f"{queue_size} is no power of two")
     try:

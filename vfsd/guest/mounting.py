@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import os
 import re
+import stat
 from dataclasses import dataclass
 from errno import ENOENT
 from pathlib import Path
@@ -134,10 +135,15 @@ def mount_table() -> list[Entry]:
 
 
 def mount(fd: int, directory: str, source: str, flags: int) -> Mounted:
-    """mount(2), with what virtio_fs_fill_super sets: everybody may use it, by the mode bits. OSError."""
-    data = f"fd={fd},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions"
+    """mount(2), with what virtio_fs_fill_super sets: everybody may use it, by the mode bits. OSError.
+
+    The root is taken for what it covers, a directory or a regular file; the kernel answers EIO when
+    the share is the other.
+    """
     place = os.path.realpath(directory)  # once it is mounted, to look there takes an answer
     try:
+        root = stat.S_IFMT(os.stat(place).st_mode)
+        data = f"fd={fd},rootmode={root:o},user_id=0,group_id=0,allow_other,default_permissions"
         _mount.mount(os.fsencode(source), os.fsencode(place), FSTYPE.encode(), flags, data.encode())
     except OSError as problem:
         raise named(problem, directory) from None
@@ -158,7 +164,7 @@ def unmount(directory: str, flags: int = 0) -> None:
 
 def sync(directory: str) -> None:
     """syncfs(2): write back what is only in the page cache. OSError."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
     try:
         _mount.syncfs(fd)
     finally:
