@@ -379,6 +379,15 @@ def test_what_linux_does_without_opening(zero: Guest, tmp_path: Path) -> None:
     assert zero.getattr(nodeid, 0).size == 10000
     assert zero.truncate(nodeid, 4, 0).size == 4
     assert zero.lseek(nodeid, 0, 1, os.SEEK_HOLE) == 4
+    other, _ = zero.create(ROOT, b"copy", os.O_WRONLY, 0o600)
+    assert zero.copy_file_range(nodeid, 0, 0, other.nodeid, 0, 0, 100) == 4
+    assert zero.read(other.nodeid, 0, 0, 100) == b"s\0\0a"
+    assert zero.statx(nodeid, fh=0).size == 4
+    nameless, fh = zero.tmpfile(ROOT)
+    assert fh == 0
+    assert zero.write(nameless.nodeid, 0, 0, b"data") == 4
+    zero.link(nameless.nodeid, ROOT, b"named")
+    assert (tmp_path / "named").read_bytes() == b"data"
     assert (tmp_path / "f").read_bytes() == b"s\0\0a"
     with refused(EISDIR):
         zero.read(ROOT, 0, 0, 100)

@@ -1,16 +1,14 @@
 """COPY_FILE_RANGE, SYNCFS, and every mode of FALLOCATE and RENAME2: what moves or settles whole ranges."""
 
-import contextlib
 import ctypes
 import os
 import stat
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from errno import EBADF, EEXIST, EFBIG, EINVAL, EISDIR, ENXIO, EOPNOTSUPP
 from pathlib import Path
 
 import pytest
-from guests import Daemon
+from guests import Daemon, disk
 
 from vfsd.fuse import abi
 from vfsd.fuse.abi import Rename
@@ -139,31 +137,15 @@ def test_a_copy_keeps_no_other_request_waiting(start_guest: StartGuest, share: P
 # SYNCFS
 
 
-@contextlib.contextmanager
-def loop_mount(image: Path, point: Path) -> Iterator[None]:
-    """An ext4 of its own on a loop device, that writes nothing back on its own for long."""
-    with image.open("wb") as file:
-        file.truncate(24 << 20)
-    subprocess.run(["mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", image], check=True)
-    point.mkdir()
-    subprocess.run(["mount", "-o", "loop,commit=600", image, point], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", point], check=True)
-
-
 def on_disk(image: Path, data: bytes) -> bool:
     """What the loop device's file has, read past every cache of the file system in it."""
     return data in image.read_bytes()
 
 
-@pytest.mark.skipif(
-    os.geteuid() != 0 or not os.path.exists("/dev/loop-control"), reason="needs root and loop devices"
-)
+@pytest.mark.skipif(disk.missing() is not None, reason=str(disk.missing()))
 def test_syncfs_returns_when_the_data_are_on_the_disk(tmp_path: Path) -> None:
     image, point = tmp_path / "image", tmp_path / "point"
-    with loop_mount(image, point):
+    with disk.loop_mount(image, point, 24):
         (point / "share" / "dir").mkdir(parents=True)
         with Daemon(point / "share") as served, guests_of(served) as start:
             guest = start()

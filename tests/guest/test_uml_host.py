@@ -2,41 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from guests import Daemon, UmlGuest
+from guests import Daemon, UmlGuest, disk
 
 pytestmark = pytest.mark.uml
 
 MIB = 1 << 20
 
 
-@contextlib.contextmanager
-def loop_mount(image: Path, point: Path) -> Iterator[None]:
-    """An ext4 on a loop device that writes nothing back on its own for ten minutes."""
-    with image.open("wb") as file:
-        file.truncate(64 * MIB)
-    subprocess.run(["mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", image], check=True)
-    point.mkdir()
-    subprocess.run(["mount", "-o", "loop,commit=600", image, point], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", point], check=True)
-
-
-@pytest.mark.skipif(
-    os.geteuid() != 0 or not os.path.exists("/dev/loop-control"), reason="needs root and loop devices"
-)
+@pytest.mark.skipif(disk.missing() is not None, reason=str(disk.missing()))
 def test_sync_in_the_guest_reaches_the_hosts_disk(tmp_path: Path) -> None:
     """Seen on the block device itself, past every cache of the file system on it."""
     image, point = tmp_path / "image", tmp_path / "point"
-    with loop_mount(image, point), Daemon(point) as daemon, UmlGuest(daemon.socket, memory=192) as guest:
+    with (
+        disk.loop_mount(image, point, 64),
+        Daemon(point) as daemon,
+        UmlGuest(daemon.socket, memory=192) as guest,
+    ):
         guest.mount()
         marks = [os.urandom(16).hex() for _ in range(3)]
         for command, mark in zip(

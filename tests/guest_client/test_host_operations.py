@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from vfsd.fuse.opcodes import Opcode
-from vfsd.guest import Filesystem
+from vfsd.guest import Filesystem, mount
 
 from .conftest import requests
+from .peers import Peer
 
 FS_IOC_GETFLAGS, FS_IOC_SETFLAGS = 0x80086601, 0x40086602
 FS_IOC_FSGETXATTR, FS_IOC_FSSETXATTR = 0x801C581F, 0x401C5820
@@ -174,3 +175,11 @@ def test_a_readonly_share_changes_nothing(mounted: Callable[..., Filesystem], sh
     with fs.open("/file") as file:
         fails(errno.EROFS, fs.ioctl, file, FS_IOC_SETFLAGS, bytes(4))
     assert os.listdir(shared) == ["file"]
+
+
+def test_a_root_that_is_a_file_is_not_what_linux_takes_it_for(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"content")
+    with Peer("vfsd", tmp_path / "file", cache="auto") as peer, mount(peer.socket) as fs:
+        fails(errno.EIO, fs.stat, "/")
+        fails(errno.EIO, fs.open, "/")
+        fails(errno.EIO, fs.listdir, "/")
