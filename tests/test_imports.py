@@ -22,8 +22,8 @@ ALLOWED = {
     "_threads": set(),
     "_pool": {"_threads"},
     "_queue": {"_pool", "_ring", "_threads", "fuse"},
-    "share": {"_pool", "_queue", "fuse", "hostfs", "vhost", "errors"},
-    "options": {"errors", "hostfs", "share"},
+    "share": {"_dax", "_pool", "_queue", "fuse", "hostfs", "vhost", "errors"},
+    "options": {"errors", "fuse", "hostfs", "share"},
     "daemon": {"errors", "hostfs", "options", "share"},
     "guest": {"_dax", "_ring", "_threads", "_wire", "fuse", "vhost", "errors"},
 }

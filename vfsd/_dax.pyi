@@ -11,7 +11,10 @@ from typing import NamedTuple, Self, final
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ("Mapping", "Window")
+__all__ = ("Mapping", "Window", "load_numpy")
+
+def load_numpy() -> None:
+    """Have it loaded already when the first Window is made: it takes a tenth of a second."""
 
 class Mapping(NamedTuple):
     """A run of ranges that holds a part of one inode."""

@@ -9,7 +9,7 @@ from libc.string cimport memset
 import os
 from typing import NamedTuple
 
-__all__ = ("Mapping", "Window")
+__all__ = ("Mapping", "Window", "load_numpy")
 
 cdef extern from *:
     """
@@ -450,6 +450,11 @@ cdef object numpy():
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     import numpy
     return numpy
+
+
+def load_numpy():
+    """Have it loaded already when the first Window is made."""
+    numpy()
 
 
 cdef int check(int64_t rc) except -1:

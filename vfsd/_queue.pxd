@@ -68,6 +68,7 @@ cdef struct queue_t:
     bint working
     bint missed              # the other thread has woken meanwhile and gone back to sleep; under the gate
     int jobs_out             # with the pool; the gate is closed only when there are none
+    int jobs_away            # of the pool's, those that use nothing of the queue just now
     op_count_t ops[OPCODES_MAX + 1]  # the last: opcodes past the table
     uint64_t ring_errors[RING_ERRORS]
     uint64_t unanswered      # chains without a whole in header, or without room for an out header

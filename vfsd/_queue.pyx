@@ -1,7 +1,7 @@
 """One virtqueue and its thread (docs/architecture.md, "One request, end to end")."""
 
 cimport cython
-from libc.errno cimport EAGAIN, errno
+from libc.errno cimport EAGAIN, EFAULT, errno
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
@@ -179,6 +179,8 @@ cdef bint serve_chain(queue_t *q, chain_t *chain, bint last) noexcept nogil:
         ring.ring_push(&q.ring, chain.head, 0)
         pthread_mutex_unlock(&q.used_lock)
         return True
+    if chain.unmapped:
+        r.error = -EFAULT
     rc = WOULD_BLOCK
     if not request_blocks(q.dispatch, &r):
         if r.in_python:
@@ -222,6 +224,9 @@ cdef job_t *make_job(queue_t *q, chain_t *chain, request_t *r) noexcept nogil:
         return NULL
     job.request = r[0]
     job.request.may_wait = True
+    job.request.queue = q
+    job.request.leave = leave_job
+    job.request.enter = enter_job
     job.head = chain.head
     job.readable_bytes = chain.readable_bytes
     n = keep_iov(&job.request.body, job.iov)
@@ -230,6 +235,31 @@ cdef job_t *make_job(queue_t *q, chain_t *chain, request_t *r) noexcept nogil:
     q.jobs_out += 1
     pthread_mutex_unlock(&q.gate)
     return job
+
+
+cdef void job_back(queue_t *q) noexcept nogil:
+    """One that is out is done or away. Under the gate."""
+    q.jobs_out -= 1
+    if q.jobs_out == 0:
+        pthread_cond_broadcast(&q.gate_changed)
+
+
+cdef void leave_job(request_t *r) noexcept nogil:
+    cdef queue_t *q = <queue_t *>r.queue
+    pthread_mutex_lock(&q.gate)
+    q.jobs_away += 1
+    job_back(q)
+    pthread_mutex_unlock(&q.gate)
+
+
+cdef void enter_job(request_t *r) noexcept nogil:
+    cdef queue_t *q = <queue_t *>r.queue
+    pthread_mutex_lock(&q.gate)
+    while q.pauses and not q.stop:
+        pthread_cond_wait(&q.gate_changed, &q.gate)
+    q.jobs_away -= 1
+    q.jobs_out += 1
+    pthread_mutex_unlock(&q.gate)
 
 
 cdef bint lend(queue_t *q) noexcept nogil:
@@ -267,9 +297,7 @@ cdef void run_job(task_t *task) noexcept nogil:
     q.free_jobs = job
     pthread_mutex_unlock(&q.used_lock)
     pthread_mutex_lock(&q.gate)
-    q.jobs_out -= 1
-    if q.jobs_out == 0:
-        pthread_cond_broadcast(&q.gate_changed)
+    job_back(q)
     pthread_mutex_unlock(&q.gate)
 
 
@@ -588,7 +616,7 @@ cdef class Queue:
     cdef void wait_jobs(self) noexcept:
         with nogil:
             pthread_mutex_lock(&self.q.gate)
-            while self.q.working or self.q.jobs_out:
+            while self.q.working or self.q.jobs_out or (self.q.stop and self.q.jobs_away):
                 pthread_cond_wait(&self.q.gate_changed, &self.q.gate)
             pthread_mutex_unlock(&self.q.gate)
 

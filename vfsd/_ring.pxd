@@ -45,6 +45,7 @@ cdef struct region_t:
 
 cdef struct memory_t:
     uint32_t n
+    bint partial  # the guest has memory that is not mapped here: chain_t.unmapped
     region_t regions[REGIONS_MAX]  # sorted by gpa
 
 
@@ -76,6 +77,7 @@ cdef struct chain_t:
     uint64_t readable_bytes
     uint64_t writable_bytes
     uint16_t head
+    bint unmapped     # a direction ends early, at bytes outside of a memory that is partial
 
 
 cdef struct ring_t:

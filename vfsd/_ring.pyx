@@ -167,6 +167,7 @@ cdef struct walk_t:
     iovec *next
     iovec *end
     uint32_t elements
+    bint unmapped  # the rest of this direction is left out
 
 
 cdef int ring_init(ring_t *r, const memory_t *m, uint32_t num, uint64_t desc_uva, uint64_t avail_uva,
@@ -196,8 +197,11 @@ cdef int walk_bytes(ring_t *r, walk_t *w, uint64_t gpa, uint64_t size) noexcept 
     cdef iovec *last
     cdef char *host
     cdef int i
-    while size:
+    while size and not w.unmapped:
         i = memory_find(r.memory, gpa, r.last_region)
+        if i < 0 and r.memory.partial:
+            w.unmapped = True
+            break
         if i < 0:
             return CHAIN_ADDRESS
         r.last_region = <uint32_t>i
@@ -226,6 +230,8 @@ cdef inline int walk_element(ring_t *r, walk_t *w, chain_t *c, const vring_desc 
         if c.writable == NULL:
             c.writable = w.next
             w.base = w.next
+            c.unmapped = w.unmapped
+            w.unmapped = False
         c.writable_bytes += d.len
     elif c.writable != NULL:
         return CHAIN_ORDER
@@ -294,6 +300,7 @@ cdef int ring_walk(ring_t *r, chain_t *c, iovec *iov) noexcept nogil:
     w.base = w.next = iov
     w.end = r.iov + r.iov_max
     w.elements = 0
+    w.unmapped = c.unmapped = False
     c.head = load_relaxed_u16(&r.avail[2 + (r.last_avail & (r.num - 1))])
     c.readable = iov
     c.writable = NULL
@@ -303,7 +310,19 @@ cdef int ring_walk(ring_t *r, chain_t *c, iovec *iov) noexcept nogil:
         c.writable = w.next
     c.n_readable = <uint32_t>(c.writable - c.readable)
     c.n_writable = <uint32_t>(w.next - c.writable)
+    if w.unmapped or c.unmapped:
+        c.unmapped = True
+        c.readable_bytes = iov_bytes(c.readable, c.n_readable)
+        c.writable_bytes = iov_bytes(c.writable, c.n_writable)
     return rc
+
+
+cdef uint64_t iov_bytes(const iovec *iov, uint32_t n) noexcept nogil:
+    cdef uint64_t total = 0
+    cdef uint32_t i
+    for i in range(n):
+        total += iov[i].iov_len
+    return total
 
 
 cdef bint ring_has_chains(ring_t *r) noexcept nogil:
@@ -518,6 +537,11 @@ cdef class GuestMemory:
 
     def __len__(self):
         return self.table.n
+
+    def set_partial(self, bint partial):
+        """Whether the guest may have memory that is not mapped here: an address outside of every region
+        then ends that chain early, not the ring."""
+        self.table.partial = partial
 
     def add(self, int fd, uint64_t gpa, uint64_t size, uint64_t uva, uint64_t offset):
         """Map size bytes of fd from offset. The descriptor stays the caller's: close it any time."""

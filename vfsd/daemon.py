@@ -21,6 +21,7 @@ from vfsd.errors import ConfigError, ProtocolError
 from vfsd.hostfs.cache import CACHE_POLICIES, CachePolicy
 from vfsd.hostfs.fs import Policy
 from vfsd.hostfs.identity import IdentityPolicy
+from vfsd.hostfs.mappings import DAX_POLICIES
 from vfsd.options import ServeOptions
 from vfsd.share import Connection, Share, ShareSettings
 
@@ -61,6 +62,7 @@ def open_share(options: ServeOptions) -> Share:
         inband=options.inband_notifications,
         anchors_max=int(files * ANCHORS_SHARE),
         poll_us=options.poll_us,
+        dax_window=options.dax_window or 0,
     )
     try:
         return Share(settings)
@@ -93,6 +95,7 @@ def policy_of(options: ServeOptions) -> Policy:
         mmap=options.allow_mmap,
         readonly=options.readonly,
         zero_open=options.zero_message_open,
+        dax=None if options.dax_window is None else options.dax_policy or DAX_POLICIES["always"],
         identity=IdentityPolicy(
             posix_acl=options.posix_acl,
             security_label=options.security_label,

@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vfsd.errors import ConfigError
+from vfsd.fuse.abi import DAX_RANGE
 from vfsd.hostfs.cache import CACHE_POLICIES, CacheMode, DirectWrites, SymlinkCache
 from vfsd.hostfs.identity import Negotiation
 from vfsd.hostfs.idmap import IDENTITY, IdMap, parse_rules
 from vfsd.hostfs.xattrmap import Rule, parse_map
+from vfsd.hostfs.mappings import DAX_POLICIES, DaxPolicy
 from vfsd.share import TAG_BYTES
 
 SOCKET_PATH_BYTES = 107  # sun_path of unix(7), without the NUL
@@ -23,6 +25,8 @@ POLL_US_MAX = 1000
 TIMEOUT_S_MAX = 10**9
 SECONDS = re.compile(r"[0-9]+(\.[0-9]*)?|\.[0-9]+", re.ASCII)
 NEGOTIATIONS = ("never", "auto", "always")
+SIZE_SUFFIXES = {"K": 10, "M": 20, "G": 30, "T": 40}
+DAX_WINDOW_MAX = 1 << 40  # bytes: RANGES_MAX pages of 4 KiB
 LOG_LEVELS = ("error", "warning", "info", "debug")
 
 
@@ -43,9 +47,9 @@ class Option:
     metavar: str = ""
     default: str | None = None
     required: bool = False
+    bare: str | None = None
     aliases: tuple[str, ...] = ()
     on: bool = False
-    bare: str | None = None
     multiple: bool = False
     o_names: tuple[str, ...] = ()
     o_words: Mapping[str, str] = field(default_factory=dict)
@@ -86,6 +90,8 @@ class ServeOptions:
     translate_gid: IdMap
     poll_us: int
     inband_notifications: bool
+    dax_window: int | None
+    dax_policy: DaxPolicy | None
     log_level: str
 
 
@@ -151,6 +157,36 @@ def check_seconds(option: str, text: str) -> float:
     if not SECONDS.fullmatch(text) or float(text) > TIMEOUT_S_MAX:
         raise ConfigError(option, f"{text!r} is no number of seconds up to {TIMEOUT_S_MAX}; write 1.5 or so")
     return float(text)
+
+
+def check_size(option: str, text: str) -> int:
+    """Bytes; K, M, G and T are powers of 1024."""
+    number, shift = text, 0
+    if text[-1:].upper() in SIZE_SUFFIXES:
+        number, shift = text[:-1], SIZE_SUFFIXES[text[-1].upper()]
+    if not number.isascii() or not number.isdigit() or len(number) > 20:
+        raise ConfigError(option, f"{text!r} is no size; give bytes, or a number with K, M, G or T")
+    return int(number) << shift
+
+
+def check_dax_window(option: str, text: str) -> int:
+    size = check_size(option, text)
+    if size == 0 or size % DAX_RANGE or size > DAX_WINDOW_MAX:
+        raise ConfigError(
+            option,
+            f"{text!r} is not 2M to {DAX_WINDOW_MAX >> 30}G in steps of 2M, which guests map at a time;"
+            " use such a size",
+        )
+    return size
+
+
+def check_dax_policy(option: str, text: str) -> DaxPolicy:
+    kind, colon, size = text.partition(":")
+    if kind == "size" and colon:
+        return DaxPolicy(size_min=check_size(option, size))
+    if text not in DAX_POLICIES:
+        raise ConfigError(option, f"{text!r} is unknown; use {', '.join(DAX_POLICIES)} or size:BYTES")
+    return DAX_POLICIES[text]
 
 
 SERVE_OPTIONS = (
@@ -273,6 +309,16 @@ SERVE_OPTIONS = (
         " time-travel mode needs them, and they are slow.",
     ),
     Option(
+        "--dax-window", "Let guests map files into a window of this size (DAX), where the front end"
+        " can: QEMU 11.1's vhost-user-test-device-pci, crosvm. Without SIZE: 512M.",
+        check_dax_window, "[SIZE]", bare="512M",
+    ),
+    Option(
+        "--dax-policy", "Which files a guest that leaves it to the daemon maps: all, none, those with"
+        " the x attribute (chattr), or those of that size at least; all where not given.",
+        check_dax_policy, "always|never|inode|size:BYTES",
+    ),
+    Option(
         "--log-level", "How much to say on stderr.",
         check_choice(*LOG_LEVELS, err="error", warn="warning"), "|".join(LOG_LEVELS), default="info",
         o_names=("loglevel", "log_level"),
@@ -282,6 +328,8 @@ SERVE_OPTIONS = (
 
 def check_together(options: ServeOptions) -> None:
     """What can't be combined. ConfigError."""
+    if options.dax_policy is not None and options.dax_window is None:
+        raise ConfigError("--dax-policy", "there is no window; add --dax-window")
     if options.zero_message_open:
         needs = {
             "--cache always, as the guest keeps all it has read of a file": options.cache == "always",

@@ -11,19 +11,23 @@ import stat
 from collections import Counter
 from dataclasses import dataclass
 from errno import EINVAL
+from mmap import PAGESIZE
 from struct import Struct
 
+from vfsd._dax import load_numpy
 from vfsd._pool import Pool
 from vfsd._queue import Queue
-from vfsd.fuse.abi import Init
+from vfsd.fuse.abi import DAX_SHMID, Init
 from vfsd.fuse.dispatch import Dispatch
 from vfsd.fuse.init import Offer, Session
 from vfsd.hostfs.fs import HostFs, Policy
 from vfsd.vhost.backend import Backend
+from vfsd.vhost.shmem import SharedMemory
 
 log = logging.getLogger("vfsd.share")
 
 TAG_BYTES = 36
+PAGE_SHIFT = PAGESIZE.bit_length() - 1
 OFFLOAD_THREADS_MAX = 64  # per guest; they come only as requests block
 CONFIG = Struct(f"<{TAG_BYTES}sI")  # struct virtio_fs_config: tag, num_request_queues
 
@@ -44,6 +48,7 @@ class ShareSettings:
     """What does not change while the share is served.
 
     tag: None leaves the config space, and so the tag, to the front end.
+    dax_window: bytes, 0 for none.
     anchors_max: O_PATH descriptors a guest's inodes may hold.
     poll_us: the longest a request queue polls before it sleeps.
     """
@@ -55,6 +60,7 @@ class ShareSettings:
     inband: bool
     anchors_max: int
     poll_us: int
+    dax_window: int = 0
 
 
 def open_root(path: str) -> int:
@@ -77,6 +83,8 @@ class Share:
 
     def __init__(self, settings: ShareSettings) -> None:
         self.settings = settings
+        if settings.dax_window:
+            load_numpy()  # once, before the first front end
         self.root_fd = open_root(settings.path)
 
     def connect(self, sock: socket.socket) -> "Connection":
@@ -99,7 +107,10 @@ class Connection:
         )
         self._queues: dict[int, Queue] = {}
         self._told: Counter[str] = Counter()  # requests of sessions that have ended
-        self._fs = HostFs(share.root_fd, settings.policy, settings.anchors_max)
+        self.shmem: SharedMemory | None = None
+        if settings.dax_window:
+            self.shmem = SharedMemory(DAX_SHMID, settings.dax_window)
+        self._fs = HostFs(share.root_fd, settings.policy, settings.anchors_max, self.shmem)
         self._dispatch = Dispatch(self._fs)
         self._pool = Pool("offload", OFFLOAD_THREADS_MAX)
         self._poll_us = settings.poll_us
@@ -150,10 +161,12 @@ class Connection:
         if counts:
             log.debug("the session had %s", ", ".join(counts))
         self._told = requests
-        self._fs.tables.clear()
+        self._fs.clear()
 
     def _offer(self) -> Offer:
         identity = self._fs.policy.identity
         flags = INIT_FLAGS | self._fs.policy.init_flags()
         sizes = [queue.num for index, queue in self._queues.items() if index > 0 and queue.started]
-        return Offer(flags, min(sizes, default=0), identity.required())
+        if self.shmem is not None and self.shmem.connected:
+            flags |= Init.MAP_ALIGNMENT
+        return Offer(flags, min(sizes, default=0), identity.required(), PAGE_SHIFT)

@@ -109,6 +109,7 @@ class RecordingQueue:
 
 class RecordingDevice:
     queues_max = 3
+    shmem = None
 
     def __init__(self, config: bytes | None = None, inband: bool = False) -> None:
         self.config = config

@@ -36,6 +36,11 @@ cdef struct request_t:
     bint in_python
     bint may_wait           # the operation may block: no queue waits for it
     bint resumed            # run again after WOULD_BLOCK; its arguments are in scratch, the body is consumed
+    # Around work on copies alone, while may_wait: the control thread may change what the queue uses,
+    # on which what is waited for may depend. NULL: it waits. enter() returns once it has.
+    void *queue
+    void (*leave)(request_t *r) noexcept nogil
+    void (*enter)(request_t *r) noexcept nogil
     char scratch[SCRATCH_BYTES]
     iovec head[FUSE_OUT_PIECES]  # where the out header goes: at most 16 pieces of one byte
     uint32_t n_head

@@ -6,6 +6,8 @@ __all__ = ("Dispatch", "Request")
 
 @final
 class Request:
+    @property
+    def nodeid(self) -> int: ...
     def take(self, layout: Struct) -> tuple[Any, ...]: ...
 
 @final

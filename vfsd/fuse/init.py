@@ -32,6 +32,7 @@ class Offer:
     flags: Init
     queue_size: int
     required: Init
+    map_alignment: int = 0  # log2 of bytes, with MAP_ALIGNMENT
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def negotiate(request: Request, offer: Offer) -> tuple[bytes, Agreed | None]:
     """
     major, minor, readahead, flags = request.take(abi.INIT_IN_MIN)
     if major > abi.KERNEL_VERSION:
-        return init_out(abi.KERNEL_MINOR_VERSION, 0, Init(0), 0), None
+        return init_out(abi.KERNEL_MINOR_VERSION, 0, Init(0), 0, 0), None
     if major < abi.KERNEL_VERSION or minor < abi.KERNEL_MINOR_VERSION_MIN:
         log.error("the guest speaks FUSE %d.%d, 7.%d is the oldest", major, minor,
                   abi.KERNEL_MINOR_VERSION_MIN)  # fmt: skip
@@ -64,15 +65,16 @@ def negotiate(request: Request, offer: Offer) -> tuple[bytes, Agreed | None]:
     # Linux before 5.13 does not see to that.
     max_pages = max(1, min(MAX_PAGES, offer.queue_size - HEADER_ELEMENTS))
     agreed = Agreed(min(minor, abi.KERNEL_MINOR_VERSION), offer.flags & flags, max_pages)
-    return init_out(agreed.minor, readahead, agreed.flags, max_pages), agreed
+    alignment = offer.map_alignment if Init.MAP_ALIGNMENT in agreed.flags else 0
+    return init_out(agreed.minor, readahead, agreed.flags, max_pages, alignment), agreed
 
 
-def init_out(minor: int, readahead: int, flags: Init, max_pages: int) -> bytes:
+def init_out(minor: int, readahead: int, flags: Init, max_pages: int, map_alignment: int) -> bytes:
     return abi.INIT_OUT.pack(
         abi.KERNEL_VERSION, minor, readahead, flags & 0xFFFFFFFF,
         MAX_BACKGROUND, CONGESTION_THRESHOLD, max_pages * abi.PAGE_SIZE,
         1,  # time_gran: nanoseconds
-        max_pages, 0, flags >> 32,
+        max_pages, map_alignment, flags >> 32,
     )  # fmt: skip
 
 

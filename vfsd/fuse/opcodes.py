@@ -127,6 +127,8 @@ OPERATIONS = (
     Op(Opcode.FALLOCATE, Home.HOT, "hostfs.data", blocks=True, modifies=True),
     Op(Opcode.READDIRPLUS, Home.HOT, "hostfs.directories"),
     Op(Opcode.RENAME2, Home.HOT, "hostfs.names", modifies=True),
+    Op(Opcode.SETUPMAPPING, Home.PYTHON, "hostfs.mappings", blocks=True),
+    Op(Opcode.REMOVEMAPPING, Home.PYTHON, "hostfs.mappings", blocks=True),
     Op(Opcode.LSEEK, Home.HOT, "hostfs.data"),
     Op(Opcode.COPY_FILE_RANGE, Home.HOT, "hostfs.data", blocks=True, modifies=True),
     Op(Opcode.SYNCFS, Home.HOT, "hostfs.data", blocks=True),

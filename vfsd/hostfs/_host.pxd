@@ -188,6 +188,7 @@ cdef extern from "<linux/fs.h>" nogil:
     unsigned int FS_IOC32_SETFLAGS
     unsigned int FS_IOC_FSGETXATTR
     unsigned int FS_IOC_FSSETXATTR
+    uint32_t FS_XFLAG_DAX
 
 cdef packed struct linux_dirent64:  # 19 bytes, then the name
     uint64_t d_ino

@@ -1,8 +1,10 @@
 """The inode table."""
 
-from libc.errno cimport EMFILE, ENFILE, ENOENT, ESTALE, errno
+from libc.errno cimport EBADF, EMFILE, ENFILE, ENOENT, ESTALE, errno
 
-from vfsd._wire cimport FUSE_ROOT_ID
+from libc.stdio cimport snprintf
+
+from vfsd._wire cimport FUSE_ATTR_DAX, FUSE_ROOT_ID
 from vfsd._threads cimport pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock
 from vfsd.hostfs cimport _host as h
 from vfsd.hostfs._anchors cimport EVICT_BATCH, evict, inode_fd, out_of_descriptors
@@ -214,6 +216,8 @@ cdef void entry_fill(tables_t *t, uint32_t index, const h.statx_t *st, fuse_entr
     out.attr_valid = t.attr_valid
     out.attr_valid_nsec = t.attr_valid_nsec
     attr_fill(t, st, &out.attr)
+    if maybe_dax(t, st) and is_dax(t, inode_fd(t, index), st):
+        out.attr.flags |= FUSE_ATTR_DAX
 
 
 cdef int entry_of_open(tables_t *t, const char *fd_name, fuse_entry_out *out) noexcept nogil:
@@ -320,4 +324,28 @@ cdef int attr_of(tables_t *t, int fd, fuse_attr_out *out) noexcept nogil:
     out.attr_valid_nsec = t.attr_valid_nsec
     out.dummy = 0
     attr_fill(t, &st, &out.attr)
+    if maybe_dax(t, &st) and is_dax(t, fd, &st):
+        out.attr.flags |= FUSE_ATTR_DAX
     return 0
+
+
+cdef inline bint maybe_dax(tables_t *t, const h.statx_t *st) noexcept nogil:
+    return (t.dax_size_min <= st.stx_size or t.dax_marked) and st.stx_mode & h.S_IFMT == h.S_IFREG
+
+
+cdef bint is_dax(tables_t *t, int fd, const h.statx_t *st) noexcept nogil:
+    """Whether a guest that leaves it to us maps that regular file."""
+    cdef h.fsxattr marks
+    cdef char name[16]
+    cdef int opened, rc
+    if t.dax_size_min <= st.stx_size:
+        return True
+    rc = h.ioctl(fd, h.FS_IOC_FSGETXATTR, &marks)
+    if rc < 0 and errno == EBADF and fd >= 0:  # an anchor
+        snprintf(name, sizeof(name), b"%d", fd)
+        opened = h.openat(t.proc_fd, name, h.O_RDONLY | h.O_CLOEXEC | h.O_NONBLOCK)
+        if opened < 0:
+            return False
+        rc = h.ioctl(opened, h.FS_IOC_FSGETXATTR, &marks)
+        h.close(opened)
+    return rc == 0 and marks.fsx_xflags & h.FS_XFLAG_DAX

@@ -156,6 +156,8 @@ cdef struct tables_t:
     uint32_t write_waits
     bint xattr
     bint readonly              # nothing is opened for writing; Dispatch.refuse keeps out the rest
+    uint64_t dax_size_min      # FUSE_ATTR_DAX for regular files of that size, UINT64_MAX: none
+    bint dax_marked            # and for those with FS_XFLAG_DAX
     bint in_memory             # the share lies on a file system without a disk: nothing blocks
     bint quiet                 # closing a file there reports nothing
     id_map_t uid_to_host

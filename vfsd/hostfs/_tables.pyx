@@ -2,15 +2,16 @@
 
 cimport cython
 from libc.errno cimport errno
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport UINT64_MAX, int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from vfsd._wire cimport FUSE_ROOT_ID
 from vfsd._threads cimport pthread_mutex_init
 from vfsd.hostfs cimport _host as h
 from vfsd.hostfs._anchors cimport note_root
+from vfsd.hostfs._caller cimport place_get, place_put, place_t, reopen
 from vfsd.hostfs._handles cimport handle_close
-from vfsd.hostfs._inodes cimport ATTR_MASK, device_of, inode_forget
+from vfsd.hostfs._inodes cimport ATTR_MASK, device_of, inode_forget, inode_get, inode_put
 from vfsd.hostfs._kinds cimport closes_quietly, in_memory
 from vfsd.hostfs._slots cimport (
     BUCKETS, HANDLES_MAX, ID_FORBID, ID_SHIFT, ID_SQUASH, INODES_MAX, LISTINGS, OPEN, REFERENCES, SHARDS,
@@ -81,6 +82,7 @@ cdef class Tables:
         t.handles_top = 1
         t.hand = FUSE_ROOT_ID
         t.anchors_max = anchors_max
+        t.dax_size_min = UINT64_MAX
         t.inodes = <inode_t *>reserve(INODES_MAX * sizeof(inode_t))
         t.handles = <handle_t *>reserve(HANDLES_MAX * sizeof(handle_t))
         t.buckets = <uint32_t *>reserve(BUCKETS * sizeof(uint32_t))
@@ -181,6 +183,32 @@ cdef class Tables:
     def set_readonly(self):
         """Open nothing for writing, change no attribute by ioctl (ACCESS says so too)."""
         self.t.readonly = True
+
+    def set_dax(self, size_min, bint marked):
+        """FUSE_ATTR_DAX of regular files: by size from size_min bytes on (None: not), and if marked."""
+        self.t.dax_size_min = UINT64_MAX if size_min is None else size_min
+        self.t.dax_marked = marked
+
+    def knows(self, uint64_t nodeid):
+        """Whether the guest has looked that inode up and not forgotten it."""
+        cdef int64_t index = inode_get(&self.t, nodeid)
+        if index < 0:
+            return False
+        inode_put(&self.t, <uint32_t>index)
+        return True
+
+    def open(self, uint64_t nodeid, int flags):
+        """A new descriptor of a regular file, the caller's. OSError, also for anything else."""
+        cdef place_t p
+        cdef int fd
+        with nogil:
+            fd = place_get(&self.t, nodeid, &p)
+            if fd == 0:
+                fd = reopen(&self.t, &p, flags)
+                place_put(&self.t, &p)
+        if fd < 0:
+            raise OSError(-fd, os.strerror(-fd))
+        return fd
 
     def close(self):
         """Close every descriptor and give the memory back. No request may come. Idempotent."""

@@ -6,10 +6,18 @@ from errno import EROFS
 
 from vfsd.fuse.abi import Fopen, Init
 from vfsd.fuse.dispatch import Dispatch
-from vfsd.fuse.opcodes import OPERATIONS
+from vfsd.fuse.opcodes import OPERATIONS, Home, Opcode
 from vfsd.hostfs._tables import Tables
 from vfsd.hostfs.cache import CachePolicy, DirectWrites
 from vfsd.hostfs.identity import IdentityPolicy
+from vfsd.hostfs.mappings import (
+    DAX_POLICIES,
+    DaxPolicy,
+    FrontEnd,
+    Mappings,
+    removemapping,
+    setupmapping,
+)
 
 
 @dataclass(frozen=True)
@@ -20,7 +28,7 @@ class Policy:
     guest may write to past its cache from several threads at once. writeback: the guest keeps
     what is written. direct_io: its O_DIRECT is the host's too. mmap: shared mappings also of files
     that it does not cache. readonly: it changes nothing. zero_open: it opens and closes files without
-    asking.
+    asking. dax: None without a window.
     """
 
     cache: CachePolicy
@@ -33,6 +41,7 @@ class Policy:
     readonly: bool
     zero_open: bool
     identity: IdentityPolicy
+    dax: DaxPolicy | None = None
 
     def init_flags(self) -> Init:
         """What is to be agreed in INIT because of it."""
@@ -47,6 +56,8 @@ class Policy:
         flags |= Init.NO_OPEN_SUPPORT if self.zero_open else Init.ATOMIC_O_TRUNC
         if self.mmap:
             flags |= Init.DIRECT_IO_ALLOW_MMAP
+        if self.dax is not None and self.dax != DAX_POLICIES["never"]:
+            flags |= Init.HAS_INODE_DAX
         return flags
 
     def parallel_flags(self, direct: bool) -> Fopen:
@@ -59,10 +70,12 @@ class HostFs:
     """One guest's view of a share.
 
     root_fd: readable descriptor of the directory, or of the one file; stays the caller's.
-    anchors_max: see `Tables`.
+    anchors_max: see `Tables`. window: for DAX, None without.
     """
 
-    def __init__(self, root_fd: int, policy: Policy, anchors_max: int) -> None:
+    def __init__(
+        self, root_fd: int, policy: Policy, anchors_max: int, window: FrontEnd | None = None
+    ) -> None:
         self.policy = policy
         self.tables = Tables(root_fd, anchors_max)
         cache = policy.cache
@@ -71,6 +84,11 @@ class HostFs:
         self.tables.set_policy(open_flags, cache.opendir_flags, policy.xattr)
         self.tables.set_opening(policy.parallel_flags(True), policy.direct_io)
         policy.identity.compile(self.tables)
+        self.mappings: Mappings | None = None
+        if window is not None:
+            self.mappings = Mappings(self.tables, window)
+        if policy.dax is not None:
+            self.tables.set_dax(policy.dax.size_min, policy.dax.marked)
 
     def agree(self, flags: Init) -> None:
         """What INIT has settled; no other request is under way."""
@@ -86,10 +104,19 @@ class HostFs:
 
     def install(self, dispatch: Dispatch) -> None:
         """Give every operation of the table that lives in this package to the dispatch."""
-        for module in sorted({op.module for op in OPERATIONS if op.module.startswith("hostfs.")}):
+        ours = [op for op in OPERATIONS if op.module.startswith("hostfs.")]
+        for module in sorted({op.module for op in ours if op.home is Home.HOT}):
             importlib.import_module(f"vfsd.{module}").install(dispatch, self.tables)
+        dispatch.set_python(Opcode.SETUPMAPPING, setupmapping)
+        dispatch.set_python(Opcode.REMOVEMAPPING, removemapping)
         if self.policy.readonly:
             self.tables.set_readonly()
             for op in OPERATIONS:
                 if op.modifies:
                     dispatch.refuse(op.opcode, EROFS)
+
+    def clear(self) -> None:
+        """Forget all that the guest held: its session has ended."""
+        if self.mappings is not None:
+            self.mappings.clear()
+        self.tables.clear()

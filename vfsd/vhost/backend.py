@@ -40,6 +40,7 @@ from vfsd.vhost.messages import (
     VirtioFeature,
     VringAddr,
 )
+from vfsd.vhost.shmem import SharedMemory
 
 log = logging.getLogger("vfsd.vhost")
 
@@ -58,6 +59,13 @@ PROTOCOL_FEATURES: Final = (
     | ProtocolFeature.CONFIGURE_MEM_SLOTS
     | ProtocolFeature.STATUS
 )
+
+# QEMU aborts at 512 regions of memory, and each mapping is one while CONFIGURE_MEM_SLOTS is on; the rest
+# is for guest memory. A larger window is offered without that feature: then QEMU tells only the first
+# few mappings, and is bounded by the kernel's vm.max_map_count of 65530.
+SLOTTED_MAPPINGS_MAX: Final = 448
+SLOTTED_WINDOW_MAX: Final = SLOTTED_MAPPINGS_MAX << 21
+MAPPINGS_MAX: Final = 1 << 15
 
 MESSAGES_PER_CALL: Final = 64  # then the control thread looks at its other connections
 REFUSED: Final = 1  # the u64 of an acknowledgement that is none
@@ -100,6 +108,10 @@ class Device(Protocol):
     @property
     def inband(self) -> bool:
         """Whether INBAND_NOTIFICATIONS is offered."""
+
+    @property
+    def shmem(self) -> SharedMemory | None:
+        """Its shared memory region; None: SHMEM is not offered."""
 
     def make_queue(self, index: int) -> VirtQueue: ...
 
@@ -161,6 +173,14 @@ class Backend:
             self.offered |= ProtocolFeature.CONFIG
         if device.inband:
             self.offered |= ProtocolFeature.INBAND_NOTIFICATIONS
+        self._shmem = device.shmem
+        if self._shmem is not None:
+            self.offered |= ProtocolFeature.SHMEM
+            if self._shmem.size > SLOTTED_WINDOW_MAX:
+                self.offered &= ~ProtocolFeature.CONFIGURE_MEM_SLOTS
+        # What the front end described as memory, though it is a file mapped into the region.
+        self._windows: set[tuple[int, int, int]] = set()
+        self._table: list[tuple[Region, int, int]] | None = None
         self.channel: int | None = None  # descriptor of SET_BACKEND_REQ_FD
         self.memory = MemoryTable()
         self._sock = sock
@@ -191,11 +211,14 @@ class Backend:
 
     def close(self) -> None:
         """Stop the queues and close every descriptor. The device is not reset. Idempotent."""
-        for ring in self._rings.values():
-            ring.queue.close()
+        with self._stopping():
+            for ring in self._rings.values():
+                ring.queue.close()
         self._rings.clear()
         self.memory.clear()
         self._set_channel(None)
+        if self._shmem is not None:
+            self._shmem.close()
         self._reader.close()
         self._sock.close()
 
@@ -254,7 +277,9 @@ class Backend:
         (bits,) = U64.unpack(message.payload)
         _refuse_unoffered(bits, self.offered)
         self.protocol_features = ProtocolFeature(bits)
+        self.memory.guest.set_partial(self._has(ProtocolFeature.SHMEM))
         self._connect_calls()
+        self._connect_shmem()
         return 0
 
     def _nothing(self, message: Message) -> int:
@@ -289,18 +314,60 @@ class Backend:
 
     def _reset(self) -> None:
         # Memory stays: QEMU sends only what changes in it, also after a reset.
+        with self._stopping():
+            for ring in self._rings.values():
+                ring.stop()
         for ring in self._rings.values():
-            ring.stop()
             ring.forget()
         self._status = 0
         self._device.reset()
+
+    @contextmanager
+    def _stopping(self) -> Iterator[None]:
+        """Around what waits for requests: none of them may wait for the front end, which waits for this."""
+        if self._shmem is None:
+            yield
+        else:
+            with self._shmem.suspended():
+                yield
+
+    # ---- shared memory
+
+    def _get_shmem_config(self, message: Message) -> bytes:
+        assert self._shmem is not None
+        return messages.encode_shmem_config({self._shmem.shmid: self._shmem.size})
+
+    def _connect_shmem(self) -> None:
+        if self._shmem is None:
+            return
+        usable = self.channel is not None and self._has(ProtocolFeature.SHMEM)
+        slots = self._has(ProtocolFeature.CONFIGURE_MEM_SLOTS)
+        self._shmem.mappings_max = SLOTTED_MAPPINGS_MAX if slots else MAPPINGS_MAX
+        # Without an acknowledgement nobody could tell the guest that its file is there.
+        if usable and self.channel is not None and self._has(ProtocolFeature.REPLY_ACK):
+            self._shmem.connect(os.dup(self.channel))
+        else:
+            self._shmem.connect(None)
+
+    def _is_window(self, fd: int) -> bool:
+        return self._shmem is not None and self._shmem.holds(fd)
 
     # ---- memory
 
     def _set_mem_table(self, message: Message) -> int:
         regions = messages.decode_mem_table(message.payload)
+        fds: list[int] = message.fds
+        if self._shmem is not None and len(regions) == len(fds):
+            # Each mapping in the region makes QEMU send a whole table. Guest memory does not change.
+            kept = [(region, fd) for region, fd in zip(regions, fds, strict=True) if not self._is_window(fd)]
+            regions, fds = [region for region, _ in kept], [fd for _, fd in kept]
+            status = [os.fstat(fd) for fd in fds]
+            table = [(r, st.st_dev, st.st_ino) for r, st in zip(regions, status, strict=True)]
+            if table == self._table:
+                return 0
+            self._table = table
         with self._rings_moved():
-            self.memory.replace(regions, message.fds)
+            self.memory.replace(regions, fds)
         return 0
 
     def _get_max_mem_slots(self, message: Message) -> bytes:
@@ -309,11 +376,19 @@ class Backend:
     def _add_mem_reg(self, message: Message) -> int:
         if not message.fds:
             raise ProtocolError("no descriptor")
+        region = Region(*SINGLE_REGION.unpack(message.payload))
+        if self._is_window(message.fds[0]):
+            # Many and short-lived, and their files may be truncated: touching them could end us.
+            if len(self._windows) >= SLOTS_MAX:
+                raise ProtocolError(f"more than {SLOTS_MAX} regions")
+            self._windows.add((region.gpa, region.size, region.uva))
+            return 0
+        self._table = None
         running = self._running()
         for ring in running:
             ring.queue.pause()
         try:
-            self.memory.add(Region(*SINGLE_REGION.unpack(message.payload)), message.fds[0])
+            self.memory.add(region, message.fds[0])
         finally:
             for ring in running:
                 ring.queue.resume()
@@ -321,16 +396,22 @@ class Backend:
         return 0
 
     def _rem_mem_reg(self, message: Message) -> int:
+        region = Region(*SINGLE_REGION.unpack(message.payload))
+        if (region.gpa, region.size, region.uva) in self._windows:
+            self._windows.remove((region.gpa, region.size, region.uva))
+            return 0
+        self._table = None
         with self._rings_moved():
-            self.memory.remove(Region(*SINGLE_REGION.unpack(message.payload)))
+            self.memory.remove(region)
         return 0
 
     @contextmanager
     def _rings_moved(self) -> Iterator[None]:
         """Around a change of memory that exists: queues start anew, with the new addresses."""
         running = self._running()
-        for ring in running:
-            ring.stop()
+        with self._stopping():
+            for ring in running:
+                ring.stop()
         yield
         self._start_ready()
         for ring in running:
@@ -409,7 +490,8 @@ class Backend:
     def _get_vring_base(self, message: Message) -> bytes:
         index, _ = VRING_STATE.unpack(message.payload)
         ring = self._ring(index)
-        ring.stop()
+        with self._stopping():
+            ring.stop()
         ring.kicked = False
         return VRING_STATE.pack(index, ring.base)
 
@@ -420,7 +502,8 @@ class Backend:
             raise ProtocolError(f"queue {index}: {enable} is neither 0 nor 1")
         ring.enabled = bool(enable)
         if not enable:
-            ring.stop()
+            with self._stopping():
+                ring.stop()
             return 0
         if self._has(ProtocolFeature.INBAND_NOTIFICATIONS):
             ring.kicked = True  # user-mode Linux sends no SET_VRING_KICK then
@@ -482,6 +565,7 @@ class Backend:
             raise ProtocolError("no descriptor")
         self._set_channel(message.take_fd())
         self._connect_calls()
+        self._connect_shmem()
         return 0
 
     def _set_channel(self, fd: int | None) -> None:
@@ -528,6 +612,7 @@ _HANDLERS: Final[dict[int, Callable[[Backend, Message], bytes | int]]] = {
     _R.GET_MAX_MEM_SLOTS: Backend._get_max_mem_slots,
     _R.ADD_MEM_REG: Backend._add_mem_reg,
     _R.REM_MEM_REG: Backend._rem_mem_reg,
+    _R.GET_SHMEM_CONFIG: Backend._get_shmem_config,
     _R.SET_STATUS: Backend._set_status,
     _R.GET_STATUS: Backend._get_status,
 }

@@ -6,8 +6,9 @@ libkrun send, in which order, is in `vfsd.vhost.orders`; `handshake`, `start` an
 
 import select
 import socket
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -16,6 +17,7 @@ from vfsd.vhost import messages
 from vfsd.vhost.messages import (
     CONFIG_HEAD,
     NEED_REPLY,
+    REPLY,
     SINGLE_REGION,
     TABLE_REGIONS_MAX,
     U64,
@@ -25,6 +27,7 @@ from vfsd.vhost.messages import (
     FrontendRequest,
     Message,
     MessageReader,
+    PeerClosed,
     ProtocolFeature,
     Region,
     VirtioFeature,
@@ -103,8 +106,12 @@ class Frontend:
         self.config = b""  # what GET_CONFIG read last
         self._sock = sock
         self._reader = MessageReader(sock, messages.check_frontend_reply, messages.frontend_name)
+        self.shmem: dict[int, int] = {}  # bytes by shmid: what GET_SHMEM_CONFIG read
         self.channel: socket.socket | None = None  # our end, to wait on; read_channel reads it
+        # What to answer to a request of the back end: 0, or an error. Called by serve_channel.
+        self.on_request: Callable[[Message], int] | None = None
         self._channel_reader: MessageReader | None = None
+        self._channel_lock = threading.Lock()
         self._regions: list[Region] = []  # the back end has
 
     def __enter__(self) -> Self:
@@ -168,6 +175,8 @@ class Frontend:
             case _F.GET_CONFIG:
                 for size in order.config_sizes:
                     self.get_config(0, size)
+            case _F.GET_SHMEM_CONFIG:
+                self.get_shmem_config()
             case _F.GET_STATUS:
                 self.get_status()
             case _F.SET_STATUS:
@@ -249,6 +258,11 @@ class Frontend:
             raise RequestRefused(_F.GET_CONFIG, len(payload) - CONFIG_HEAD.size)
         self.config = payload[CONFIG_HEAD.size :]
         return self.config
+
+    def get_shmem_config(self) -> dict[int, int]:
+        """Shared memory regions the back end has: bytes by shmid."""
+        self.shmem = messages.decode_shmem_config(self._ask(_F.GET_SHMEM_CONFIG))
+        return self.shmem
 
     # ---- memory
 
@@ -342,6 +356,19 @@ class Frontend:
         """The next request of the back end, None if there is none now. The caller closes it."""
         return None if self._channel_reader is None else self._channel_reader.read()
 
+    def serve_channel(self) -> None:
+        """Answer what the back end has asked, by `on_request`. Any thread may, also while another
+        waits for a reply: the back end can wait for this answer before it gives that one."""
+        with self._channel_lock:
+            while self.on_request is not None and (message := self.read_channel()) is not None:
+                try:
+                    code = self.on_request(message)
+                finally:
+                    message.close()
+                if message.flags & NEED_REPLY and self.channel is not None:
+                    data = messages.encode(message.request, U64.pack(code), REPLY)
+                    messages.send(self.channel, data, (), self.timeout_s)
+
     # ---- request and reply
 
     def _tell(self, request: int, payload: bytes = b"", ack: bool = False, fds: Sequence[int] = ()) -> None:
@@ -363,7 +390,7 @@ class Frontend:
     def _reply(self, request: int) -> bytes:
         deadline = time.monotonic() + self.timeout_s
         while (message := self._reader.read()) is None:
-            if not messages.wait(self._sock, select.POLLIN, deadline):
+            if not self._wait(deadline):
                 raise TimeoutError(f"{messages.frontend_name(request)}: no reply for {self.timeout_s:g} s")
         message.close()
         if message.request != request:
@@ -372,3 +399,19 @@ class Frontend:
                 f"{messages.frontend_name(message.request)} instead"
             )
         return message.payload
+
+    def _wait(self, deadline: float) -> bool:
+        """Until there is something to read, with the back end's requests answered meanwhile."""
+        if self.channel is None or self.on_request is None:
+            return messages.wait(self._sock, select.POLLIN, deadline)
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        poll.register(self.channel, select.POLLIN)
+        ready = dict(poll.poll(max(deadline - time.monotonic(), 0) * 1000))
+        if self.channel.fileno() in ready and self._sock.fileno() not in ready:
+            try:
+                self.serve_channel()
+            except PeerClosed:
+                # The main channel will say so too.
+                return messages.wait(self._sock, select.POLLIN, deadline)
+        return bool(ready)

@@ -48,6 +48,7 @@ _F, _P = FrontendRequest, ProtocolFeature
 _ENABLE, _DISABLE = Step(_F.SET_VRING_ENABLE), Step(_F.SET_VRING_ENABLE, value=0)
 _CHANNEL: Final = Step(_F.SET_BACKEND_REQ_FD, needs=_P.BACKEND_REQ)
 _QUEUES: Final = Step(_F.GET_QUEUE_NUM, needs=_P.MQ)
+_WINDOW: Final = Step(_F.GET_SHMEM_CONFIG, needs=_P.SHMEM)
 _FEATURES: Final = (
     Step(_F.GET_FEATURES),
     Step(_F.GET_PROTOCOL_FEATURES),
@@ -56,12 +57,16 @@ _FEATURES: Final = (
 _STOP: Final = (Each((_DISABLE,)), Each((Step(_F.GET_VRING_BASE),)))
 
 
+_QEMU_WANTS: Final = (
+    _P.MQ | _P.REPLY_ACK | _P.BACKEND_REQ | _P.BACKEND_SEND_FD | _P.CONFIGURE_MEM_SLOTS | _P.STATUS
+)  # fmt: skip
+
+
 def _qemu() -> Order:
     """QEMU 11.1, vhost-user-fs-pci."""
     call, slots = Each((Step(_F.SET_VRING_CALL),)), _P.CONFIGURE_MEM_SLOTS
-    wants = _P.MQ | _P.REPLY_ACK | _P.BACKEND_REQ | _P.BACKEND_SEND_FD | _P.RESET_DEVICE
     return Order(
-        wants=wants | _P.CONFIGURE_MEM_SLOTS | _P.STATUS,
+        wants=_QEMU_WANTS | _P.RESET_DEVICE,
         connect=(
             *_FEATURES,
             _QUEUES,
@@ -91,6 +96,45 @@ def _qemu() -> Order:
             call,
         ),
         stop=(*_STOP, call, Step(_F.RESET_DEVICE, needs=_P.RESET_DEVICE)),
+    )
+
+
+def _qemu_generic() -> Order:
+    """QEMU 11.1, vhost-user-test-device-pci: the config space and the DAX window are the daemon's."""
+    call, slots = Each((Step(_F.SET_VRING_CALL),)), _P.CONFIGURE_MEM_SLOTS
+    return Order(
+        wants=_QEMU_WANTS | _P.CONFIG | _P.SHMEM,
+        connect=(
+            *_FEATURES,
+            _QUEUES,
+            Step(_F.GET_MAX_MEM_SLOTS, needs=slots),
+            Step(_F.SET_BACKEND_REQ_FD, ack=True, needs=_P.BACKEND_REQ),
+            Step(_F.SET_OWNER),
+            Step(_F.GET_FEATURES),
+            Each((Step(_F.SET_VRING_CALL, ack=True), Step(_F.SET_VRING_ERR, ack=True))),
+            _WINDOW,
+        ),
+        start=(
+            Step(_F.GET_CONFIG, needs=_P.CONFIG),
+            Step(_F.SET_FEATURES),
+            Step(_F.GET_STATUS, needs=_P.STATUS),
+            Step(_F.SET_STATUS, needs=_P.STATUS),
+            Step(_F.ADD_MEM_REG, ack=True, needs=slots),
+            Step(_F.SET_MEM_TABLE, ack=True, unless=slots),
+            Each(
+                (
+                    Step(_F.SET_VRING_NUM),
+                    Step(_F.SET_VRING_BASE),
+                    Step(_F.SET_VRING_ADDR),
+                    Step(_F.SET_VRING_KICK, ack=True),
+                    Step(_F.SET_VRING_CALL),
+                )
+            ),
+            Each((Step(_F.SET_VRING_ENABLE, ack=True),)),
+            call,
+        ),
+        stop=(*_STOP, call),
+        config_sizes=(40,) * 37,  # all of it for each byte of the tag, and for the number of queues
     )
 
 
@@ -138,6 +182,7 @@ def _uml() -> Order:
 
 ORDERS: Final[dict[str, Order]] = {
     "qemu": _qemu(),
+    "qemu-generic": _qemu_generic(),
     "cloud-hypervisor": Order(
         wants=_P.MQ | _P.CONFIGURE_MEM_SLOTS | _P.REPLY_ACK | _P.BACKEND_REQ,
         connect=(Step(_F.SET_OWNER), *_FEATURES, _QUEUES),
@@ -159,8 +204,8 @@ ORDERS: Final[dict[str, Order]] = {
         stop=_STOP,
     ),
     "crosvm": Order(
-        wants=_P.MQ | _P.CONFIG | _P.BACKEND_REQ | _P.REPLY_ACK,
-        connect=(Step(_F.SET_OWNER), *_FEATURES, _CHANNEL, _QUEUES),
+        wants=_P.MQ | _P.CONFIG | _P.BACKEND_REQ | _P.REPLY_ACK | _P.SHMEM,
+        connect=(Step(_F.SET_OWNER), *_FEATURES, _CHANNEL, _QUEUES, _WINDOW),
         start=(
             Step(_F.GET_CONFIG, needs=_P.CONFIG),
             Step(_F.SET_FEATURES),

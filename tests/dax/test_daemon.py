@@ -1,0 +1,373 @@
+"""SETUPMAPPING and REMOVEMAPPING from raw requests, with a window that is mapped for real."""
+
+import errno
+import os
+import random
+import select
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+
+import pytest
+from fuse.ops import refused
+from guests import Daemon, StartDaemon, eventually
+
+from vfsd.fuse import abi
+from vfsd.fuse.abi import Init
+from vfsd.vhost import messages
+from vfsd.vhost.messages import ShmemMap
+
+from .vmm import DAX_FLAGS, PAGE, READ, WRITE, Vmm, setupmapping
+
+MIB = 1 << 20
+RANGE = abi.DAX_RANGE
+WINDOW = 64 * MIB
+
+StartVmm = Callable[..., Vmm]
+
+
+@pytest.fixture(scope="module")
+def served(module_daemon: StartDaemon, tmp_path_factory: pytest.TempPathFactory) -> Daemon:
+    share = tmp_path_factory.mktemp("dax")
+    return module_daemon(share, options=["--dax-window", "64M", "--dax-policy", "size:4096"])
+
+
+@pytest.fixture
+def start_vmm(served: Daemon) -> Iterator[StartVmm]:
+    log_start = len(served.log)
+    vmms: list[Vmm] = []
+
+    def start(**arguments: object) -> Vmm:
+        vmms.append(Vmm(served.socket, **arguments))  # type: ignore[arg-type]
+        return vmms[-1]
+
+    yield start
+    for vmm in vmms:
+        vmm.close()
+    left = "the front end has left"
+    assert eventually(lambda: served.log.count(left, log_start) == len(vmms)), served.log[log_start:]
+    assert "Traceback" not in served.log[log_start:], served.log[log_start:]
+    below = f"{served.shared}/"
+    assert [path for path in served.descriptors() if path.startswith(below)] == []
+    for entry in os.scandir(served.shared):
+        shutil.rmtree(entry.path) if entry.is_dir() else os.unlink(entry.path)
+
+
+@pytest.fixture
+def vmm(start_vmm: StartVmm) -> Vmm:
+    vmm = start_vmm()
+    vmm.start_session()
+    return vmm
+
+
+@pytest.fixture
+def content() -> bytes:
+    return random.Random(1).randbytes(3 * RANGE)
+
+
+@pytest.fixture
+def nodeid(vmm: Vmm, served: Daemon, content: bytes) -> int:
+    (served.shared / "file").write_bytes(content)
+    return vmm.walk("file")
+
+
+def test_the_window_is_announced(vmm: Vmm) -> None:
+    assert vmm.frontend.shmem == {0: WINDOW}
+    init = vmm.on(1).init(flags=abi.Init.MAP_ALIGNMENT | Init.INIT_EXT | Init.HAS_INODE_DAX)
+    assert init.flags & Init.MAP_ALIGNMENT and 1 << init.map_alignment == PAGE
+    assert init.flags & Init.HAS_INODE_DAX
+    init = vmm.on(1).init(flags=0)
+    assert init.map_alignment == 0 and not init.flags & (Init.MAP_ALIGNMENT | Init.HAS_INODE_DAX)
+
+
+def test_a_file_is_read_and_written_through_the_window(
+    vmm: Vmm, served: Daemon, nodeid: int, content: bytes
+) -> None:
+    vmm.map_file(nodeid, RANGE, RANGE, 4 * RANGE)
+    assert vmm.load(4 * RANGE, RANGE) == content[RANGE : 2 * RANGE]
+    vmm.map_file(nodeid, RANGE, RANGE, 4 * RANGE, READ | WRITE)
+    assert len(vmm.requests) == 1, "an upgrade needs no message"
+    vmm.store(4 * RANGE + 5, b"written")
+    assert (served.shared / "file").read_bytes()[RANGE + 5 : RANGE + 12] == b"written"
+    vmm.remove(nodeid, (4 * RANGE, RANGE))
+    assert vmm.mapped == {}
+
+
+def test_a_mapping_may_end_beyond_the_file(vmm: Vmm, served: Daemon) -> None:
+    (served.shared / "short").write_bytes(b"short")
+    (served.shared / "empty").write_bytes(b"")
+    vmm.map_file(vmm.walk("short"), 0, RANGE, 0)
+    assert vmm.load(0, 8) == b"short\0\0\0"
+    vmm.map_file(vmm.walk("empty"), 10 * RANGE, RANGE, RANGE)
+    assert vmm.mapped == {0: (RANGE, True), RANGE: (RANGE, True)}
+
+
+def test_a_mapping_replaces_what_it_overlaps(vmm: Vmm, nodeid: int, content: bytes) -> None:
+    vmm.map_file(nodeid, 0, 3 * RANGE, 0)
+    vmm.map_file(nodeid, 0, PAGE, RANGE + PAGE)
+    assert vmm.mapped == {
+        0: (RANGE + PAGE, True),
+        RANGE + PAGE: (PAGE, True),
+        RANGE + 2 * PAGE: (2 * RANGE - 2 * PAGE, True),
+    }
+    assert vmm.load(0, RANGE + PAGE) == content[: RANGE + PAGE]
+    assert vmm.load(RANGE + PAGE, PAGE) == content[:PAGE]
+    assert vmm.load(RANGE + 2 * PAGE, PAGE) == content[RANGE + 2 * PAGE : RANGE + 3 * PAGE]
+
+
+def test_parts_are_removed(vmm: Vmm, nodeid: int, content: bytes) -> None:
+    vmm.map_file(nodeid, 0, RANGE, 0)
+    vmm.map_file(nodeid, RANGE, RANGE, RANGE)
+    vmm.remove(nodeid, (RANGE - PAGE, 2 * PAGE), (8 * PAGE, PAGE), (10 * RANGE, RANGE), (0, 0))
+    assert vmm.mapped == {
+        0: (8 * PAGE, True),
+        9 * PAGE: (RANGE - 10 * PAGE, True),
+        RANGE + PAGE: (RANGE - PAGE, True),
+    }
+    assert vmm.load(RANGE + PAGE, PAGE) == content[RANGE + PAGE : RANGE + 2 * PAGE]
+    vmm.remove(nodeid)
+
+
+def test_mappings_outlive_the_name_and_the_nodeid(
+    vmm: Vmm, served: Daemon, nodeid: int, content: bytes
+) -> None:
+    vmm.map_file(nodeid, 0, RANGE, 0)
+    os.unlink(served.shared / "file")
+    vmm.forget(nodeid)
+    vmm.remove(nodeid, (PAGE, PAGE))
+    assert vmm.load(0, PAGE) == content[:PAGE] and vmm.load(2 * PAGE, PAGE) == content[2 * PAGE : 3 * PAGE]
+    with refused(errno.ESTALE):
+        vmm.map_file(nodeid, 0, RANGE, RANGE)
+
+
+@pytest.mark.parametrize("length", [RANGE, PAGE, 7 * PAGE])
+def test_random_mappings_agree_with_a_model(
+    start_vmm: StartVmm, served: Daemon, content: bytes, length: int
+) -> None:
+    vmm = start_vmm(tells=length == RANGE)
+    vmm.start_session()
+    choose = random.Random(length)
+    nodeids = []
+    for i in range(3):
+        (served.shared / f"{i}").write_bytes(content[i * PAGE :])
+        nodeids.append(vmm.walk(f"{i}"))
+    pages = 12 * length // PAGE
+    model: list[tuple[int, int] | None] = [None] * pages  # file, page of it
+    for _ in range(120):
+        n = choose.randrange(1, 2 * length // PAGE)
+        at = choose.randrange(pages - n)
+        if choose.random() < 0.6:
+            file, page = choose.randrange(3), choose.randrange(100)
+            vmm.map_file(nodeids[file], page * PAGE, n * PAGE, at * PAGE, choose.choice([READ, READ | WRITE]))
+            model[at : at + n] = [(file, page + i) for i in range(n)]
+        else:
+            vmm.remove(nodeids[0], (at * PAGE, n * PAGE))
+            model[at : at + n] = [None] * n
+        for at in choose.sample(range(pages), 8):
+            holds = model[at]
+            if holds is None:
+                assert not vmm.is_mapped(at * PAGE)
+            else:
+                start = (sum(holds)) * PAGE
+                assert vmm.load(at * PAGE, 16) == content[start : start + 16]
+
+
+# ---- who may what
+
+
+def test_what_is_not_mapped(vmm: Vmm, served: Daemon, nodeid: int) -> None:
+    (served.shared / "dir").mkdir()
+    os.mkfifo(served.shared / "fifo")
+    os.symlink("file", served.shared / "link")
+    for name, wanted in (("dir", errno.EISDIR), ("fifo", errno.EBADF), ("link", errno.EBADF)):
+        with refused(wanted):
+            vmm.map_file(vmm.walk(name), 0, RANGE, 0)
+    with refused(errno.ESTALE):
+        vmm.map_file(nodeid + 1000, 0, RANGE, 0)
+    for foffset, length, moffset in (
+        (0, RANGE, WINDOW),
+        (0, RANGE, WINDOW - PAGE),
+        (0, WINDOW + PAGE, 0),
+        (0, RANGE, 2**64 - RANGE),
+        (0, 2**64 - PAGE, PAGE),
+        (0, RANGE, 100),
+        (100, RANGE, 0),
+        (0, 100, 0),
+        (0, 0, 0),
+        (2**63 - RANGE, RANGE, 0),
+        (2**64 - RANGE, RANGE, 0),
+    ):
+        with refused(errno.EINVAL):
+            vmm.map_file(nodeid, foffset, length, moffset)
+    with refused(errno.EINVAL):
+        vmm.map_file(nodeid, 0, RANGE, 0, 4)
+    for part in ((WINDOW, PAGE), (100, PAGE), (0, 100), (PAGE, 2**64 - PAGE)):
+        with refused(errno.EINVAL):
+            vmm.remove(nodeid, (0, PAGE), part)
+    with refused(errno.EINVAL):
+        vmm.remove(nodeid, (0, PAGE), count=2)
+    with refused(errno.EINVAL):
+        vmm.body("SETUPMAPPING", nodeid, bytes(39))
+    assert vmm.requests == []
+
+
+def test_a_file_being_executed_is_mapped_for_reading(vmm: Vmm, served: Daemon) -> None:
+    program = served.shared / "program"
+    shutil.copy("/bin/cat", program)
+    with subprocess.Popen([program], stdin=subprocess.PIPE) as process:
+        nodeid = vmm.walk("program")
+        vmm.map_file(nodeid, 0, RANGE, 0)
+        assert vmm.mapped == {0: (RANGE, False)}
+        with refused(errno.ETXTBSY):
+            vmm.map_file(nodeid, 0, RANGE, 0, READ | WRITE)
+        assert vmm.mapped == {0: (RANGE, False)}
+        process.communicate()
+    vmm.map_file(nodeid, 0, RANGE, 0, READ | WRITE)
+    assert vmm.mapped == {0: (RANGE, True)}, "its reason is gone"
+
+
+def test_files_are_for_dax_by_size(vmm: Vmm, served: Daemon) -> None:
+    (served.shared / "small").write_bytes(bytes(4095))
+    (served.shared / "large").write_bytes(bytes(4096))
+    (served.shared / "dir").mkdir()
+    for name, flags in ((b"small", 0), (b"large", abi.ATTR_DAX), (b"dir", 0)):
+        entry = vmm.lookup(1, name)
+        assert entry.attr.flags == flags
+        assert vmm.getattr(entry.nodeid).flags == flags
+
+
+# ---- the window ends
+
+
+@pytest.mark.parametrize("end", ["destroy", "init", "reset"])
+def test_the_end_of_a_session_empties_the_window(vmm: Vmm, served: Daemon, nodeid: int, end: str) -> None:
+    vmm.map_file(nodeid, 0, RANGE, 0)
+    vmm.map_file(nodeid, 0, PAGE, RANGE)
+    if end == "destroy":
+        vmm.destroy()
+    elif end == "init":
+        vmm.start_session()
+    else:
+        with vmm.busy() as frontend:
+            frontend.set_status(0, ack=True)
+    assert eventually(lambda: vmm.mapped == {})
+    assert [path for path in served.descriptors() if path.startswith(f"{served.shared}/f")] == []
+
+
+def test_as_many_mappings_as_the_front_end_can_have(vmm: Vmm, served: Daemon, nodeid: int) -> None:
+    for i in range(448):
+        vmm.map_file(nodeid, 0, PAGE, 2 * i * PAGE)
+    with refused(errno.ENOSPC):
+        vmm.map_file(nodeid, 0, PAGE, 2 * 448 * PAGE)
+    vmm.map_file(nodeid, PAGE, PAGE, 0)  # in place of one
+    vmm.map_file(nodeid, 0, 4 * PAGE, 0)  # of two
+    vmm.map_file(nodeid, 0, PAGE, 2 * 448 * PAGE)
+    with refused(errno.ENOSPC):
+        vmm.remove(nodeid, (PAGE, PAGE))  # would make two of one
+    assert len(vmm.mapped) == 448
+    vmm.remove(nodeid, (0, WINDOW))
+    assert vmm.mapped == {}
+
+
+# ---- front ends
+
+
+def test_a_front_end_without_a_window(start_vmm: StartVmm) -> None:
+    vmm = start_vmm(order="qemu")
+    assert not vmm.init(flags=DAX_FLAGS).flags & Init.MAP_ALIGNMENT
+    with refused(errno.ENOSYS):
+        vmm.map_file(1, 0, RANGE, 0)
+    with refused(errno.ENOSYS):
+        vmm.remove(1)
+
+
+def test_a_front_end_that_refuses(vmm: Vmm, nodeid: int, content: bytes) -> None:
+    vmm.answer = lambda request: 12
+    with refused(errno.EIO):
+        vmm.map_file(nodeid, 0, RANGE, 0)
+    vmm.answer = None
+    vmm.map_file(nodeid, 0, RANGE, 0)
+    assert vmm.load(0, 16) == content[:16]
+
+
+def test_a_front_end_that_has_dropped_a_mapping_itself(vmm: Vmm, nodeid: int) -> None:
+    vmm.map_file(nodeid, 0, RANGE, 0)
+    vmm._unmap(vmm.requests[0][1])
+    vmm.remove(nodeid, (0, RANGE))
+    vmm.map_file(nodeid, 0, RANGE, 0)
+    assert vmm.mapped == {0: (RANGE, True)}
+
+
+def test_a_front_end_that_closes_the_channel(vmm: Vmm, served: Daemon, nodeid: int) -> None:
+    def close(request: ShmemMap) -> int:
+        raise messages.PeerClosed
+
+    vmm.answer = close
+    token = vmm.queues[1].submit("SETUPMAPPING", nodeid, setupmapping(0, RANGE, 0))
+    vmm._thread.join()
+    vmm.frontend._close_channel()
+    assert vmm.queues[1].wait(token).error == errno.ENODEV
+    with refused(errno.ENOSYS):
+        vmm.map_file(nodeid, 0, RANGE, 0)
+    assert vmm.lookup(1, b"file").nodeid == nodeid
+
+
+def test_a_queue_is_stopped_while_the_front_end_has_not_answered(vmm: Vmm, nodeid: int) -> None:
+    """As QEMU stopping the machine: it waits for GET_VRING_BASE and answers nothing meanwhile."""
+    queue = vmm.queues[1]
+    with vmm.busy() as frontend:
+        token = queue.submit("SETUPMAPPING", nodeid, setupmapping(0, RANGE, 0))
+        assert frontend.channel is not None
+        assert select.select([frontend.channel], [], [], 10)[0]
+        base = frontend.get_vring_base(1)
+    assert queue.wait(token).error == errno.ETIMEDOUT
+    # The front end does it after all: what it has is taken out before anything else goes there.
+    assert eventually(lambda: vmm.mapped == {0: (RANGE, True)})
+    with vmm.busy():
+        queue.start(base)
+    vmm.map_file(nodeid, RANGE, PAGE, PAGE)
+    assert vmm.mapped == {PAGE: (PAGE, True)}
+
+
+def test_messages_that_pause_a_queue_while_the_front_end_has_not_answered(vmm: Vmm, nodeid: int) -> None:
+    """As QEMU masking an interrupt, or plugging memory in, before it looks at the channel."""
+
+    def pause(request: ShmemMap) -> int:
+        queue = vmm.queues[1]
+        vmm.frontend.set_vring_call(1, queue.call_fd, ack=True)
+        vmm.add_region(0x30_0000_0000, MIB)
+        return 0
+
+    vmm.answer = pause
+    vmm.map_file(nodeid, 0, RANGE, 0)
+    assert vmm.mapped == {0: (RANGE, True)}
+
+
+def test_a_front_end_that_sends_all_of_memory_with_each_mapping(
+    start_vmm: StartVmm, served: Daemon, content: bytes
+) -> None:
+    """As QEMU without CONFIGURE_MEM_SLOTS: no queue is stopped for it, nor is it waited for."""
+    vmm = start_vmm(order="qemu-table")
+    vmm.start_session()
+    (served.shared / "file").write_bytes(content)
+    nodeid = vmm.walk("file")
+    for i in range(3):
+        vmm.map_file(nodeid, i * RANGE, RANGE, i * RANGE)
+        assert vmm.load(i * RANGE, RANGE) == content[i * RANGE : (i + 1) * RANGE]
+    vmm.remove(nodeid, (0, 3 * RANGE))
+    assert vmm.mapped == {}
+
+
+def test_many_at_once(start_vmm: StartVmm, served: Daemon, content: bytes) -> None:
+    vmm = start_vmm(request_queues=4)
+    vmm.start_session()
+    (served.shared / "file").write_bytes(content)
+    nodeid = vmm.walk("file")
+    tokens = []
+    for i in range(100):
+        queue = vmm.queues[1 + i % 4]
+        args = setupmapping(i * PAGE, PAGE, i * PAGE)
+        tokens.append((queue, queue.submit("SETUPMAPPING", nodeid, args)))
+    assert [queue.wait(token).error for queue, token in tokens] == [0] * 100
+    assert vmm.mapped == {i * PAGE: (PAGE, True) for i in range(100)}
+    assert all(vmm.load(i * PAGE, 8) == content[i * PAGE :][:8] for i in range(100))

@@ -1,0 +1,235 @@
+"""A shared memory region of the device, which the front end fills: SHMEM_MAP and SHMEM_UNMAP.
+
+Back-end requests go over the channel of SET_BACKEND_REQ_FD and are answered there. Meanwhile the
+front end may wait for the main channel: QEMU tells each mapping by ADD_MEM_REG before it answers. So
+whoever waits here is never the control thread, and gives up as soon as that one has to stop a queue
+(`suspended`).
+"""
+
+import contextlib
+import logging
+import os
+import select
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from errno import EIO, ENODEV, ETIMEDOUT
+from typing import Final
+
+from vfsd.errors import ProtocolError
+from vfsd.vhost import messages
+from vfsd.vhost.messages import (
+    NEED_REPLY,
+    REPLY,
+    SHMEM_MAP,
+    SHMEM_MAP_RW,
+    U64,
+    BackendRequest,
+    Message,
+    MessageReader,
+    PeerClosed,
+    ShmemMap,
+)
+
+log = logging.getLogger("vfsd.vhost")
+
+ANSWER_TIMEOUT_S: Final = 20.0
+
+
+def check_reply(request: int, flags: int, size: int, fds: int) -> None:
+    """Check of what a back end reads from the back-end channel."""
+    name = f"reply to {messages.backend_name(request)}"
+    if not flags & REPLY or size != U64.size or fds:
+        raise ProtocolError(f"{name}: flags {flags:#x}, {size} bytes, {fds} descriptors")
+
+
+class SharedMemory:
+    """Region `shmid` of `size` bytes, and what it holds, as far as the front end is concerned.
+
+    map() and unmap() are for any thread that may wait, the others for the control thread.
+    """
+
+    def __init__(self, shmid: int, size: int) -> None:
+        self.shmid = shmid
+        self.size = size
+        self.mappings_max = 0  # how many the front end can have at a time
+        self._turn = threading.Lock()  # of one request and its answer
+        self._sock: socket.socket | None = None
+        self._reader: MessageReader | None = None
+        self._unanswered = 0  # requests given up on, whose answers are still to come
+        self._suspensions = 0
+        self._hurry = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._files: Counter[tuple[int, int]] = Counter()  # device and inode of what is mapped
+        self._mapped: dict[int, tuple[int, int]] = {}  # the file, by offset in the region
+        self._files_lock = threading.Lock()
+
+    # ---- the control thread
+
+    def connect(self, fd: int | None) -> None:
+        """Use this descriptor, from now on the region's; None: there is no channel. ProtocolError."""
+        sock = None
+        if fd is not None:
+            try:
+                sock = socket.socket(fileno=fd)
+            except OSError as problem:
+                os.close(fd)
+                raise ProtocolError(f"no socket: {problem.strerror}") from problem
+        with self.suspended(), self._turn:
+            if self._reader is not None:
+                self._reader.close()
+            if self._sock is not None:
+                self._sock.close()
+            self._sock = sock
+            self._unanswered = 0
+            self._reader = None
+            if sock is not None:
+                self._reader = MessageReader(sock, check_reply, messages.backend_name)
+
+    @contextlib.contextmanager
+    def suspended(self) -> Iterator[None]:
+        """While the control thread can't answer the front end: whoever waits gives up, nobody begins."""
+        if self._hurry < 0:  # closed: nobody waits
+            yield
+            return
+        self._suspensions += 1
+        os.eventfd_write(self._hurry, 1)
+        try:
+            yield
+        finally:
+            self._suspensions -= 1
+            if not self._suspensions:
+                os.eventfd_read(self._hurry)
+
+    def holds(self, fd: int) -> bool:
+        """Whether this is a file that is, or is just being, mapped here: then it is no guest memory."""
+        status = os.fstat(fd)
+        with self._files_lock:
+            return (status.st_dev, status.st_ino) in self._files
+
+    def close(self) -> None:
+        """Nobody may wait here any more. Idempotent."""
+        if self._hurry < 0:
+            return
+        self.connect(None)
+        os.close(self._hurry)
+        self._hurry = -1
+
+    # ---- whoever maps
+
+    @property
+    def connected(self) -> bool:
+        return self._sock is not None
+
+    def map(self, fd: int, fd_offset: int, shm_offset: int, size: int, writable: bool) -> None:
+        """Have a part of a file appear in the region, where nothing may be. All in bytes.
+
+        OSError: EIO the front end refused, ENODEV it is gone; nothing is mapped. TimeoutError: it
+        may be mapped.
+        """
+        flags = SHMEM_MAP_RW if writable else 0
+        payload = SHMEM_MAP.pack(*ShmemMap(self.shmid, fd_offset, shm_offset, size, flags))
+        # Before it is sent: QEMU describes the memory before it answers.
+        self._note(shm_offset, fd)
+        try:
+            self._ask(BackendRequest.SHMEM_MAP, payload, fd)
+        except TimeoutError:
+            raise
+        except OSError:
+            self._drop(shm_offset)
+            raise
+
+    def unmap(self, shm_offset: int, size: int) -> None:
+        """Undo one map(), whole. OSError as map() but that it is unmapped; TimeoutError: maybe not."""
+        payload = SHMEM_MAP.pack(*ShmemMap(self.shmid, 0, shm_offset, size, 0))
+        try:
+            self._ask(BackendRequest.SHMEM_UNMAP, payload)
+        except TimeoutError:
+            raise
+        except OSError:
+            self._drop(shm_offset)
+            raise
+        self._drop(shm_offset)
+
+    def unmap_unheard(self, shm_offset: int, size: int) -> bool:
+        """The same without waiting for an answer, for any thread. False: it can't be sent now."""
+        payload = SHMEM_MAP.pack(*ShmemMap(self.shmid, 0, shm_offset, size, 0))
+        self._drop(shm_offset)
+        with self._turn:
+            if self._sock is None:
+                return False
+            try:
+                messages.send(self._sock, messages.encode(BackendRequest.SHMEM_UNMAP, payload), (), 0)
+            except (ProtocolError, PeerClosed, OSError):
+                return False
+        return True
+
+    def _note(self, shm_offset: int, fd: int) -> None:
+        status = os.fstat(fd)
+        self._drop(shm_offset)
+        with self._files_lock:
+            self._mapped[shm_offset] = status.st_dev, status.st_ino
+            self._files[status.st_dev, status.st_ino] += 1
+
+    def _drop(self, shm_offset: int) -> None:
+        with self._files_lock:
+            file = self._mapped.pop(shm_offset, None)
+            if file is not None:
+                self._files[file] -= 1
+                if not self._files[file]:
+                    del self._files[file]
+
+    def _ask(self, request: BackendRequest, payload: bytes, fd: int | None = None) -> None:
+        """One request and its answer, u64 0."""
+        deadline = time.monotonic() + ANSWER_TIMEOUT_S
+        with self._turn:
+            if self._sock is None or self._reader is None:
+                raise OSError(ENODEV, "there is no back-end channel")
+            try:
+                if self._unanswered:
+                    self._read_late(self._reader)
+                if self._suspensions or self._unanswered:
+                    raise OSError(EIO, "the front end does not answer now")
+                data = messages.encode(request, payload, NEED_REPLY)
+                messages.send(self._sock, data, () if fd is None else (fd,), 0)
+                self._unanswered += 1
+                answer = self._wait_answer(self._sock, self._reader, deadline)
+                self._unanswered -= 1
+            except (ProtocolError, PeerClosed) as problem:
+                raise self._broken(problem) from problem
+        if answer.request != request:
+            raise OSError(EIO, f"the front end answered {messages.backend_name(answer.request)}")
+        (refused,) = U64.unpack(answer.payload)
+        if refused:
+            log.debug("%s: the front end refuses: %d", request.name, refused)
+            raise OSError(EIO, "the front end refuses")
+
+    def _read_late(self, reader: MessageReader) -> None:
+        while self._unanswered and reader.read() is not None:
+            self._unanswered -= 1
+
+    def _wait_answer(self, sock: socket.socket, reader: MessageReader, deadline: float) -> Message:
+        poll = select.poll()
+        poll.register(sock, select.POLLIN)
+        poll.register(self._hurry, select.POLLIN)
+        while True:
+            answer = reader.read()
+            if answer is not None:
+                return answer
+            left_ms = (deadline - time.monotonic()) * 1000
+            ready = dict(poll.poll(left_ms)) if left_ms > 0 else {}
+            if sock.fileno() in ready:
+                continue
+            if ready:
+                raise TimeoutError(ETIMEDOUT, "a queue is stopped while the front end is to answer")
+            log.warning("the front end does not answer for %g s", ANSWER_TIMEOUT_S)
+            raise TimeoutError(ETIMEDOUT, "the front end does not answer")
+
+    def _broken(self, problem: Exception) -> OSError:
+        """The channel is of no more use."""
+        log.warning("the back-end channel is lost: %s", problem or "closed by the front end")
+        assert self._sock is not None
+        self._sock.close()
+        self._sock = self._reader = None
+        return OSError(ENODEV, "the back-end channel is lost")
