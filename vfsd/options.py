@@ -15,8 +15,8 @@ from vfsd.fuse.abi import DAX_RANGE
 from vfsd.hostfs.cache import CACHE_POLICIES, CacheMode, DirectWrites, SymlinkCache
 from vfsd.hostfs.identity import Negotiation
 from vfsd.hostfs.idmap import IDENTITY, IdMap, parse_rules
-from vfsd.hostfs.xattrmap import Rule, parse_map
 from vfsd.hostfs.mappings import DAX_POLICIES, DaxPolicy
+from vfsd.hostfs.xattrmap import Rule, parse_map
 from vfsd.share import TAG_BYTES
 
 SOCKET_PATH_BYTES = 107  # sun_path of unix(7), without the NUL
