@@ -32,7 +32,14 @@ def test_other_users_find_what_the_host_has(
         options=["--posix-acl", "--security-label"],
     ) as share:
         host, guest = share.ready().directory("d")
-        assert share.workload("identity.py", guest) == json.loads(done.stdout)
+        answer, expected = share.workload("identity.py", guest), json.loads(done.stdout)
+        for name in ("team/openp", "team/tightp"):
+            # Linux before 6.2 does not say that the caller is of that group: the daemon then makes no
+            # set-group-id program of it (CVE-2022-0358).
+            mode = answer["seen"][name][0]
+            assert mode in (expected["seen"][name][0], oct(int(expected["seen"][name][0], 8) & ~0o2000))
+            expected["seen"][name][0] = mode
+        assert answer == expected
         # Debian's kernel has SELinux, which labels what it makes.
         for path in (path for path in host.rglob("*") if path.name.startswith(("open", "tight"))):
             assert os.getxattr(path, "security.selinux", follow_symlinks=False) == b"unlabeled\0"

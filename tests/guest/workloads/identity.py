@@ -12,7 +12,7 @@ import os
 import stat
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 USER, GROUP, TEAM, OTHER_TEAM = 1234, 2345, 3456, 4567
@@ -41,7 +41,7 @@ def step(call: Callable[[], object]) -> str:
     return ""
 
 
-def as_user(calls: dict[str, Callable[[], object]], umask: int, groups: list[int]) -> dict[str, str]:
+def as_user(calls: Mapping[str, Callable[[], object]], umask: int, groups: list[int]) -> dict[str, str]:
     """Each step's error, in a process of USER's."""
     readable, writable = os.pipe()
     child = os.fork()
