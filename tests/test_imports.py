@@ -23,8 +23,9 @@ ALLOWED = {
     "_pool": {"_threads"},
     "_queue": {"_pool", "_ring", "_threads", "fuse"},
     "share": {"_dax", "_pool", "_queue", "fuse", "hostfs", "vhost", "errors"},
-    "options": {"errors", "fuse", "hostfs", "share"},
-    "daemon": {"errors", "hostfs", "options", "share"},
+    "options": {"errors", "fuse", "hostfs", "sandbox", "share"},
+    "sandbox": {"errors"},
+    "daemon": {"errors", "hostfs", "options", "sandbox", "share"},
     "guest": {"_dax", "_ring", "_threads", "_wire", "fuse", "vhost", "errors"},
 }
 GUEST_MAY_USE_OF_FUSE = {"abi", "opcodes", "shapes"}

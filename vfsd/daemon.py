@@ -3,7 +3,6 @@
 One control thread with a selector does all of it; the queues have threads of their own.
 """
 
-import contextlib
 import errno
 import logging
 import os
@@ -14,6 +13,7 @@ import socket
 import stat
 import time
 from dataclasses import replace
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -23,6 +23,7 @@ from vfsd.hostfs.fs import Policy
 from vfsd.hostfs.identity import IdentityPolicy
 from vfsd.hostfs.mappings import DAX_POLICIES
 from vfsd.options import ServeOptions
+from vfsd.sandbox import userns
 from vfsd.share import Connection, Share, ShareSettings
 
 log = logging.getLogger("vfsd")
@@ -41,8 +42,10 @@ def serve(options: ServeOptions) -> None:
     except BaseException:
         share.close()
         raise
-    drop_process_wide()
     with Daemon(share, listener) as daemon:
+        if options.uid_map or options.gid_map:
+            userns.enter(options.uid_map, options.gid_map)
+        drop_process_wide()
         notify_ready()
         if not os.path.isdir(options.shared_dir):
             log.warning("%s is a file: vfsd mount can mount it, Linux's virtiofs takes every root for a"
@@ -116,7 +119,8 @@ def raise_descriptor_limit() -> None:
 def drop_process_wide() -> None:
     """What would show through in files made for guests: the umask and root's supplementary groups."""
     os.umask(0)
-    if os.geteuid() == 0:
+    # A user namespace with one group, made without privilege, keeps what its maker had.
+    if os.geteuid() == 0 and Path("/proc/self/setgroups").read_text().strip() == "allow":
         os.setgroups([])
 
 
@@ -201,9 +205,14 @@ class Daemon:
         signal.set_wakeup_fd(-1)
         self._selector.close()
         # Another daemon may have taken the path after this socket was unlinked by hand.
-        with contextlib.suppress(FileNotFoundError):
+        try:
             if os.lstat(self._path).st_ino == self._inode:
                 os.unlink(self._path)
+        except FileNotFoundError:
+            pass
+        except PermissionError:
+            # Root of a user namespace, who is not the user that made it.
+            log.warning("%s stays: its directory is not this daemon's", self._path)
         for sock in (self._listener, self._signalled, self._wakeup):
             sock.close()
         self._share.close()

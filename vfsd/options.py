@@ -17,6 +17,7 @@ from vfsd.hostfs.identity import Negotiation
 from vfsd.hostfs.idmap import IDENTITY, IdMap, parse_rules
 from vfsd.hostfs.mappings import DAX_POLICIES, DaxPolicy
 from vfsd.hostfs.xattrmap import Rule, parse_map
+from vfsd.sandbox.userns import IdRange, check_allowed, parse_ranges
 from vfsd.share import TAG_BYTES
 
 SOCKET_PATH_BYTES = 107  # sun_path of unix(7), without the NUL
@@ -86,6 +87,8 @@ class ServeOptions:
     posix_acl: Negotiation
     security_label: Negotiation
     killpriv_v2: bool
+    uid_map: tuple[IdRange, ...]
+    gid_map: tuple[IdRange, ...]
     translate_uid: IdMap
     translate_gid: IdMap
     poll_us: int
@@ -297,6 +300,14 @@ SERVE_OPTIONS = (
         " need not ask for them before each write.", on=True, o_names=("killpriv_v2",),
     ),
     Option(
+        "--uid-map", "Not as root: serve from a user namespace in which COUNT user ids from INSIDE on are"
+        " the host's from OUTSIDE on, as /etc/subuid allows. May be repeated.",
+        parse_ranges, ":INSIDE:OUTSIDE:COUNT:", multiple=True,
+    ),
+    Option(
+        "--gid-map", "The same for group ids.", parse_ranges, ":INSIDE:OUTSIDE:COUNT:", multiple=True,
+    ),
+    Option(
         "--translate-uid", "Translate user ids between guest and host: TYPE guest, host, squash-guest,"
         " squash-host or map, or forbid-guest:FROM:COUNT. May be repeated.",
         parse_rules, "TYPE:FROM:TO:COUNT", multiple=True,
@@ -340,6 +351,8 @@ def check_together(options: ServeOptions) -> None:
         for what, given in needs.items():
             if not given:
                 raise ConfigError("--zero-message-open", f"needs {what}")
+    if options.uid_map or options.gid_map:
+        check_allowed(options.uid_map, options.gid_map)
     translated = {options.translate_uid, options.translate_gid} != {IDENTITY}
     if options.posix_acl != "never" and translated:
         raise ConfigError("--posix-acl", "the ids in an ACL can't be translated; leave out --translate-*")

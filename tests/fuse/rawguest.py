@@ -337,6 +337,7 @@ class Guest(Operations):
         indirect: bool = True,
         framing: Framing = linux,
     ) -> None:
+        self.path = path
         self.event_idx = event_idx
         self.indirect = indirect
         self.framing = framing

@@ -63,6 +63,8 @@ class Daemon:
         cache: str = "auto",
         options: Sequence[str] = (),
         command: str = "vfsd",
+        before: Sequence[str] = (),
+        owner: int = -1,
         ready: float = 20,
     ) -> None:
         """Start, and return when the daemon listens.
@@ -74,12 +76,15 @@ class Daemon:
             cache: never, auto, metadata or always.
             options: further arguments of `vfsd serve`.
             command: vfsd, or qemu-virtiofsd for QEMU's own daemon.
+            before: a command that runs the one at its end, which is the daemon.
+            owner: whose the socket's directory is; -1 for one's own.
             ready: seconds it may take until it listens.
         """
         self.shared = shared
         self.tag = tag
         # A socket's path is at most 107 bytes long, which a test's directory can exceed.
         self._directory = Path(tempfile.mkdtemp(prefix="vfsd-"))
+        os.chown(self._directory, owner, -1)
         self.socket = self._directory / "socket"
         self.leaves_with_guest = command == "qemu-virtiofsd"
         if command == "vfsd":
@@ -90,7 +95,7 @@ class Daemon:
             ready_text = "Waiting for vhost-user socket connection"
         else:
             raise ValueError(f"unknown daemon {command!r}")
-        self.argv = argv
+        self.argv = argv = [*before, *argv]
         self._lines: list[str] = []
         self._listens = threading.Event()
         self._process = subprocess.Popen(

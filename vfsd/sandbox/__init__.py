@@ -1,0 +1,1 @@
+"""What keeps the daemon apart from the rest of the host."""

@@ -1,0 +1,3 @@
+__all__ = ("unshare_user",)
+
+def unshare_user() -> None: ...
