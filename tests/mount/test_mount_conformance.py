@@ -21,7 +21,7 @@ SUITE_TAKES_AT_MOST_S = 180
 # Cases whose outcome differs, and why it has to.
 EXCEPTIONS = {
     r"chown \d+ of \w+ by \w+ mask \d+": "with HANDLE_KILLPRIV_V2 Linux does not tell of a chown(-1, -1)",
-    r"fallocate \d+ of \w+ by root mask \d+": "with ALLOW_IDMAP Linux does not say that root asks: set-id bits go",
+    r"fallocate \d+ of \w+ by root mask \d+": "with ALLOW_IDMAP Linux does not say who asks: set-id bits go",
 }
 
 # kind: its mount options; "here" is where the tests' files are
