@@ -81,7 +81,7 @@ def cache_policy(options: ServeOptions) -> CachePolicy:
     policy = policy.with_timeouts(options.entry_timeout, options.attr_timeout, options.negative_timeout)
     return replace(
         policy,
-        readdirplus=policy.readdirplus and not options.no_readdirplus,
+        readdirplus=policy.readdirplus and options.readdirplus,
         symlinks=policy.symlinks if options.symlink_cache == "auto" else options.symlink_cache == "always",
     )
 

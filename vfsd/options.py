@@ -72,7 +72,7 @@ class ServeOptions:
     entry_timeout: float | None
     attr_timeout: float | None
     negative_timeout: float | None
-    no_readdirplus: bool
+    readdirplus: bool
     symlink_cache: SymlinkCache
     always_flush: bool
     parallel_direct_writes: DirectWrites
@@ -230,8 +230,8 @@ SERVE_OPTIONS = (
         check_seconds, "SECONDS", o_names=("negative_timeout",),
     ),
     Option(
-        "--no-readdirplus", "Do not give the attributes of entries together with their names.",
-        o_words={"no_readdirplus": "yes", "readdirplus": ""},
+        "--readdirplus", "Give the attributes of entries together with their names, but for --cache never.",
+        on=True, o_names=("readdirplus",),
     ),
     Option(
         "--symlink-cache", "Let the guest keep where a symlink points to for as long as it knows the"
