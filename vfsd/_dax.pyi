@@ -71,6 +71,8 @@ class Window:
         """The mapping around that byte of the window (need not be a multiple). Constant time."""
     def overlapping(self, moffset: int, length: int) -> list[Mapping]:
         """The mappings with a range in [moffset, moffset + length), by moffset, whole."""
+    def has(self, inode: int) -> bool:
+        """Whether the inode has a mapping. Logarithmic."""
     def of(self, inode: int) -> list[Mapping]:
         """The mappings of the inode, by foffset."""
     def mappings(self) -> list[Mapping]:

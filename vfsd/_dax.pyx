@@ -566,6 +566,9 @@ cdef class Window:
             at = dax_next(&self.d, at + self.d.nodes[at + 1].length, start + n)
         return found
 
+    def has(self, uint64_t inode):
+        return dax_next_of(&self.d, inode, 0, 0) >= 0
+
     def of(self, uint64_t inode):
         cdef int64_t at = dax_next_of(&self.d, inode, 0, 0)
         found = []

@@ -64,6 +64,8 @@ def place(tmp_path: Path) -> Path:
         ("--socket", "/tmp/" + "s" * 103, "use a shorter one"),
         ("--socket", "/etc/passwd", "is no socket"),
         ("--num-request-queues", "0", "from 1 to 64"),
+        ("--dax-window", "0", "in steps of 2M"),
+        ("--dax-policy", "always", "add --dax-window"),
         ("--num-request-queues", "two", "from 1 to 64"),
         ("--log-level", "loud", "'loud' is unknown"),
         ("--attr-timeout", "1e3", "'1e3' is no number of seconds up to 1000000000"),

@@ -1,5 +1,6 @@
 """SETUPMAPPING and REMOVEMAPPING from raw requests, with a window that is mapped for real."""
 
+import contextlib
 import errno
 import os
 import random
@@ -7,17 +8,21 @@ import select
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+from fuse import wire
 from fuse.ops import refused
+from fuse.rawguest import readable as readable_fd
 from guests import Daemon, StartDaemon, eventually
 
 from vfsd.fuse import abi
 from vfsd.fuse.abi import Init
+from vfsd.fuse.opcodes import NUMBER
 from vfsd.vhost import messages
 from vfsd.vhost.messages import ShmemMap
 
-from .vmm import DAX_FLAGS, PAGE, READ, WRITE, Vmm, setupmapping
+from .vmm import DAX_FLAGS, PAGE, READ, WINDOW_GPA, WRITE, Vmm, setupmapping
 
 MIB = 1 << 20
 RANGE = abi.DAX_RANGE
@@ -236,6 +241,97 @@ def test_files_are_for_dax_by_size(vmm: Vmm, served: Daemon) -> None:
         assert vmm.getattr(entry.nodeid).flags == flags
 
 
+@pytest.mark.parametrize(("policy", "flag"), [((), 2), (("--dax-policy", "never"), 0)])
+def test_policies(daemon: StartDaemon, tmp_path: Path, policy: tuple[str, ...], flag: int) -> None:
+    (tmp_path / "file").touch()
+    with contextlib.closing(Vmm(daemon(tmp_path, options=["--dax-window", *policy]).socket)) as vmm:
+        assert vmm.size == 512 * MIB
+        assert bool(vmm.init(flags=DAX_FLAGS).flags & Init.HAS_INODE_DAX) == bool(flag)
+        assert vmm.lookup(1, b"file").attr.flags == flag
+        vmm.map_file(vmm.walk("file"), 0, RANGE, 0)  # the guest may have been told dax=always
+
+
+def test_a_share_that_is_read_only(daemon: StartDaemon, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"contents")
+    served = daemon(tmp_path, options=["--dax-window=2M", "--readonly", "--dax-policy=inode"])
+    with contextlib.closing(Vmm(served.socket)) as vmm:
+        vmm.start_session()
+        nodeid = vmm.walk("file")
+        with refused(errno.EROFS):
+            vmm.map_file(nodeid, 0, RANGE, 0, READ | WRITE)
+        vmm.map_file(nodeid, 0, RANGE, 0)
+        assert vmm.mapped == {0: (RANGE, False)} and vmm.load(0, 8) == b"contents"
+        with refused(errno.EROFS):
+            vmm.map_file(nodeid, 0, RANGE, 0, READ | WRITE)
+        assert vmm.mapped == {0: (RANGE, False)}
+        assert vmm.lookup(1, b"file").attr.flags == 0, "it is not marked"
+
+
+# ---- buffers in the window
+
+
+Elements = list[tuple[int, int]]  # gpa, bytes
+
+
+def send(vmm: Vmm, request: bytes, readable: Elements, writable: Elements) -> int:
+    """A chain with these elements; what is in the window is not written. Bytes used."""
+    queue = vmm.queues[1]
+    at = 0
+    for gpa, size in readable:
+        if gpa < WINDOW_GPA:
+            vmm.memory.write(gpa, request[at : at + size])
+        at += size
+    queue.ring.add(readable, writable, 7)
+    queue.ring.publish()
+    queue.kick_always()
+    while (used := queue.ring.pop_used()) is None:
+        if not queue.ring.enable_call():
+            assert readable_fd(queue.call_fd, 10), "no call"
+    return used[1]
+
+
+def test_buffers_in_the_window(vmm: Vmm, served: Daemon, nodeid: int, content: bytes) -> None:
+    """Each such request fails, and nothing else: also where the file is shorter by now."""
+    vmm.map_file(nodeid, 0, RANGE, 0)
+    path = served.shared / "other"
+    path.write_bytes(content[: 2 * PAGE])
+    other = vmm.walk("other")
+    handle = vmm.open(other, os.O_RDWR)
+    os.truncate(served.shared / "file", 0)
+    base, window = vmm.queues[1].arena, WINDOW_GPA
+    reply = base + 2 * PAGE
+
+    def header(op: str, size: int) -> bytes:
+        return wire.in_header(NUMBER[op], 9, other, size)
+
+    read = wire.read_in(handle, 0, 2 * PAGE)
+    write = wire.WRITE_IN.pack(handle, 0, 2 * PAGE, 0, 0, 0, 0)
+    reading, writing = header("READ", 40) + read, header("WRITE", 40 + 2 * PAGE) + write
+    for request, readable, writable in (
+        (reading, [(base, 80)], [(reply, 16), (window, 2 * PAGE)]),
+        (reading, [(base, 80)], [(reply, 16), (base + PAGE, PAGE), (window, PAGE)]),
+        (reading, [(base, 80)], [(reply, 16), (window, PAGE), (base + PAGE, PAGE)]),
+        (reading, [(base, 40), (window, 40)], [(reply, 16), (base + PAGE, PAGE)]),
+        (writing, [(base, 80), (window, 2 * PAGE)], [(reply, 24)]),
+        (writing, [(base, 80), (window, PAGE), (base + PAGE, PAGE)], [(reply, 24)]),
+    ):
+        assert send(vmm, request, readable, writable) == 16
+        assert wire.OUT_HEADER.unpack(vmm.memory.read(reply, 16)) == (16, -errno.EFAULT, 9)
+    for readable, writable in (
+        ([(base, 80)], [(window, 16), (base + PAGE, 2 * PAGE)]),
+        ([(base, 80)], [(reply, 8), (window, 8), (base + PAGE, 2 * PAGE)]),
+        ([(window, 80)], [(reply, 16), (base + PAGE, 2 * PAGE)]),
+        ([(base, 20), (window, 60)], [(reply, 16), (base + PAGE, 2 * PAGE)]),
+    ):
+        assert send(vmm, reading, readable, writable) == 0, "there is nobody to answer"
+    forget = wire.in_header(NUMBER["FORGET"], 9, other, 8) + wire.FORGET_IN.pack(1)
+    assert send(vmm, forget, [(base, 40), (window, 8)], []) == 0
+    assert path.read_bytes() == content[: 2 * PAGE]
+    assert vmm.getattr(other).size == 2 * PAGE
+    assert not vmm.queues[1].broken(0)
+    vmm.release(other, handle)
+
+
 # ---- the window ends
 
 
@@ -320,7 +416,7 @@ def test_a_queue_is_stopped_while_the_front_end_has_not_answered(vmm: Vmm, nodei
         assert frontend.channel is not None
         assert select.select([frontend.channel], [], [], 10)[0]
         base = frontend.get_vring_base(1)
-    assert queue.wait(token).error == errno.ETIMEDOUT
+    assert queue.wait(token).error == errno.EAGAIN
     # The front end does it after all: what it has is taken out before anything else goes there.
     assert eventually(lambda: vmm.mapped == {0: (RANGE, True)})
     with vmm.busy():

@@ -285,6 +285,7 @@ class WindowMachine(RuleBasedStateMachine):
         assert window.n_free == len(free)
         for inode in range(4):
             own = sorted((e for e in entries if e.inode == inode), key=Entry.file_order)
+            assert window.has(inode) is bool(own)
             assert window.of(inode) == [e.mapping for e in own]
 
 

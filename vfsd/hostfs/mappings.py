@@ -128,7 +128,7 @@ class Mappings:
                 yield touched
             finally:
                 for nodeid in touched & self._files.keys():
-                    if not self._window.of(nodeid):
+                    if not self._window.has(nodeid):
                         os.close(self._files.pop(nodeid).fd)
 
     # ---- steps of a turn
@@ -198,8 +198,6 @@ class Mappings:
             self._window.unmap(mapping.moffset)
             self._window.map(mapping.moffset, mapping.length, NOBODY, 0, False)
             raise
-        except OSError as problem:
-            log.debug("nothing to unmap at %#x: %s", mapping.moffset, problem)  # a reset, for one
 
 
 def rests(mapping: Mapping, moffset: int, length: int) -> list[Mapping]:

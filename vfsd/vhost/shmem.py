@@ -15,7 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from errno import EIO, ENODEV, ETIMEDOUT
+from errno import EAGAIN, EIO, ENODEV, ETIMEDOUT
 from typing import Final
 
 from vfsd.errors import ProtocolError
@@ -125,31 +125,32 @@ class SharedMemory:
     def map(self, fd: int, fd_offset: int, shm_offset: int, size: int, writable: bool) -> None:
         """Have a part of a file appear in the region, where nothing may be. All in bytes.
 
-        OSError: EIO the front end refused, ENODEV it is gone; nothing is mapped. TimeoutError: it
-        may be mapped.
+        OSError: EIO the front end refused, ENODEV it is gone, EAGAIN a queue is being stopped (a page
+        fault of Linux is then tried again); nothing is mapped. TimeoutError (ETIMEDOUT, EAGAIN): it may
+        be mapped.
         """
         flags = SHMEM_MAP_RW if writable else 0
         payload = SHMEM_MAP.pack(*ShmemMap(self.shmid, fd_offset, shm_offset, size, flags))
         # Before it is sent: QEMU describes the memory before it answers.
         self._note(shm_offset, fd)
         try:
-            self._ask(BackendRequest.SHMEM_MAP, payload, fd)
+            refused = self._ask(BackendRequest.SHMEM_MAP, payload, fd)
         except TimeoutError:
             raise
         except OSError:
             self._drop(shm_offset)
             raise
+        if refused:
+            self._drop(shm_offset)
+            raise OSError(EIO, "the front end refuses")
 
     def unmap(self, shm_offset: int, size: int) -> None:
-        """Undo one map(), whole. OSError as map() but that it is unmapped; TimeoutError: maybe not."""
+        """Undo one map(), whole, or find that the front end has done so itself (on a reset).
+
+        OSError ENODEV, EAGAIN, EIO as map(), it is still there; TimeoutError: it may be.
+        """
         payload = SHMEM_MAP.pack(*ShmemMap(self.shmid, 0, shm_offset, size, 0))
-        try:
-            self._ask(BackendRequest.SHMEM_UNMAP, payload)
-        except TimeoutError:
-            raise
-        except OSError:
-            self._drop(shm_offset)
-            raise
+        self._ask(BackendRequest.SHMEM_UNMAP, payload)
         self._drop(shm_offset)
 
     def unmap_unheard(self, shm_offset: int, size: int) -> bool:
@@ -180,8 +181,8 @@ class SharedMemory:
                 if not self._files[file]:
                     del self._files[file]
 
-    def _ask(self, request: BackendRequest, payload: bytes, fd: int | None = None) -> None:
-        """One request and its answer, u64 0."""
+    def _ask(self, request: BackendRequest, payload: bytes, fd: int | None = None) -> int:
+        """One request and its answer: 0, or that of a front end that refuses. OSError."""
         deadline = time.monotonic() + ANSWER_TIMEOUT_S
         with self._turn:
             if self._sock is None or self._reader is None:
@@ -189,21 +190,24 @@ class SharedMemory:
             try:
                 if self._unanswered:
                     self._read_late(self._reader)
-                if self._suspensions or self._unanswered:
-                    raise OSError(EIO, "the front end does not answer now")
+                if self._suspensions:
+                    raise OSError(EAGAIN, "a queue is being stopped")
+                if self._unanswered:
+                    raise OSError(EIO, "the front end owes an answer")
                 data = messages.encode(request, payload, NEED_REPLY)
                 messages.send(self._sock, data, () if fd is None else (fd,), 0)
                 self._unanswered += 1
                 answer = self._wait_answer(self._sock, self._reader, deadline)
                 self._unanswered -= 1
+                if answer.request != request:
+                    name = messages.backend_name(answer.request)
+                    raise ProtocolError(f"{request.name}: a reply to {name} instead")
             except (ProtocolError, PeerClosed) as problem:
                 raise self._broken(problem) from problem
-        if answer.request != request:
-            raise OSError(EIO, f"the front end answered {messages.backend_name(answer.request)}")
         (refused,) = U64.unpack(answer.payload)
         if refused:
             log.debug("%s: the front end refuses: %d", request.name, refused)
-            raise OSError(EIO, "the front end refuses")
+        return int(refused)
 
     def _read_late(self, reader: MessageReader) -> None:
         while self._unanswered and reader.read() is not None:
@@ -222,14 +226,15 @@ class SharedMemory:
             if sock.fileno() in ready:
                 continue
             if ready:
-                raise TimeoutError(ETIMEDOUT, "a queue is stopped while the front end is to answer")
+                raise TimeoutError(EAGAIN, "a queue is stopped while the front end is to answer")
             log.warning("the front end does not answer for %g s", ANSWER_TIMEOUT_S)
             raise TimeoutError(ETIMEDOUT, "the front end does not answer")
 
     def _broken(self, problem: Exception) -> OSError:
         """The channel is of no more use."""
         log.warning("the back-end channel is lost: %s", problem or "closed by the front end")
-        assert self._sock is not None
+        assert self._sock is not None and self._reader is not None
+        self._reader.close()
         self._sock.close()
         self._sock = self._reader = None
         return OSError(ENODEV, "the back-end channel is lost")
