@@ -4,7 +4,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from vfsd._pool cimport pool_t, task_t
 from vfsd._ring cimport RING_ERRORS, chain_t, iovec, ring_t
-from vfsd.fuse.dispatch cimport OPCODES_MAX, dispatch_t, request_t
+from vfsd.fuse.dispatch cimport OPCODES_MAX, dispatch_t, parked_t, request_t
 
 from vfsd._threads cimport pthread_cond_t, pthread_mutex_t
 
@@ -33,12 +33,29 @@ cdef struct job_t:
     job_t *next
 
 
+# A request that waits for somebody: no thread, no place in the pool, and pause() passes it by.
+cdef struct park_t:
+    parked_t parked          # first: what the operation knows of it
+    queue_t *queue
+    request_t request        # without its iovecs: the arguments are in scratch, the reply is a header
+    uint64_t readable_bytes
+    uint32_t head
+    int rc                   # once it is ready
+    bint taken
+    park_t *next             # of the free or the ready ones
+
+
 cdef struct queue_t:
     ring_t ring
     dispatch_t *dispatch
     pool_t *pool
     job_t *jobs
     job_t *free_jobs         # under used_lock
+    park_t *parks            # as many as the ring has heads
+    park_t *free_parks
+    uint32_t parks_top       # ever used since the start
+    park_t *ready            # to be answered, under park_lock
+    int any_ready
     uint64_t poll_ns         # how long to look for more before sleeping, now
     uint64_t poll_max_ns
     uint64_t idle_since      # ns, when the ring was left
@@ -62,6 +79,7 @@ cdef struct queue_t:
     int stop
     # The gate: the control thread changes what the queue thread uses only while it is closed.
     pthread_mutex_t gate
+    pthread_mutex_t park_lock
     pthread_mutex_t used_lock   # the used ring and the counters: queue thread and pool
     pthread_cond_t gate_changed
     int pauses
@@ -94,3 +112,4 @@ cdef class Queue:
     cdef int add_thread(self) except -1
     cdef void wait_jobs(self) noexcept
     cdef int make_jobs(self, uint32_t iov_max) except -1
+    cdef int make_parks(self, uint32_t num) except -1

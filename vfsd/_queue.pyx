@@ -1,7 +1,7 @@
 """One virtqueue and its thread (docs/architecture.md, "One request, end to end")."""
 
 cimport cython
-from libc.errno cimport EAGAIN, EFAULT, errno
+from libc.errno cimport EAGAIN, EFAULT, ENOLCK, errno
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
@@ -10,7 +10,8 @@ from vfsd cimport _ring as ring
 from vfsd._ring cimport GuestMemory, chain_t
 from vfsd._pool cimport Pool, pool_submit, task_t
 from vfsd.fuse.dispatch cimport (
-    WOULD_BLOCK, Dispatch, request_blocks, request_parse, request_reply, request_run, request_t, span_t,
+    WAITS, WOULD_BLOCK, WOULD_WAIT, Dispatch, parked_t, request_blocks, request_parse, request_reply,
+    request_run, request_t, span_t,
 )
 from vfsd._threads cimport (
     pthread_cond_broadcast, pthread_cond_destroy, pthread_cond_init, pthread_cond_wait,
@@ -198,7 +199,10 @@ cdef bint serve_chain(queue_t *q, chain_t *chain, bint last) noexcept nogil:
         call_if_wanted(q)
         r.may_wait = True
         rc = request_run(q.dispatch, &r)
-    finish(q, &r, chain.head, chain.readable_bytes, rc)
+    if rc == WOULD_WAIT:
+        park(q, chain, &r)
+    else:
+        finish(q, &r, chain.head, chain.readable_bytes, rc)
     return True
 
 
@@ -301,6 +305,92 @@ cdef void run_job(task_t *task) noexcept nogil:
     pthread_mutex_unlock(&q.gate)
 
 
+# --- requests that wait for somebody ---
+
+cdef park_t *take_park(queue_t *q) noexcept nogil:
+    """NULL: the guest has made more chains of its ring than it has heads."""
+    cdef park_t *p = q.free_parks
+    if p != NULL:
+        q.free_parks = p.next
+    elif q.parks_top < q.ring.num:
+        p = &q.parks[q.parks_top]
+        q.parks_top += 1
+    return p
+
+
+cdef void park(queue_t *q, chain_t *chain, request_t *r) noexcept nogil:
+    """Run it once more, now allowed to be finished later. Nothing of the queue waits for it."""
+    cdef park_t *p = take_park(q)
+    cdef int rc
+    if p == NULL:
+        finish(q, r, chain.head, chain.readable_bytes, -ENOLCK)
+        return
+    p.parked.finish = unpark
+    p.parked.waiter = NULL
+    p.parked.cancel = NULL
+    p.queue = q
+    p.request = r[0]
+    p.request.body.n = p.request.reply.n = 0
+    p.request.body.bytes = p.request.reply.bytes = 0
+    p.request.resumed = True
+    p.request.parked = &p.parked
+    p.head = chain.head
+    p.readable_bytes = chain.readable_bytes
+    p.taken = True
+    rc = request_run(q.dispatch, &p.request)
+    if rc != WAITS:  # else it may have been answered by now
+        answer(q, p, rc)
+
+
+cdef void unpark(parked_t *parked, int rc) noexcept nogil:
+    """The operation's thread leaves it to the queue's own, which alone is stopped by the gate."""
+    cdef park_t *p = <park_t *>parked
+    cdef queue_t *q = p.queue
+    p.rc = rc
+    pthread_mutex_lock(&q.park_lock)
+    p.next = q.ready
+    q.ready = p
+    store_release_int(&q.any_ready, 1)
+    pthread_mutex_unlock(&q.park_lock)
+    wake_queue(q)
+
+
+cdef void answer(queue_t *q, park_t *p, int rc) noexcept nogil:
+    finish(q, &p.request, p.head, p.readable_bytes, rc)
+    p.taken = False
+    p.next = q.free_parks
+    q.free_parks = p
+
+
+cdef void answer_ready(queue_t *q) noexcept nogil:
+    cdef park_t *p
+    cdef park_t *next_p
+    pthread_mutex_lock(&q.park_lock)
+    p = q.ready
+    q.ready = NULL
+    store_release_int(&q.any_ready, 0)
+    pthread_mutex_unlock(&q.park_lock)
+    while p != NULL:
+        next_p = p.next
+        answer(q, p, p.rc)
+        p = next_p
+    call_if_wanted(q)
+
+
+cdef void cancel_parked(queue_t *q) noexcept nogil:
+    """The ring is to stop: what waits is answered EINTR, as if a signal had come.
+
+    Their chains could not be answered from another ring, and whoever waits tries again. A pause leaves
+    them alone: memory only comes then, none that they point to goes.
+    """
+    cdef uint32_t i
+    for i in range(q.parks_top):
+        if q.parks[i].taken:
+            q.parks[i].parked.cancel(&q.parks[i].parked)
+    if load_acquire_int(&q.any_ready):
+        answer_ready(q)
+
+
 # --- the queue thread's loop ---
 
 cdef inline bint closing(queue_t *q) noexcept nogil:
@@ -354,6 +444,8 @@ cdef bint work(queue_t *q) noexcept nogil:
     False: this thread has lent the ring, and is not the one to leave it.
     """
     cdef int n, i
+    if load_acquire_int(&q.any_ready):
+        answer_ready(q)
     if q.broken:
         return True
     if q.owes_call:
@@ -364,6 +456,8 @@ cdef bint work(queue_t *q) noexcept nogil:
         for i in range(n):
             if not serve_chain(q, &q.chains[i], i == n - 1):
                 return False
+        if load_acquire_int(&q.any_ready):
+            answer_ready(q)
         if n > 0:
             call_if_wanted(q)
         elif n < 0:
@@ -502,6 +596,7 @@ cdef class Queue:
         self.q.kick_fd = self.q.call_fd = self.q.err_fd = -1
         self.q.wake_fd = self.q.epoll_fd = -1
         pthread_mutex_init(&self.q.gate, NULL)
+        pthread_mutex_init(&self.q.park_lock, NULL)
         pthread_mutex_init(&self.q.used_lock, NULL)
         pthread_cond_init(&self.q.gate_changed, NULL)
         self.q.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
@@ -517,6 +612,8 @@ cdef class Queue:
         free(self.iov)
         free(self.q.jobs)
         free(self.job_iov)
+        free(self.q.parks)
+        pthread_mutex_destroy(&self.q.park_lock)
         pthread_mutex_destroy(&self.q.used_lock)
         pthread_cond_destroy(&self.q.gate_changed)
         pthread_mutex_destroy(&self.q.gate)
@@ -542,6 +639,7 @@ cdef class Queue:
         if self.iov == NULL:
             raise MemoryError
         self.make_jobs(iov_max)
+        self.make_parks(num)
         if ring.ring_init(&self.q.ring, &memory.table, num, desc, avail, used, base, event_idx,
                           self.iov, iov_max) < 0:
             raise ValueError(
@@ -579,13 +677,26 @@ cdef class Queue:
             self.q.free_jobs = &self.q.jobs[i]
         return 0
 
+    cdef int make_parks(self, uint32_t num) except -1:
+        """Room for as many waits as the ring has heads; memory is taken as it is touched."""
+        free(self.q.parks)
+        self.q.parks = <park_t *>calloc(num, sizeof(park_t))
+        if self.q.parks == NULL:
+            raise MemoryError
+        self.q.free_parks = NULL
+        self.q.parks_top = 0
+        return 0
+
     def _run(self):
         """The thread's body."""
         with nogil:
             serve(&self.q)
 
     def stop(self):
-        """Finish what is in flight, end the thread, give the next avail index. Not started: 0."""
+        """Finish what is in flight, end the thread, give the next avail index. Not started: 0.
+
+        What waits for somebody is answered EINTR.
+        """
         if not self.started:
             return 0
         pthread_mutex_lock(&self.q.gate)
@@ -597,6 +708,8 @@ cdef class Queue:
             self.threads.pop().join()
         self.q.threads = 0
         self.wait_jobs()
+        with nogil:
+            cancel_parked(&self.q)
         self.memory = None
         self.started = False
         return self.q.ring.last_avail

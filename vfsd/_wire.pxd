@@ -18,6 +18,7 @@ cdef enum:
     FUSE_OPEN_KILL_SUIDGID = 1
     FUSE_SETXATTR_ACL_KILL_SGID = 1
     FUSE_FSYNC_FDATASYNC = 1
+    FUSE_LK_FLOCK = 1
 
     FUSE_SETUPMAPPING_FLAG_WRITE = 1
     FUSE_SETUPMAPPING_FLAG_READ = 2
@@ -246,6 +247,19 @@ cdef packed struct fuse_flush_in:
     uint32_t unused
     uint32_t padding
     uint64_t lock_owner
+
+cdef packed struct fuse_file_lock:  # both ends included
+    uint64_t start
+    uint64_t end
+    uint32_t type
+    uint32_t pid
+
+cdef packed struct fuse_lk_in:
+    uint64_t fh
+    uint64_t owner
+    fuse_file_lock lk
+    uint32_t lk_flags
+    uint32_t padding
 
 cdef packed struct fuse_fsync_in:
     uint64_t fh

@@ -99,6 +99,8 @@ def policy_of(options: ServeOptions) -> Policy:
         readonly=options.readonly,
         zero_open=options.zero_message_open,
         dax=None if options.dax_window is None else options.dax_policy or DAX_POLICIES["always"],
+        flock=options.flock,
+        posix_lock=options.posix_lock,
         identity=IdentityPolicy(
             posix_acl=options.posix_acl,
             security_label=options.security_label,

@@ -91,6 +91,8 @@ class ServeOptions:
     gid_map: tuple[IdRange, ...]
     translate_uid: IdMap
     translate_gid: IdMap
+    flock: bool
+    posix_lock: bool
     poll_us: int
     inband_notifications: bool
     dax_window: int | None
@@ -279,6 +281,14 @@ SERVE_OPTIONS = (
     Option("--xattr", "Pass extended attributes through.", o_names=("xattr",)),
     Option("--readonly", "Let the guest change nothing: whatever would is answered with EROFS."),
     Option(
+        "--flock", "Take flock(2) locks on the host, so that they exclude other guests and the host's"
+        " processes; otherwise each guest keeps its own.",
+        o_names=("flock",),
+    ),
+    Option(
+        "--posix-lock", "The same for record locks (fcntl(2), lockf(3)).", o_names=("posix_lock",),
+    ),
+    Option(
         "--xattrmap", "Rename, hide or refuse extended attributes by rules as virtiofsd's; turns on --xattr."
         " :map::user.virtiofs.: keeps all of the guest's apart from the host's.",
         parse_map, "RULES", o_names=("xattrmap",),
@@ -346,6 +356,9 @@ def check_together(options: ServeOptions) -> None:
             "--cache always, as the guest keeps all it has read of a file": options.cache == "always",
             "to go without --writeback, which depends on how files were opened": not options.writeback,
             "to go without --readonly, which an open for writing has to be told": not options.readonly,
+            "to go without --flock and --posix-lock: locks end with an open file": not (
+                options.flock or options.posix_lock
+            ),
             "root: a file stays in use when its mode is changed": os.geteuid() == 0,
         }
         for what, given in needs.items():

@@ -20,6 +20,7 @@ from vfsd._queue import Queue
 from vfsd.fuse.abi import DAX_SHMID, Init
 from vfsd.fuse.dispatch import Dispatch
 from vfsd.fuse.init import Offer, Session
+from vfsd.hostfs._locks import Locks
 from vfsd.hostfs.fs import HostFs, Policy
 from vfsd.vhost.backend import Backend
 from vfsd.vhost.shmem import SharedMemory
@@ -86,12 +87,14 @@ class Share:
         if settings.dax_window:
             load_numpy()  # once, before the first front end
         self.root_fd = open_root(settings.path)
+        self.locks = Locks()
 
     def connect(self, sock: socket.socket) -> "Connection":
         """A guest's front end has connected."""
         return Connection(self, sock)
 
     def close(self) -> None:
+        self.locks.close()
         os.close(self.root_fd)
 
 
@@ -110,7 +113,7 @@ class Connection:
         self.shmem: SharedMemory | None = None
         if settings.dax_window:
             self.shmem = SharedMemory(DAX_SHMID, settings.dax_window)
-        self._fs = HostFs(share.root_fd, settings.policy, settings.anchors_max, self.shmem)
+        self._fs = HostFs(share.root_fd, settings.policy, settings.anchors_max, share.locks, self.shmem)
         self._dispatch = Dispatch(self._fs)
         self._pool = Pool("offload", OFFLOAD_THREADS_MAX)
         self._poll_us = settings.poll_us

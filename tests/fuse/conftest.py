@@ -22,7 +22,7 @@ def served(module_daemon: StartDaemon, tmp_path_factory: pytest.TempPathFactory)
     base = tmp_path_factory.mktemp("fuse")
     (base / "share").mkdir(mode=0o755)
     (base / "outside").mkdir()
-    return module_daemon(base / "share", options=["--xattr"])
+    return module_daemon(base / "share", options=["--xattr", "--flock", "--posix-lock"])
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import os
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
+from fcntl import F_RDLCK
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -61,6 +62,11 @@ def copy_in(fh: int) -> bytes:
     return abi.COPY_FILE_RANGE_IN.pack(fh, 0, ROOT, fh, 4096, 4, 0)
 
 
+def lock_in(fh: int) -> bytes:
+    """A read lock on the whole file."""
+    return abi.LK_IN.pack(fh, 1, 0, 2**63 - 1, F_RDLCK, 1, 0, 0)
+
+
 REQUESTS: dict[str, Callable[[Held], tuple[int, bytes, int]]] = {
     "LOOKUP": lambda h: (ROOT, b"file\0", 0),
     "FORGET": lambda h: (h.link, wire.FORGET_IN.pack(1), 0),
@@ -90,6 +96,9 @@ REQUESTS: dict[str, Callable[[Held], tuple[int, bytes, int]]] = {
     "READDIR": lambda h: (h.dir, wire.read_in(h.dir_fh, 0, 4096), 4096),
     "RELEASEDIR": lambda h: (h.dir, abi.RELEASE_IN.pack(h.dir_fh, 0, 0, 0), 0),
     "FSYNCDIR": lambda h: (h.dir, abi.FSYNC_IN.pack(h.dir_fh, 0, 0), 0),
+    "GETLK": lambda h: (h.file, lock_in(h.fh), 0),
+    "SETLK": lambda h: (h.file, lock_in(h.fh), 0),
+    "SETLKW": lambda h: (h.file, lock_in(h.fh), 0),
     "CREATE": lambda h: (ROOT, abi.CREATE_IN.pack(os.O_RDWR | os.O_CREAT, 0o600, 0, 0) + b"new\0", 0),
     "DESTROY": lambda h: (0, b"", 0),
     "BATCH_FORGET": lambda h: (0, wire.BATCH_FORGET_IN.pack(1, 0) + wire.FORGET_ONE.pack(h.link, 1), 0),
@@ -155,6 +164,9 @@ BY_HANDLE: dict[str, Callable[[int], bytes]] = {
     "LSEEK": lambda fh: abi.LSEEK_IN.pack(fh, 0, abi.SeekWhence.DATA, 0),
     "GETATTR": lambda fh: wire.GETATTR_IN.pack(1, 0, fh),
     "STATX": lambda fh: abi.STATX_IN.pack(1, 0, fh, 0, 0),
+    "GETLK": lock_in,
+    "SETLK": lock_in,
+    "SETLKW": lock_in,
     "COPY_FILE_RANGE": copy_in,
     "COPY_FILE_RANGE_64": copy_in,
     "SETATTR": lambda fh: abi.SETATTR_IN.pack(

@@ -17,6 +17,8 @@ cdef enum:
     SCRATCH_BYTES = 64
     NO_REPLY = 1             # an operation's answer when the guest expects none
     WOULD_BLOCK = 2          # its answer when it would have to wait: run it again with may_wait
+    WOULD_WAIT = 3           # when it would wait for a guest or a process: run it again with parked
+    WAITS = 4                # it waits, and parked.finish will be called; with r.parked alone
 
 
 # A stream over iovecs; reading and skipping consume it (the iovecs are the caller's own copies).
@@ -24,6 +26,16 @@ cdef struct span_t:
     iovec *iov
     uint32_t n
     uint64_t bytes
+
+
+# A request that waits for somebody, for however long, and holds no thread meanwhile.
+cdef struct parked_t:
+    # The queue's: answer with rc. Once, by any thread, also before the operation has returned; never waits.
+    void (*finish)(parked_t *parked, int rc) noexcept nogil
+    # The operation's: have it finished with -EINTR, unless it has been. Called while finish may be.
+    void (*cancel)(parked_t *parked) noexcept nogil
+    void *by                # the operation's
+    void *waiter
 
 
 cdef struct request_t:
@@ -35,18 +47,19 @@ cdef struct request_t:
     int close_fd            # to be closed once the reply is out, -1 for none
     bint in_python
     bint may_wait           # the operation may block: no queue waits for it
-    bint resumed            # run again after WOULD_BLOCK; its arguments are in scratch, the body is consumed
+    bint resumed            # run again; its arguments are in scratch, the body is consumed
     # Around work on copies alone, while may_wait: the control thread may change what the queue uses,
     # on which what is waited for may depend. NULL: it waits. enter() returns once it has.
     void *queue
     void (*leave)(request_t *r) noexcept nogil
     void (*enter)(request_t *r) noexcept nogil
+    parked_t *parked        # NULL: the operation may not wait for others yet
     char scratch[SCRATCH_BYTES]
     iovec head[FUSE_OUT_PIECES]  # where the out header goes: at most 16 pieces of one byte
     uint32_t n_head
 
 
-# 0, -errno, NO_REPLY, or if not r.may_wait WOULD_BLOCK. On 0 reply_bytes of r.reply have been filled.
+# 0, -errno, NO_REPLY, if not r.may_wait WOULD_BLOCK, WOULD_WAIT or WAITS. On 0 reply_bytes of r.reply have been filled.
 ctypedef int (*hot_op_t)(void *fs, request_t *r) noexcept nogil
 
 
@@ -75,11 +88,11 @@ cdef int name_check(const char *name, size_t n) noexcept nogil
 cdef bint request_parse(dispatch_t *d, span_t readable, span_t writable, request_t *r) noexcept nogil
 # Whether to hand it to the pool before it is even tried.
 cdef bint request_blocks(dispatch_t *d, request_t *r) noexcept nogil
-# Run it: 0, -errno, NO_REPLY or WOULD_BLOCK.
+# Run it: 0, -errno, NO_REPLY, WOULD_BLOCK, WOULD_WAIT or WAITS.
 cdef int request_run(dispatch_t *d, request_t *r) noexcept nogil
 # Write the out header of what request_run came to. Bytes written to the guest, 0 for none.
 cdef uint32_t request_reply(request_t *r, int rc) noexcept nogil
-# Take the next arguments of a fixed size, also when run again after WOULD_BLOCK. 0 or -EINVAL.
+# Take the next arguments of a fixed size, also when run again. 0 or -EINVAL.
 cdef int request_args(request_t *r, void *to, uint32_t n) noexcept nogil
 
 

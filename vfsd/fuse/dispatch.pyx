@@ -133,6 +133,7 @@ cdef bint request_parse(dispatch_t *d, span_t readable, span_t writable, request
     r.in_python = r.may_wait = r.resumed = False
     r.queue = NULL
     r.leave = r.enter = NULL
+    r.parked = NULL
     if span_read(&r.body, &r.header, w.FUSE_IN_HEADER) < 0:
         memset(&r.header, 0, sizeof(r.header))
         return False

@@ -39,6 +39,7 @@ cdef extern from "<sys/stat.h>" nogil:
     int fchmodat(int dirfd, const char *path, unsigned int mode, int flags)
     int utimensat(int dirfd, const char *path, const timespec *times, int flags)
     unsigned int STATX_BASIC_STATS
+    unsigned int STATX_INO
     unsigned int STATX_MNT_ID
     unsigned int STATX_SIZE
     unsigned int STATX_BTIME
@@ -75,6 +76,19 @@ cdef extern from "<fcntl.h>" nogil:
         unsigned char f_handle[0]
     int name_to_handle_at(int dirfd, const char *path, file_handle *handle, int *mount_id, int flags)
     int open_by_handle_at(int mount_fd, file_handle *handle, int flags)
+    struct flock_t "flock":
+        short l_type
+        short l_whence
+        int64_t l_start
+        int64_t l_len
+        int l_pid
+    int fcntl(int fd, int cmd, ...)
+    int F_GETFL
+    int F_OFD_GETLK
+    int F_OFD_SETLK
+    int F_RDLCK
+    int F_WRLCK
+    int F_UNLCK
     int openat(int dirfd, const char *path, int flags, ...)
     int fallocate(int fd, int mode, int64_t offset, int64_t length)
     unsigned int FALLOC_FL_KEEP_SIZE
@@ -113,6 +127,13 @@ cdef extern from "<stdio.h>" nogil:
     unsigned int RENAME_NOREPLACE
     unsigned int RENAME_EXCHANGE
     unsigned int RENAME_WHITEOUT
+
+cdef extern from "<sys/file.h>" nogil:
+    int flock(int fd, int operation)
+    int LOCK_SH
+    int LOCK_EX
+    int LOCK_NB
+    int LOCK_UN
 
 cdef extern from "<sys/uio.h>" nogil:
     ssize_t preadv(int fd, const iovec *iov, int n, int64_t offset)

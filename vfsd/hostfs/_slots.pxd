@@ -167,6 +167,11 @@ cdef struct tables_t:
     const xattr_rule_t *xattr_rules
     uint32_t n_xattr_rules
     char capability[NAME_BYTES]  # where the guest's security.capability lies, if the kernel does not know; or ""
+    bint flock                 # locks are the host's; else the guest keeps them to itself
+    bint posix_lock
+    void *locks                # the share's locks_t, if either
+    uint64_t n_locks           # what of this guest is in there or may be in a moment
+    uint64_t n_ranges          # under the lock of locks_t
     # Agreed in INIT.
     bint writeback             # the guest keeps what is written, and sizes and times of files
     bint zero_open             # it opens no files: fh 0 stands for the inode

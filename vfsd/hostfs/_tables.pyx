@@ -13,6 +13,7 @@ from vfsd.hostfs._caller cimport place_get, place_put, place_t, reopen
 from vfsd.hostfs._handles cimport handle_close
 from vfsd.hostfs._inodes cimport ATTR_MASK, device_of, inode_forget, inode_get, inode_put
 from vfsd.hostfs._kinds cimport closes_quietly, in_memory
+from vfsd.hostfs._locks cimport Locks, locks_drop
 from vfsd.hostfs._slots cimport (
     BUCKETS, HANDLES_MAX, ID_FORBID, ID_SHIFT, ID_SQUASH, INODES_MAX, LISTINGS, OPEN, REFERENCES, SHARDS,
     UNOPENED_MAX, caps_t, generation_of, handle_t, id_map_t, id_range_t, inode_t, listing_t, load_acquire_u64,
@@ -210,6 +211,13 @@ cdef class Tables:
             raise OSError(-fd, os.strerror(-fd))
         return fd
 
+    def set_locks(self, Locks locks not None, bint flock, bint posix_lock):
+        """Let the guest take locks of these kinds on the host, in the share's table."""
+        self.locks = locks
+        self.t.locks = &locks.l
+        self.t.flock = flock
+        self.t.posix_lock = posix_lock
+
     def close(self):
         """Close every descriptor and give the memory back. No request may come. Idempotent."""
         cdef tables_t *t = &self.t
@@ -232,11 +240,12 @@ cdef class Tables:
         t.inodes_top = t.handles_top = 0
 
     def clear(self):
-        """Forget every inode but the root and release every handle (DESTROY, reset)."""
+        """Forget every inode but the root, release every handle and lock (DESTROY, reset)."""
         cdef tables_t *t = &self.t
         cdef uint32_t index
         cdef uint64_t state
         with nogil:
+            locks_drop(t)
             for index in range(1, t.handles_top):
                 state = load_acquire_u64(&t.handles[index].state)
                 if state & OPEN:

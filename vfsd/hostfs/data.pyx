@@ -19,6 +19,7 @@ from vfsd.hostfs._credentials cimport (
 from vfsd.hostfs._handles cimport handle_get, handle_open, handle_put, handle_release
 from vfsd.hostfs._inodes cimport attr_of, entry_at, entry_of_open, inode_forget, inode_get, inode_put
 from vfsd.hostfs._kinds cimport closes_quietly
+from vfsd.hostfs._locks cimport locks_flush, locks_release
 from vfsd.hostfs._slots cimport NAME_BYTES, tables_t
 from vfsd.hostfs._tables cimport Tables
 
@@ -351,11 +352,15 @@ cdef int op_write(void *fs, request_t *r) noexcept nogil:
 cdef int op_release(void *fs, request_t *r) noexcept nogil:
     """Closing comes after the reply: what it can cost (the last blocks of an unlinked file) nobody waits for."""
     cdef w.fuse_release_in arg
+    cdef int rc
     if span_read(&r.body, &arg, sizeof(arg)) < 0:
         return -EINVAL
     if arg.fh == 0 and (<tables_t *>fs).zero_open:
         return 0
-    return handle_release(<tables_t *>fs, arg.fh, &r.close_fd)
+    rc = handle_release(<tables_t *>fs, arg.fh, &r.close_fd)
+    if rc == 0:
+        locks_release(<tables_t *>fs, arg.fh)
+    return rc
 
 
 cdef int flush_file(tables_t *t, int fd) noexcept nogil:
@@ -366,7 +371,10 @@ cdef int flush_file(tables_t *t, int fd) noexcept nogil:
 
 
 cdef int op_flush(void *fs, request_t *r) noexcept nogil:
-    """Each close(2) in the guest; closing a duplicate reports what a network file system held back."""
+    """Each close(2) in the guest: its process loses its POSIX locks on the file.
+
+    Closing a duplicate reports what a network file system held back.
+    """
     cdef tables_t *t = <tables_t *>fs
     cdef w.fuse_flush_in arg
     cdef int64_t index, inode
@@ -380,6 +388,7 @@ cdef int op_flush(void *fs, request_t *r) noexcept nogil:
     index = handle_get(t, arg.fh, &fd)
     if index < 0:
         return <int>index
+    locks_flush(t, arg.fh, fd, arg.lock_owner)
     inode = inode_get(t, r.header.nodeid)
     if inode >= 0:
         quiet = is_quiet(t, inode, fd)

@@ -7,6 +7,7 @@ from errno import EROFS
 from vfsd.fuse.abi import Fopen, Init
 from vfsd.fuse.dispatch import Dispatch
 from vfsd.fuse.opcodes import OPERATIONS, Home, Opcode
+from vfsd.hostfs._locks import Locks
 from vfsd.hostfs._tables import Tables
 from vfsd.hostfs.cache import CachePolicy, DirectWrites
 from vfsd.hostfs.identity import IdentityPolicy
@@ -41,6 +42,8 @@ class Policy:
     readonly: bool
     zero_open: bool
     identity: IdentityPolicy
+    flock: bool
+    posix_lock: bool
     dax: DaxPolicy | None = None
 
     def init_flags(self) -> Init:
@@ -58,6 +61,10 @@ class Policy:
             flags |= Init.DIRECT_IO_ALLOW_MMAP
         if self.dax is not None and self.dax != DAX_POLICIES["never"]:
             flags |= Init.HAS_INODE_DAX
+        if self.flock:
+            flags |= Init.FLOCK_LOCKS
+        if self.posix_lock:
+            flags |= Init.POSIX_LOCKS
         return flags
 
     def parallel_flags(self, direct: bool) -> Fopen:
@@ -70,11 +77,11 @@ class HostFs:
     """One guest's view of a share.
 
     root_fd: readable descriptor of the directory, or of the one file; stays the caller's.
-    anchors_max: see `Tables`. window: for DAX, None without.
+    anchors_max: see `Tables`. locks: of all guests of the share. window: for DAX, None without.
     """
 
     def __init__(
-        self, root_fd: int, policy: Policy, anchors_max: int, window: FrontEnd | None = None
+        self, root_fd: int, policy: Policy, anchors_max: int, locks: Locks, window: FrontEnd | None = None
     ) -> None:
         self.policy = policy
         self.tables = Tables(root_fd, anchors_max)
@@ -89,6 +96,9 @@ class HostFs:
             self.mappings = Mappings(self.tables, window)
         if policy.dax is not None:
             self.tables.set_dax(policy.dax.size_min, policy.dax.marked)
+        if policy.flock or policy.posix_lock:
+            self.tables.set_locks(locks, policy.flock, policy.posix_lock)
+            locks.start()
 
     def agree(self, flags: Init) -> None:
         """What INIT has settled; no other request is under way."""
