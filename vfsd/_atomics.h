@@ -30,6 +30,8 @@ static inline int cas_int(int *p, int expected, int desired)
 {
 	return __atomic_compare_exchange_n(p, &expected, desired, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
 }
+static inline void set_bits_u64(uint64_t *p, uint64_t bits) { __atomic_or_fetch(p, bits, __ATOMIC_ACQ_REL); }
+static inline void clear_bits_u64(uint64_t *p, uint64_t bits) { __atomic_and_fetch(p, ~bits, __ATOMIC_ACQ_REL); }
 static inline uint64_t add_u64(uint64_t *p, uint64_t v) { return __atomic_add_fetch(p, v, __ATOMIC_ACQ_REL); }
 
 static inline void cpu_relax(void)

@@ -18,6 +18,7 @@ from types import FrameType, TracebackType
 from typing import Self
 
 from vfsd.errors import ConfigError, ProtocolError
+from vfsd.hostfs._tables import file_handles_work
 from vfsd.hostfs.cache import CACHE_POLICIES, CachePolicy
 from vfsd.hostfs.fs import Policy
 from vfsd.hostfs.identity import IdentityPolicy
@@ -30,8 +31,9 @@ log = logging.getLogger("vfsd")
 
 BACKLOG = 8
 RETRY_S = 0.1  # between two tries to accept where only time can help
-# Of the process's descriptors, the share that inodes may hold; files, queues and memory need the rest.
-ANCHORS_SHARE = 0.75
+# Of the process's descriptors, those for guests' inodes and open files; queues and memory need the rest.
+BUDGET_SHARE = 0.75
+BUDGET_SHARE_MAX = 0.9
 
 
 def serve(options: ServeOptions) -> None:
@@ -56,23 +58,42 @@ def serve(options: ServeOptions) -> None:
 
 
 def open_share(options: ServeOptions) -> Share:
-    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     settings = ShareSettings(
         path=options.shared_dir,
         policy=policy_of(options),
         tag=options.tag,
         num_request_queues=options.num_request_queues,
         inband=options.inband_notifications,
-        anchors_max=int(files * ANCHORS_SHARE),
+        fd_budget=fd_budget(options.fd_budget),
         poll_us=options.poll_us,
         dax_window=options.dax_window or 0,
     )
     try:
-        return Share(settings)
+        share = Share(settings)
     except OSError as problem:
         raise ConfigError(
             "--shared-dir", f"{options.shared_dir} can't be opened ({problem.strerror}); share another"
         ) from problem
+    if options.inode_file_handles == "mandatory" and not file_handles_work(share.root_fd):
+        share.close()
+        raise ConfigError(
+            "--inode-file-handles", f"file handles can't be opened in {options.shared_dir}; prefer them,"
+            " run as root, or share a directory of a file system that has them",
+        )  # fmt: skip
+    return share
+
+
+def fd_budget(wanted: int | None) -> int:
+    """Of the process's descriptors, those for guests' inodes and open files. ConfigError."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if wanted is None:
+        return int(limit * BUDGET_SHARE)
+    if wanted > limit * BUDGET_SHARE_MAX:
+        raise ConfigError(
+            "--fd-budget", f"{wanted} of {limit} descriptors leave too few for the rest; raise the limit"
+            f" (ulimit -n) or use at most {int(limit * BUDGET_SHARE_MAX)}",
+        )  # fmt: skip
+    return wanted
 
 
 def cache_policy(options: ServeOptions) -> CachePolicy:
@@ -101,6 +122,8 @@ def policy_of(options: ServeOptions) -> Policy:
         dax=None if options.dax_window is None else options.dax_policy or DAX_POLICIES["always"],
         flock=options.flock,
         posix_lock=options.posix_lock,
+        submounts=options.announce_submounts,
+        file_handles=options.inode_file_handles != "never",
         identity=IdentityPolicy(
             posix_acl=options.posix_acl,
             security_label=options.security_label,

@@ -13,6 +13,7 @@ from typing import Any
 from vfsd.errors import ConfigError
 from vfsd.fuse.abi import DAX_RANGE
 from vfsd.hostfs.cache import CACHE_POLICIES, CacheMode, DirectWrites, SymlinkCache
+from vfsd.hostfs.fs import FILE_HANDLES, FileHandles
 from vfsd.hostfs.identity import Negotiation
 from vfsd.hostfs.idmap import IDENTITY, IdMap, parse_rules
 from vfsd.hostfs.mappings import DAX_POLICIES, DaxPolicy
@@ -28,6 +29,8 @@ SECONDS = re.compile(r"[0-9]+(\.[0-9]*)?|\.[0-9]+", re.ASCII)
 NEGOTIATIONS = ("never", "auto", "always")
 SIZE_SUFFIXES = {"K": 10, "M": 20, "G": 30, "T": 40}
 DAX_WINDOW_MAX = 1 << 40  # bytes: RANGES_MAX pages of 4 KiB
+FD_BUDGET_MIN = 64
+FD_BUDGET_MAX = 1 << 20  # HANDLES_MAX of the tables; Linux's default fs.nr_open
 LOG_LEVELS = ("error", "warning", "info", "debug")
 
 
@@ -93,6 +96,9 @@ class ServeOptions:
     translate_gid: IdMap
     flock: bool
     posix_lock: bool
+    announce_submounts: bool
+    inode_file_handles: FileHandles
+    fd_budget: int | None
     poll_us: int
     inband_notifications: bool
     dax_window: int | None
@@ -324,6 +330,22 @@ SERVE_OPTIONS = (
     ),
     Option(
         "--translate-gid", "The same for group ids.", parse_rules, "TYPE:FROM:TO:COUNT", multiple=True,
+    ),
+    Option(
+        "--announce-submounts", "Let what is mounted below the shared directory be a mount of its own in"
+        " the guest too, with its own st_dev.",
+        on=True, o_names=("announce_submounts",),
+    ),
+    Option(
+        "--inode-file-handles", "Bring inodes back, whose descriptors were closed to stay within the budget,"
+        " by file handle: where that works (prefer), never, or always, refusing to start where the file"
+        " system or a lack of rights does not allow it (mandatory). Else by directory and name.",
+        check_choice(*FILE_HANDLES, fallback="prefer"), "|".join(FILE_HANDLES), default="prefer",
+    ),
+    Option(
+        "--fd-budget", "Descriptors that the inodes and open files of all guests may have, each guest an"
+        " equal part of them; three quarters of the limit (ulimit -n) unless given.",
+        check_number(FD_BUDGET_MIN, FD_BUDGET_MAX), "N",
     ),
     Option(
         "--inband-notifications", "Offer kicks and calls as messages; only user-mode Linux in"

@@ -50,7 +50,7 @@ class ShareSettings:
 
     tag: None leaves the config space, and so the tag, to the front end.
     dax_window: bytes, 0 for none.
-    anchors_max: O_PATH descriptors a guest's inodes may hold.
+    fd_budget: descriptors that all guests' inodes and open files together may have.
     poll_us: the longest a request queue polls before it sleeps.
     """
 
@@ -59,7 +59,7 @@ class ShareSettings:
     tag: bytes | None
     num_request_queues: int
     inband: bool
-    anchors_max: int
+    fd_budget: int
     poll_us: int
     dax_window: int = 0
 
@@ -88,10 +88,24 @@ class Share:
             load_numpy()  # once, before the first front end
         self.root_fd = open_root(settings.path)
         self.locks = Locks()
+        self._connections: set[Connection] = set()
 
     def connect(self, sock: socket.socket) -> "Connection":
         """A guest's front end has connected."""
-        return Connection(self, sock)
+        connection = Connection(self, sock)
+        self._connections.add(connection)
+        self._divide_budget()
+        return connection
+
+    def disconnect(self, connection: "Connection") -> None:
+        """It has left."""
+        self._connections.discard(connection)
+        self._divide_budget()
+
+    def _divide_budget(self) -> None:
+        """The same for each guest, so that none can take what others need."""
+        for connection in self._connections:
+            connection.set_budget(self.settings.fd_budget // len(self._connections))
 
     def close(self) -> None:
         self.locks.close()
@@ -103,6 +117,7 @@ class Connection:
 
     def __init__(self, share: Share, sock: socket.socket) -> None:
         settings = share.settings
+        self._share = share
         self.queues_max = 1 + settings.num_request_queues
         self.inband = settings.inband
         self.config = (
@@ -113,7 +128,7 @@ class Connection:
         self.shmem: SharedMemory | None = None
         if settings.dax_window:
             self.shmem = SharedMemory(DAX_SHMID, settings.dax_window)
-        self._fs = HostFs(share.root_fd, settings.policy, settings.anchors_max, share.locks, self.shmem)
+        self._fs = HostFs(share.root_fd, settings.policy, share.locks, self.shmem)
         self._dispatch = Dispatch(self._fs)
         self._pool = Pool("offload", OFFLOAD_THREADS_MAX)
         self._poll_us = settings.poll_us
@@ -129,11 +144,15 @@ class Connection:
         self._queues[index] = Queue(index, name, self._dispatch, self._pool, poll_us, hiprio)
         return self._queues[index]
 
+    def set_budget(self, descriptors: int) -> None:
+        self._fs.set_budget(descriptors)
+
     def reset(self) -> None:
         self._session.end()
 
     def close(self) -> None:
         """Drop the guest's state: stop its queues, close its handles, forget its inodes."""
+        self._share.disconnect(self)
         self.backend.close()
         self._pool.close()
         self._session.end()

@@ -19,6 +19,8 @@ from .wire import ROOT
 
 FILES = 2000
 LIMIT = 256
+BUDGET = 150
+BY_NAME = "by name"
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="file handles need CAP_DAC_READ_SEARCH")
 
@@ -53,13 +55,18 @@ def directory(tmp_path: Path) -> Path:
     return fill(tmp_path / "share")
 
 
-@pytest.fixture(params=["from its start", "lowered later"])
+@pytest.fixture(params=["from its start", "lowered later", BY_NAME])
 def limited(
     request: pytest.FixtureRequest, daemon: StartDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Limited:
-    """Starts a daemon with few descriptors. Lowered later, its budget of anchors is no help: EMFILE."""
+    """Starts a daemon with few descriptors. Lowered later, its budget of anchors is no help: EMFILE.
+
+    By name: inodes come back by directory and name, as where file handles don't work.
+    """
 
     def start(share: Path) -> Daemon:
+        if request.param == BY_NAME:
+            return daemon(share, options=["--inode-file-handles", "never", "--fd-budget", str(BUDGET)])
         if request.param == "from its start":
             script = tmp_path / "python"
             script.write_text(f'#!/bin/sh\nulimit -n {LIMIT}\nexec {shlex.quote(sys.executable)} "$@"\n')
@@ -138,8 +145,8 @@ def test_every_file_by_lookup(guest: Guest) -> None:
         assert guest.lookup(directory, name(i)).nodeid == nodeids[i], "evicted, it is another inode"
 
 
-def test_moved_meanwhile(own_guest: Guest, directory: Path) -> None:
-    """By the host, where the daemon does not see it, and by the own_guest."""
+def test_moved_meanwhile(own_guest: Guest, few_own: Daemon, directory: Path) -> None:
+    """By the host, where the daemon does not see it, and by the guest."""
     nodeids = listed(own_guest, own_guest.walk("dir"))
     by_guest = own_guest.mkdir(ROOT, b"by guest").nodeid
     (directory.parent / "by host").mkdir()
@@ -148,11 +155,13 @@ def test_moved_meanwhile(own_guest: Guest, directory: Path) -> None:
             own_guest.rename(own_guest.walk("dir"), name(i), by_guest, b"moved %d" % i)
         else:
             os.rename(directory / os.fsdecode(name(i)), directory.parent / "by host" / f"moved {i}")
+    moved = {b"moved %d" % i: nodeids[name(i)] for i in range(0, FILES, 4)}
+    if "never" in few_own.argv:  # by name, they have to be looked up first
+        assert listed(own_guest, own_guest.walk("by host")) == moved
     for i in range(FILES):
         check_file(own_guest, nodeids[name(i)], i)
     assert sorted(listed(own_guest, by_guest)) == sorted(b"moved %d" % i for i in range(2, FILES, 4))
-    by_host = own_guest.walk("by host")
-    assert listed(own_guest, by_host) == {b"moved %d" % i: nodeids[name(i)] for i in range(0, FILES, 4)}
+    assert listed(own_guest, own_guest.walk("by host")) == moved
 
 
 def test_unlinked_while_open(own_guest: Guest, directory: Path) -> None:

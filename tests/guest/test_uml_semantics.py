@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
 
 import checks
 import pytest
+from guests import eventually
 from share import Share
 
 pytestmark = pytest.mark.uml
@@ -86,3 +88,54 @@ def test_files_belong_to_the_user_who_makes_them(share: Share) -> None:
     assert stat.S_IMODE(found["file"].st_mode) == 0o640
     assert stat.S_IMODE(found["directory"].st_mode) == 0o750
     assert stat.S_IMODE(found["inherited/directory"].st_mode) == 0o2750
+
+
+def test_mounts_below_the_share_are_mounts_in_the_guest(share: Share) -> None:
+    """The same file system twice, and one that comes and goes while the guest runs."""
+    host, guest = share.directory("submounts")
+    # What was used lately survives the first time.
+    forget = "for i in 1 2 3; do echo 2 >/proc/sys/vm/drop_caches; done"
+    made = []
+
+    def mount(*arguments: str, at: str) -> None:
+        (host / at).mkdir(exist_ok=True)
+        subprocess.run(["mount", *arguments, str(host / at)], check=True, timeout=20)
+        made.append(host / at)
+
+    def devices(*names: str) -> list[str]:
+        paths = " ".join(f"{guest}/{name}" for name in names)
+        # Going there mounts it; stat alone does not.
+        return share.guest.check(f"ls {paths} >/dev/null && stat -c %d {paths}").split()
+
+    def inodes(path: str) -> tuple[int, int]:
+        return int(share.guest.check(f"stat -c %i {guest}/{path}")), (host / path).stat().st_ino
+
+    try:
+        mount("-t", "tmpfs", "vfsd-test", at="one")
+        (host / "one" / "file").write_text("first")
+        mount("--bind", str(host / "one"), at="two")
+        (host / "plain").mkdir()
+        assert len(set(devices(".", "one", "two", "one/file", "two/file"))) == 3
+        assert devices("one") == devices("one/file")
+        for path in ("one", "two", "one/file", "two/file", "plain"):
+            assert len(set(inodes(path))) == 1
+        # To the guest they are two files, each with a cache of its own.
+        share.guest.check(f"echo more >>{guest}/one/file && sync && {forget}")
+        assert share.guest.check(f"cat {guest}/two/file").strip() == "firstmore"
+        assert f"{guest}/two" in share.guest.check("findmnt -rno TARGET -t virtiofs")
+
+        assert devices("plain") == devices(".")
+        mount("-t", "tmpfs", "vfsd-test", at="plain")
+        (host / "plain" / "late").touch()
+        share.guest.check(forget)
+        assert devices("plain") != devices(".")
+        assert share.guest.check(f"ls {guest}/plain").split() == ["late"]
+        subprocess.run(["umount", "--lazy", host / "plain"], check=True)
+        # A mount keeps its name in the guest's cache, until the name's second is over.
+        assert eventually(lambda: devices("plain") == devices("."))
+        assert share.guest.check(f"ls {guest}/plain").split() == []
+        assert f"{guest}/plain" not in share.guest.check("findmnt -rno TARGET -t virtiofs")
+    finally:
+        share.guest.run(f"umount {guest}/one {guest}/two {guest}/plain")
+        for place in reversed(made):
+            subprocess.run(["umount", "--lazy", place], check=False, capture_output=True)

@@ -1,4 +1,4 @@
-"""Submounts, announced by QEMU's virtiofsd: each place a superblock of its own."""
+"""Submounts, announced by vfsd and by QEMU's virtiofsd: each place a superblock of its own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vfsd.guest.superblock import SUBMOUNT_STEPS
 
 from .conftest import StartPeer, requests
 
-KIND = "qemu-virtiofsd"
+OPTIONS = {"vfsd": (), "qemu-virtiofsd": ("announce_submounts",)}
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 
 
@@ -43,9 +43,9 @@ def places(shared: Path, tmp_path: Path) -> Iterator[Path]:
             subprocess.run(["umount", "--lazy", str(path)], check=False, timeout=20)
 
 
-@pytest.fixture
-def device(places: Path, start: StartPeer) -> Iterator[Device]:
-    found = Device.connect(start(KIND, options=("announce_submounts",)).socket)
+@pytest.fixture(params=OPTIONS)
+def device(request: pytest.FixtureRequest, places: Path, start: StartPeer) -> Iterator[Device]:
+    found = Device.connect(start(request.param, options=OPTIONS[request.param]).socket)
     yield found
     found.remove()
 

@@ -11,14 +11,12 @@ from libc.string cimport memchr, memcpy
 from vfsd._wire cimport fuse_entry_out
 from vfsd.fuse.dispatch cimport name_check, request_t, span_skip, span_t, span_write
 from vfsd.hostfs cimport _host as h
-from vfsd.hostfs._anchors cimport inode_fd, out_of_descriptors
+from vfsd.hostfs._anchors cimport inode_fd, inode_hold, make_room, out_of_descriptors
 from vfsd.hostfs._handles cimport handle_close, handle_get, handle_open, unopened_get, unopened_keep
-from vfsd.hostfs._inodes cimport entry_at, inode_get, inode_hold, inode_put
-from vfsd.hostfs._slots cimport NAME_BYTES, tables_t
-
-cdef enum:
-    PATH_BYTES = 4096          # PATH_MAX, with the NUL
-    FD_BYTES = 16              # a descriptor's number as text, with the NUL
+from vfsd.hostfs._host cimport FD_BYTES, PATH_BYTES, fd_name
+from vfsd.hostfs._inodes cimport entry_at
+from vfsd.hostfs._nodes cimport inode_get, inode_put
+from vfsd.hostfs._slots cimport NAME_BYTES, load_acquire_u64, place_t, tables_t
 
 
 # --- strings of the body ---
@@ -67,11 +65,6 @@ cdef inline int read_last_name(request_t *r, char *to) noexcept nogil:
 
 # --- where ---
 
-cdef struct place_t:
-    uint32_t index
-    int fd
-
-
 cdef inline int place_get(tables_t *t, uint64_t nodeid, place_t *p) noexcept nogil:
     """An inode's descriptor, kept open until place_put: 0 or -errno."""
     cdef int64_t index = inode_get(t, nodeid)
@@ -91,7 +84,8 @@ cdef inline void place_put(tables_t *t, place_t *p) noexcept nogil:
     inode_put(t, p.index)
 
 
-cdef inline int reply_entry(tables_t *t, request_t *r, int parent, const char *name, bint fresh) noexcept nogil:
+cdef inline int reply_entry(tables_t *t, request_t *r, const place_t *parent, const char *name,
+                            bint fresh) noexcept nogil:
     """Answer with the entry of a name: 0 or -errno. Its room was checked before anything was made."""
     cdef fuse_entry_out out
     cdef int rc = entry_at(t, parent, name, fresh, &out)
@@ -103,10 +97,12 @@ cdef inline int reply_entry(tables_t *t, request_t *r, int parent, const char *n
 
 # --- re-opening ---
 
-cdef inline const char *fd_name(int fd, char *text) noexcept nogil:
-    """The name below /proc/self/fd (tables_t.proc_fd) of what a descriptor stands for."""
-    snprintf(text, FD_BYTES, b"%d", fd)
-    return text
+cdef inline int room_for_handle(tables_t *t) noexcept nogil:
+    """Before a file is opened or made: 0, or -ENFILE when the guest has as many open as it may."""
+    if load_acquire_u64(&t.n_handles) >= t.handles_max:
+        return -ENFILE
+    make_room(t)
+    return 0
 
 
 cdef inline int reopen(tables_t *t, place_t *p, int flags) noexcept nogil:
@@ -159,7 +155,7 @@ cdef inline int64_t unopened(tables_t *t, uint64_t nodeid, int flags, int *fd) n
         return rc
     index = reopen(t, &p, flags)
     if index >= 0:
-        rc = handle_open(t, <int>index, &fh)
+        rc = handle_open(t, <int>index, p.index, &fh)
         if rc < 0:
             h.close(<int>index)
         index = rc if rc < 0 else handle_get(t, fh, fd)
@@ -183,8 +179,14 @@ cdef inline int64_t file_get(tables_t *t, uint64_t nodeid, uint64_t fh, int flag
 
 
 cdef inline uint32_t hold_name(tables_t *t, int parent, const char *name) noexcept nogil:
-    """A file that is about to lose a name: its anchor stays open then, as the guest may have it in use.
+    """What is about to lose a name: its anchor stays open then, as the guest may have it in use.
 
-    Index for inode_put, 0 for none. Files that were opened don't need it.
+    Index for inode_put, 0 for none. Only for files in use that were not opened, and for inodes
+    that are evicted and would come back by that name.
     """
-    return inode_hold(t, parent, name) if t.zero_open else 0
+    return inode_hold(t, parent, name) if t.zero_open or load_acquire_u64(&t.n_by_name) else 0
+
+
+cdef inline void drop_held(tables_t *t, uint32_t held) noexcept nogil:
+    if held:
+        inode_put(t, held)

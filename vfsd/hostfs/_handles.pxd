@@ -7,8 +7,11 @@ from vfsd.hostfs._slots cimport tables_t
 # Index of the handle, referenced, its descriptor in *fd; or -EBADF.
 cdef int64_t handle_get(tables_t *t, uint64_t fh, int *fd) noexcept nogil
 cdef void handle_put(tables_t *t, uint32_t index) noexcept nogil
-# Own fd as a new open handle: *fh. 0 or -ENFILE (fd stays the caller's).
-cdef int handle_open(tables_t *t, int fd, uint64_t *fh) noexcept nogil
+# Own fd as a new open handle of an inode: *fh. 0 or -ENFILE (fd stays the caller's).
+cdef int handle_open(tables_t *t, int fd, uint32_t inode, uint64_t *fh) noexcept nogil
+# The next handle after that index which was opened on an inode, referenced, its descriptor in *fd; or
+# -EBADF. A slot may have had several inodes: compare.
+cdef int64_t handle_next(tables_t *t, uint32_t inode, uint32_t after, int *fd) noexcept nogil
 # Of a file that the guest reads without having opened it (fh 0): as handle_get, if it is open.
 cdef int64_t unopened_get(tables_t *t, uint64_t nodeid, int *fd) noexcept nogil
 # Keep fh for it, in the place of another.

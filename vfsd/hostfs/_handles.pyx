@@ -29,7 +29,7 @@ cdef int drop(tables_t *t, uint32_t index) noexcept nogil:
     fd = handle.fd
     add_u64(&t.n_handles, <uint64_t>-1)
     pthread_mutex_lock(&t.alloc)
-    handle.next = t.handles_free
+    handle.inode = t.handles_free
     t.handles_free = index
     store_release_u64(&handle.state, (generation_of(handle.state) + 1) << 32)
     pthread_mutex_unlock(&t.alloc)
@@ -42,13 +42,13 @@ cdef void handle_put(tables_t *t, uint32_t index) noexcept nogil:
         h.close(fd)
 
 
-cdef int handle_open(tables_t *t, int fd, uint64_t *fh) noexcept nogil:
+cdef int handle_open(tables_t *t, int fd, uint32_t inode, uint64_t *fh) noexcept nogil:
     cdef uint32_t index
     cdef handle_t *handle
     pthread_mutex_lock(&t.alloc)
     index = t.handles_free
     if index:
-        t.handles_free = t.handles[index].next
+        t.handles_free = t.handles[index].inode
     elif t.handles_top < HANDLES_MAX:
         index = t.handles_top
         t.handles_top += 1
@@ -57,10 +57,24 @@ cdef int handle_open(tables_t *t, int fd, uint64_t *fh) noexcept nogil:
         return -ENFILE
     handle = &t.handles[index]
     handle.fd = fd
+    handle.inode = inode
     add_u64(&t.n_handles, 1)
     fh[0] = (generation_of(handle.state) << 32) | index
     store_release_u64(&handle.state, handle.state | OPEN | 1)
     return 0
+
+
+cdef int64_t handle_next(tables_t *t, uint32_t inode, uint32_t after, int *fd) noexcept nogil:
+    cdef uint32_t index
+    cdef uint64_t state
+    for index in range(after + 1, t.handles_top):
+        if t.handles[index].inode != inode:
+            continue
+        state = load_acquire_u64(&t.handles[index].state)
+        if reference(&t.handles[index].state, generation_of(state), OPEN, 0):
+            fd[0] = t.handles[index].fd
+            return index
+    return -EBADF
 
 
 cdef int handle_release(tables_t *t, uint64_t fh, int *fd) noexcept nogil:

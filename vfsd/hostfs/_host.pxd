@@ -1,6 +1,7 @@
 """System calls of the data path, with the field's own names; libc or Cython lack some of them."""
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdio cimport snprintf
 
 from vfsd._ring cimport iovec
 
@@ -40,9 +41,10 @@ cdef extern from "<sys/stat.h>" nogil:
     int utimensat(int dirfd, const char *path, const timespec *times, int flags)
     unsigned int STATX_BASIC_STATS
     unsigned int STATX_INO
-    unsigned int STATX_MNT_ID
-    unsigned int STATX_SIZE
     unsigned int STATX_BTIME
+    unsigned int STATX_MNT_ID
+    unsigned int STATX_MNT_ID_UNIQUE "0x4000U"  # Linux 6.8; older ones give the one that is reused
+    unsigned int STATX_SIZE
     unsigned int STATX_ATTR_AUTOMOUNT
     unsigned int STATX_ATTR_MOUNT_ROOT
     unsigned int S_IFMT
@@ -226,3 +228,13 @@ cdef extern from "<sys/mman.h>" nogil:
     int MAP_PRIVATE
     int MAP_ANONYMOUS
     int MAP_NORESERVE
+
+cdef enum:
+    FD_BYTES = 16    # a descriptor's number as text, with the NUL
+    PATH_BYTES = 4096  # PATH_MAX, with the NUL
+
+
+cdef inline const char *fd_name(int fd, char *text) noexcept nogil:
+    """The name below /proc/self/fd (tables_t.proc_fd) of what a descriptor stands for."""
+    snprintf(text, FD_BYTES, b"%d", fd)
+    return text

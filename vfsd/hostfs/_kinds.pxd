@@ -4,6 +4,7 @@ cdef extern from "<linux/magic.h>" nogil:
     long BTRFS_SUPER_MAGIC
     long EXT4_SUPER_MAGIC      # ext2 and ext3 too
     long F2FS_SUPER_MAGIC
+    long FUSE_SUPER_MAGIC
     long ISOFS_SUPER_MAGIC
     long MSDOS_SUPER_MAGIC
     long RAMFS_MAGIC
@@ -16,6 +17,11 @@ cdef extern from "<linux/magic.h>" nogil:
 cdef inline bint in_memory(long kind) noexcept nogil:
     """No disk below: nothing blocks."""
     return kind == TMPFS_MAGIC or kind == RAMFS_MAGIC
+
+
+cdef inline bint forgets(long kind) noexcept nogil:
+    """File handles are found in memory alone, unless the server has ways of its own (fuse_get_dentry())."""
+    return kind == FUSE_SUPER_MAGIC
 
 
 cdef inline bint closes_quietly(long kind) noexcept nogil:

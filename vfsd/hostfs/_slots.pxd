@@ -18,6 +18,8 @@ cdef extern from "_atomics.h" nogil:
     void store_release_u64(uint64_t *p, uint64_t v)
     int cas_u64(uint64_t *p, uint64_t expected, uint64_t desired)
     uint64_t add_u64(uint64_t *p, uint64_t v)
+    void set_bits_u64(uint64_t *p, uint64_t bits)
+    void clear_bits_u64(uint64_t *p, uint64_t bits)
 
 cdef extern from * nogil:
     """
@@ -49,7 +51,31 @@ cdef enum:
     LISTINGS = 256             # open directories whose host entries are kept between two READDIRs
     LISTING_BYTES = 32752
     UNOPENED_MAX = 256         # files the guest reads without having opened them that are kept open
-    HANDLE_BYTES_MAX = 64      # room for a host file handle; larger ones are not evicted
+    LONG_NAMES_MAX = 1 << 20   # names that a note has no room for
+    HANDLE_BYTES_MAX = 64      # room for a host file handle; larger ones are not used
+    SHORT_NAME = 44            # bytes of a name within a note, with the NUL
+    LONG_NAME = 256
+    BY_NAME = 0xffff
+
+
+cdef struct note_t:            # 72 bytes: what brings an evicted inode back
+    uint16_t how               # 0: nothing noted; BY_NAME; or by handle, below the mount of index how - 1
+    uint16_t handle_type
+    uint16_t handle_bytes
+    uint16_t padding
+    uint8_t bytes[HANDLE_BYTES_MAX]  # the handle, or a named_t
+
+
+cdef struct named_t:           # 64 bytes
+    uint64_t parent            # nodeid
+    uint64_t born              # tells it from another inode that has got its number; 0: not known
+    uint32_t long_name         # where the name is, 0: here
+    char name[SHORT_NAME]
+
+
+cdef struct long_name_t:
+    uint32_t next              # free list
+    char name[LONG_NAME]
 
 
 cdef struct inode_t:           # 128 bytes
@@ -61,18 +87,20 @@ cdef struct inode_t:           # 128 bytes
     uint32_t next              # hash chain, or free list
     int fd                     # O_PATH anchor, -1 while evicted
     uint32_t mode              # S_IFMT bits
-    uint32_t mount             # index of the mount its file handle is opened in
-    uint16_t used              # touched since the evictor's hand passed
+    uint16_t used              # how often the evictor's hand passes before it takes the anchor
     uint16_t cold              # a directory whose last name looked up was new: open first, ask then
-    uint16_t handle_type
-    uint16_t handle_bytes
-    uint8_t handle[HANDLE_BYTES_MAX]
+    note_t note                # written by the evictor alone
 
 
 cdef struct handle_t:          # 16 bytes
     uint64_t state             # generation << 32 | OPEN | references; an open handle holds one
     int fd
-    uint32_t next
+    uint32_t inode             # index of what it was opened on; the free list's next while it is free
+
+
+cdef struct place_t:           # an inode that is referenced, and its descriptor
+    uint32_t index
+    int fd
 
 
 # Host entries an open directory's last READDIR has read and not passed on: a reply holds fewer.
@@ -93,6 +121,7 @@ cdef struct unopened_t:
 
 cdef struct mount_t:
     uint64_t mnt_id
+    uint32_t users             # notes
     int fd                     # readable descriptor for open_by_handle_at; -1: handles don't work there
 
 
@@ -128,16 +157,24 @@ cdef struct tables_t:
     handle_t *handles
     uint32_t *buckets          # index of the first inode, 0 = none
     listing_t *listings
+    uint64_t *anchored         # a bit for each inode: it has an anchor that could be evicted
+    long_name_t *long_names
     uint32_t inodes_top        # slots ever used
     uint32_t inodes_free       # head of the free list, 0 = empty
     uint32_t handles_top
     uint32_t handles_free
+    uint32_t long_names_top
+    uint32_t long_names_free
     uint64_t n_inodes
     uint64_t n_handles
     uint64_t n_anchors         # O_PATH descriptors held
-    uint64_t anchors_max
+    uint64_t n_by_name         # inodes that are evicted and come back by name
+    uint64_t fds_max           # anchors and handles this guest may hold; anchors give way
+    uint64_t handles_max
+    uint64_t evict_at          # so many descriptors are a reason to evict
     uint64_t evicted           # anchors closed to stay within the budget
     uint32_t hand              # of the evictor
+    bint file_handles          # use them
     mount_t mounts[MOUNTS_MAX]
     uint32_t n_mounts
     uint64_t entry_valid
@@ -158,6 +195,7 @@ cdef struct tables_t:
     bint readonly              # nothing is opened for writing; Dispatch.refuse keeps out the rest
     uint64_t dax_size_min      # FUSE_ATTR_DAX for regular files of that size, UINT64_MAX: none
     bint dax_marked            # and for those with FS_XFLAG_DAX
+    bint submounts             # mark directories that are mounts of their own
     bint in_memory             # the share lies on a file system without a disk: nothing blocks
     bint quiet                 # closing a file there reports nothing
     id_map_t uid_to_host
@@ -186,7 +224,8 @@ cdef struct tables_t:
     caps_t caps[2]
     pthread_mutex_t shard[SHARDS]
     pthread_mutex_t alloc      # free lists, tops
-    pthread_mutex_t evict      # hand, mounts
+    pthread_mutex_t evict      # hand, notes
+    pthread_mutex_t mount      # mounts
     unopened_t unopened[UNOPENED_MAX]  # by nodeid % UNOPENED_MAX
 
 

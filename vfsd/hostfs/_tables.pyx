@@ -8,23 +8,23 @@ from libc.string cimport memcpy
 from vfsd._wire cimport FUSE_ROOT_ID
 from vfsd._threads cimport pthread_mutex_init
 from vfsd.hostfs cimport _host as h
-from vfsd.hostfs._anchors cimport note_root
 from vfsd.hostfs._caller cimport place_get, place_put, place_t, reopen
 from vfsd.hostfs._handles cimport handle_close
-from vfsd.hostfs._inodes cimport ATTR_MASK, device_of, inode_forget, inode_get, inode_put
 from vfsd.hostfs._kinds cimport closes_quietly, in_memory
 from vfsd.hostfs._locks cimport Locks, locks_drop
+from vfsd.hostfs._nodes cimport ATTR_MASK, device_of, inode_forget, inode_get, inode_put
+from vfsd.hostfs._notes cimport handles_work, note_root
 from vfsd.hostfs._slots cimport (
-    BUCKETS, HANDLES_MAX, ID_FORBID, ID_SHIFT, ID_SQUASH, INODES_MAX, LISTINGS, OPEN, REFERENCES, SHARDS,
-    UNOPENED_MAX, caps_t, generation_of, handle_t, id_map_t, id_range_t, inode_t, listing_t, load_acquire_u64,
-    tables_t, xattr_rule_t,
+    BUCKETS, HANDLES_MAX, ID_FORBID, ID_SHIFT, ID_SQUASH, INODES_MAX, LISTINGS, LONG_NAMES_MAX, OPEN, REFERENCES,
+    SHARDS, UNOPENED_MAX, caps_t, generation_of, handle_t, id_map_t, id_range_t, inode_t, listing_t,
+    load_acquire_u64, long_name_t, tables_t, xattr_rule_t,
 )
 
 import os
 
 from vfsd.hostfs.idmap import FORBID, RANGE, SHIFT, SQUASH
 
-__all__ = ("Tables",)
+__all__ = ("Tables", "file_handles_work")
 
 assert sizeof(id_range_t) == RANGE.size
 assert (ID_SHIFT, ID_SQUASH, ID_FORBID) == (SHIFT, SQUASH, FORBID)
@@ -60,16 +60,21 @@ cdef int get_caps(caps_t *caps) except -1:
     return 0
 
 
+def file_handles_work(int fd):
+    """Whether inodes can be opened by file handle below a readable directory, by this process."""
+    return handles_work(fd)
+
+
 @cython.final
 cdef class Tables:
     """The inodes and handles of one guest, below the directory `root_fd`.
 
     root_fd: readable descriptor of the shared directory; kept open by the tables as their own.
-    anchors_max: O_PATH descriptors to hold at most, as far as file handles allow.
+    file_handles: bring evicted inodes back by file handle where that works, not only by name.
     OSError when the directory can't be read or address space runs out.
     """
 
-    def __cinit__(self, int root_fd, uint64_t anchors_max):
+    def __cinit__(self, int root_fd, bint file_handles):
         cdef tables_t *t = &self.t
         cdef int i
         for i in range(SHARDS):
@@ -78,16 +83,21 @@ cdef class Tables:
             pthread_mutex_init(&t.unopened[i].lock, NULL)
         pthread_mutex_init(&t.alloc, NULL)
         pthread_mutex_init(&t.evict, NULL)
+        pthread_mutex_init(&t.mount, NULL)
         t.proc_fd = -1
         t.inodes_top = FUSE_ROOT_ID + 1
         t.handles_top = 1
+        t.long_names_top = 1
         t.hand = FUSE_ROOT_ID
-        t.anchors_max = anchors_max
         t.dax_size_min = UINT64_MAX
+        t.file_handles = file_handles
+        t.fds_max = t.evict_at = t.handles_max = HANDLES_MAX
         t.inodes = <inode_t *>reserve(INODES_MAX * sizeof(inode_t))
         t.handles = <handle_t *>reserve(HANDLES_MAX * sizeof(handle_t))
         t.buckets = <uint32_t *>reserve(BUCKETS * sizeof(uint32_t))
         t.listings = <listing_t *>reserve(LISTINGS * sizeof(listing_t))
+        t.anchored = <uint64_t *>reserve(INODES_MAX // 8)
+        t.long_names = <long_name_t *>reserve(LONG_NAMES_MAX * sizeof(long_name_t))
         t.uid = os.geteuid()
         t.gid = os.getegid()
         self.kept = []
@@ -128,6 +138,15 @@ cdef class Tables:
         split_seconds(attr_s, &t.attr_valid, &t.attr_valid_nsec)
         split_seconds(negative_s, &t.negative_valid, &t.negative_valid_nsec)
 
+    def set_budget(self, uint64_t fds_max, uint64_t handles_max):
+        """Descriptors to hold at most, and how many of them for open files. At any time.
+
+        Anchors are evicted to stay below fds_max, as far as they can be; a file more than handles_max
+        is not opened.
+        """
+        self.t.handles_max = handles_max
+        self.t.fds_max = self.t.evict_at = fds_max
+
     def set_policy(self, uint32_t open_flags, uint32_t opendir_flags, bint xattr):
         """FOPEN_* of OPEN's and OPENDIR's replies; whether extended attributes are passed through."""
         self.t.open_flags = open_flags
@@ -143,7 +162,7 @@ cdef class Tables:
         self.t.read_waits = direct
         self.t.write_waits = h.O_SYNC | h.O_DSYNC | direct
 
-    def agree(self, bint writeback, bint zero_open, uint32_t quiet_flags):
+    def agree(self, bint writeback, bint zero_open, uint32_t quiet_flags, bint submounts):
         """What INIT has settled, before the guest's next request.
 
         quiet_flags: more FOPEN_* where closing a file reports nothing. Where it has something to
@@ -152,6 +171,7 @@ cdef class Tables:
         self.t.quiet_flags = quiet_flags
         self.t.writeback = writeback
         self.t.zero_open = zero_open and self.t.quiet
+        self.t.submounts = submounts
 
     def set_id_maps(self, bytes uid_to_host, bytes uid_to_guest, bytes gid_to_host, bytes gid_to_guest):
         """Translation of ids, each direction as `idmap.pack` has it. Once."""
@@ -237,6 +257,8 @@ cdef class Tables:
         release(<void **>&t.handles, HANDLES_MAX * sizeof(handle_t))
         release(<void **>&t.buckets, BUCKETS * sizeof(uint32_t))
         release(<void **>&t.listings, LISTINGS * sizeof(listing_t))
+        release(<void **>&t.anchored, INODES_MAX // 8)
+        release(<void **>&t.long_names, LONG_NAMES_MAX * sizeof(long_name_t))
         t.inodes_top = t.handles_top = 0
 
     def clear(self):

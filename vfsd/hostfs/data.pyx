@@ -12,14 +12,16 @@ from vfsd.hostfs cimport _host as h
 from vfsd.hostfs._anchors cimport out_of_descriptors
 from vfsd.hostfs._caller cimport (
     fd_name, file_get, place_get, place_put, place_t, read_name, read_string, reopen,
+    room_for_handle,
 )
 from vfsd.hostfs._credentials cimport (
     become, creator_read, creator_t, keep_setid, override, set_context, unbecome,
 )
 from vfsd.hostfs._handles cimport handle_get, handle_open, handle_put, handle_release
-from vfsd.hostfs._inodes cimport attr_of, entry_at, entry_of_open, inode_forget, inode_get, inode_put
+from vfsd.hostfs._inodes cimport attr_of, entry_at, entry_of_open
 from vfsd.hostfs._kinds cimport closes_quietly
 from vfsd.hostfs._locks cimport locks_flush, locks_release
+from vfsd.hostfs._nodes cimport inode_forget, inode_get, inode_put
 from vfsd.hostfs._slots cimport NAME_BYTES, tables_t
 from vfsd.hostfs._tables cimport Tables
 
@@ -65,7 +67,7 @@ cdef int reply_open(tables_t *t, request_t *r, uint32_t index, uint32_t flags, i
     if flags & h.O_DIRECT:
         out.open_flags |= t.direct_flags
     if not t.zero_open:
-        rc = handle_open(t, fd, &fh)
+        rc = handle_open(t, fd, index, &fh)
     if t.zero_open or rc < 0:
         h.close(fd)
     if rc < 0:
@@ -100,7 +102,9 @@ cdef int op_open(void *fs, request_t *r) noexcept nogil:
         return -EINVAL
     if t.zero_open:
         return -ENOSYS
-    rc = place_get(t, r.header.nodeid, &p)
+    rc = room_for_handle(t)
+    if rc == 0:
+        rc = place_get(t, r.header.nodeid, &p)
     if rc < 0:
         return rc
     rc = open_for_guest(t, &p, arg.flags, arg.open_flags)
@@ -173,14 +177,16 @@ cdef int op_create(void *fs, request_t *r) noexcept nogil:
         return rc
     if r.reply.bytes < sizeof(entry) + sizeof(w.fuse_open_out):
         return -EINVAL
-    rc = place_get(t, r.header.nodeid, &p)
+    rc = room_for_handle(t)
+    if rc == 0:
+        rc = place_get(t, r.header.nodeid, &p)
     if rc < 0:
         return rc
     fd = make(t, &c, p.fd, name, h.O_CREAT | h.O_EXCL, &arg)
     rc = fd
     # Or the host made the name after the guest had looked.
     if fd >= 0 or (fd == -EEXIST and not arg.flags & h.O_EXCL):
-        rc = entry_at(t, p.fd, name, fd >= 0, &entry)
+        rc = entry_at(t, &p, name, fd >= 0, &entry)
     place_put(t, &p)
     if rc >= 0 and fd < 0:
         fd = open_existing(t, &entry, &arg)
@@ -211,6 +217,8 @@ cdef int op_tmpfile(void *fs, request_t *r) noexcept nogil:
     if rc < 0 or r.reply.bytes < sizeof(entry) + sizeof(w.fuse_open_out):
         return -EINVAL
     rc = creator_read(t, r, arg.umask, &c)
+    if rc == 0:
+        rc = room_for_handle(t)
     if rc == 0:
         rc = place_get(t, r.header.nodeid, &p)
     if rc < 0:

@@ -8,7 +8,7 @@ from vfsd cimport _wire as w
 from vfsd._wire cimport FUSE_ROOT_ID
 from vfsd.fuse.dispatch cimport Dispatch, request_t, span_limit, span_read, span_write
 from vfsd.hostfs cimport _host as h
-from vfsd.hostfs._caller cimport NAME_BYTES, place_get, place_put, place_t, reopen
+from vfsd.hostfs._caller cimport NAME_BYTES, place_get, place_put, place_t, reopen, room_for_handle
 from vfsd.hostfs._handles cimport handle_get, handle_open, handle_put
 from vfsd.hostfs._inodes cimport entry_at
 from vfsd.hostfs._slots cimport LISTINGS, cas_int, listing_t, store_release_int, tables_t
@@ -26,14 +26,16 @@ cdef int op_opendir(void *fs, request_t *r) noexcept nogil:
     cdef int fd, rc
     if r.body.bytes < sizeof(w.fuse_open_in) or r.reply.bytes < sizeof(out):
         return -EINVAL
-    rc = place_get(t, r.header.nodeid, &p)
+    rc = room_for_handle(t)
+    if rc == 0:
+        rc = place_get(t, r.header.nodeid, &p)
     if rc < 0:
         return rc
     fd = reopen(t, &p, h.O_RDONLY | h.O_DIRECTORY)
     place_put(t, &p)
     if fd < 0:
         return fd
-    rc = handle_open(t, fd, &fh)
+    rc = handle_open(t, fd, p.index, &fh)
     if rc < 0:
         h.close(fd)
         return rc
@@ -54,7 +56,8 @@ cdef inline bint is_dot(const char *name) noexcept nogil:
     return name[0] == c'.' and (name[1] == 0 or (name[1] == c'.' and name[2] == 0))
 
 
-cdef void add_entry(tables_t *t, int parent, const char *name, bint *fresh, w.fuse_entry_out *out) noexcept nogil:
+cdef void add_entry(tables_t *t, const place_t *parent, const char *name, bint *fresh,
+                    w.fuse_entry_out *out) noexcept nogil:
     """The lookup in front of a READDIRPLUS record; nodeid 0 where there is none.
 
     Gone since, or out of descriptors: the name is listed all the same, the guest may ask. fresh:
@@ -67,7 +70,7 @@ cdef void add_entry(tables_t *t, int parent, const char *name, bint *fresh, w.fu
         fresh[0] = rc
 
 
-cdef bint add_record(tables_t *t, request_t *r, int parent, const h.linux_dirent64 *entry, bint plus,
+cdef bint add_record(tables_t *t, request_t *r, const place_t *parent, const h.linux_dirent64 *entry, bint plus,
                      bint *fresh) noexcept nogil:
     """One host entry as a record of the reply. False: it does not fit."""
     cdef const char *name = <const char *>(entry + 1)
@@ -104,7 +107,8 @@ cdef listing_t *take_listing(tables_t *t, uint64_t fh, listing_t *own) noexcept 
     return l
 
 
-cdef int list_from(tables_t *t, request_t *r, int fd, listing_t *l, int64_t offset, bint plus) noexcept nogil:
+cdef int list_from(tables_t *t, request_t *r, const place_t *p, listing_t *l, int64_t offset,
+                   bint plus) noexcept nogil:
     """Whole records from a position of the directory on, until the reply is full: 0 or -errno."""
     cdef h.linux_dirent64 *entry
     cdef long n
@@ -116,14 +120,14 @@ cdef int list_from(tables_t *t, request_t *r, int fd, listing_t *l, int64_t offs
     while True:
         if l.at >= l.n:
             l.at = l.n = 0
-            if h.lseek(fd, l.offset, h.SEEK_SET) < 0:
+            if h.lseek(p.fd, l.offset, h.SEEK_SET) < 0:
                 return -errno
-            n = h.syscall(h.SYS_getdents64, fd, l.entries, sizeof(l.entries))
+            n = h.syscall(h.SYS_getdents64, p.fd, l.entries, sizeof(l.entries))
             if n <= 0:
                 return -errno if n < 0 and r.reply_bytes == 0 else 0
             l.n = <uint32_t>n
         entry = <h.linux_dirent64 *>(l.entries + l.at)
-        if not add_record(t, r, fd, entry, plus, &fresh):
+        if not add_record(t, r, p, entry, plus, &fresh):
             return 0
         l.at += entry.d_reclen
         l.offset = entry.d_off
@@ -134,17 +138,21 @@ cdef int read_directory(void *fs, request_t *r, bint plus) noexcept nogil:
     cdef w.fuse_read_in arg
     cdef listing_t own
     cdef listing_t *listing
+    cdef place_t p
     cdef int64_t index
-    cdef int fd = -1, rc
+    cdef int rc
     memset(&arg, 0, sizeof(arg))
     if span_read(&r.body, &arg, sizeof(arg)) < 0:
         return -EINVAL
-    index = handle_get(t, arg.fh, &fd)
+    p.index = 0
+    p.fd = -1
+    index = handle_get(t, arg.fh, &p.fd)
     if index < 0:
         return <int>index
+    p.index = t.handles[index].inode
     span_limit(&r.reply, arg.size)
     listing = take_listing(t, arg.fh, &own)
-    rc = list_from(t, r, fd, listing, arg.offset, plus)
+    rc = list_from(t, r, &p, listing, arg.offset, plus)
     store_release_int(&listing.busy, 0)
     handle_put(t, index)
     return rc

@@ -3,6 +3,7 @@
 import importlib
 from dataclasses import dataclass
 from errno import EROFS
+from typing import Literal
 
 from vfsd.fuse.abi import Fopen, Init
 from vfsd.fuse.dispatch import Dispatch
@@ -20,6 +21,11 @@ from vfsd.hostfs.mappings import (
     setupmapping,
 )
 
+FileHandles = Literal["never", "prefer", "mandatory"]
+FILE_HANDLES: tuple[FileHandles, ...] = ("never", "prefer", "mandatory")
+# Of a guest's descriptors, what open files may take; without some for inodes nothing can be opened.
+HANDLES_SHARE = 0.875
+
 
 @dataclass(frozen=True)
 class Policy:
@@ -29,7 +35,8 @@ class Policy:
     guest may write to past its cache from several threads at once. writeback: the guest keeps
     what is written. direct_io: its O_DIRECT is the host's too. mmap: shared mappings also of files
     that it does not cache. readonly: it changes nothing. zero_open: it opens and closes files without
-    asking. dax: None without a window.
+    asking. dax: None without a window. submounts: announced to a guest that knows them. file_handles:
+    evicted inodes come back by them where they work.
     """
 
     cache: CachePolicy
@@ -44,6 +51,8 @@ class Policy:
     identity: IdentityPolicy
     flock: bool
     posix_lock: bool
+    submounts: bool
+    file_handles: bool
     dax: DaxPolicy | None = None
 
     def init_flags(self) -> Init:
@@ -57,6 +66,8 @@ class Policy:
             flags |= Init.WRITEBACK_CACHE
         # A guest that does not tell us of opens must tell us of O_TRUNC.
         flags |= Init.NO_OPEN_SUPPORT if self.zero_open else Init.ATOMIC_O_TRUNC
+        if self.submounts:
+            flags |= Init.SUBMOUNTS
         if self.mmap:
             flags |= Init.DIRECT_IO_ALLOW_MMAP
         if self.dax is not None and self.dax != DAX_POLICIES["never"]:
@@ -77,14 +88,14 @@ class HostFs:
     """One guest's view of a share.
 
     root_fd: readable descriptor of the directory, or of the one file; stays the caller's.
-    anchors_max: see `Tables`. locks: of all guests of the share. window: for DAX, None without.
+    locks: of all guests of the share. window: for DAX, None without.
     """
 
     def __init__(
-        self, root_fd: int, policy: Policy, anchors_max: int, locks: Locks, window: FrontEnd | None = None
+        self, root_fd: int, policy: Policy, locks: Locks, window: FrontEnd | None = None
     ) -> None:
         self.policy = policy
-        self.tables = Tables(root_fd, anchors_max)
+        self.tables = Tables(root_fd, policy.file_handles)
         cache = policy.cache
         self.tables.set_timeouts(cache.entry_s, cache.attr_s, cache.negative_s)
         open_flags = cache.open_flags | policy.parallel_flags(False)
@@ -109,8 +120,13 @@ class HostFs:
             writeback=Init.WRITEBACK_CACHE in flags,
             zero_open=self.policy.zero_open and Init.NO_OPEN_SUPPORT in flags and not locks,
             quiet_flags=Fopen.NOFLUSH if self.policy.noflush and not posix_locks else Fopen(0),
+            submounts=Init.SUBMOUNTS in flags,
         )
         self.policy.identity.agree(self.tables, flags)
+
+    def set_budget(self, descriptors: int) -> None:
+        """How many descriptors this guest's inodes and open files may have. At any time."""
+        self.tables.set_budget(descriptors, int(descriptors * HANDLES_SHARE))
 
     def install(self, dispatch: Dispatch) -> None:
         """Give every operation of the table that lives in this package to the dispatch."""

@@ -8,11 +8,12 @@ from vfsd cimport _wire as w
 from vfsd.fuse.dispatch cimport NO_REPLY, Dispatch, request_t, span_read, span_write
 from vfsd.hostfs cimport _host as h
 from vfsd.hostfs._caller cimport (
-    FD_BYTES, PATH_BYTES, fd_name, hold_name, place_get, place_put, place_t, read_last_name, read_name, read_string,
-    reply_entry,
+    FD_BYTES, PATH_BYTES, drop_held, fd_name, hold_name, place_get, place_put, place_t, read_last_name, read_name,
+    read_string, reply_entry,
 )
 from vfsd.hostfs._credentials cimport become, caller_read, creator_read, creator_t, override, set_context, unbecome
-from vfsd.hostfs._inodes cimport inode_forget, inode_put, lookup
+from vfsd.hostfs._inodes cimport lookup
+from vfsd.hostfs._nodes cimport inode_forget
 from vfsd.hostfs._slots cimport NAME_BYTES, tables_t
 from vfsd.hostfs._tables cimport Tables
 
@@ -115,7 +116,7 @@ cdef int make(tables_t *t, request_t *r, const char *name, uint32_t umask, make_
     if rc == 0:
         rc = set_context(t, p.fd, name, -1, &c)
     if rc == 0:
-        rc = reply_entry(t, r, p.fd, name, True)
+        rc = reply_entry(t, r, &p, name, True)
     place_put(t, &p)
     return rc
 
@@ -183,7 +184,7 @@ cdef int op_link(void *fs, request_t *r) noexcept nogil:
     if rc == 0:
         # Through the link in /proc: AT_EMPTY_PATH would need CAP_DAC_READ_SEARCH.
         rc = h.linkat(t.proc_fd, fd_name(old.fd, old_name), p.fd, name, h.AT_SYMLINK_FOLLOW)
-        rc = -errno if rc < 0 else reply_entry(t, r, p.fd, name, False)
+        rc = -errno if rc < 0 else reply_entry(t, r, &p, name, False)
         place_put(t, &p)
     place_put(t, &old)
     return rc
@@ -202,8 +203,7 @@ cdef int remove(void *fs, request_t *r, int flags) noexcept nogil:
         return rc
     held = hold_name(t, p.fd, name)
     rc = -errno if h.unlinkat(p.fd, name, flags) < 0 else 0
-    if held:
-        inode_put(t, held)
+    drop_held(t, held)
     place_put(t, &p)
     return rc
 
@@ -222,7 +222,7 @@ cdef int move(void *fs, request_t *r, uint64_t new_dir, uint32_t flags) noexcept
     cdef place_t old, new
     cdef char old_name[NAME_BYTES]
     cdef char new_name[NAME_BYTES]
-    cdef uint32_t held
+    cdef uint32_t moved, replaced
     cdef int rc = read_name(r, old_name)
     if rc == 0:
         rc = read_last_name(r, new_name)
@@ -232,18 +232,19 @@ cdef int move(void *fs, request_t *r, uint64_t new_dir, uint32_t flags) noexcept
         return rc
     rc = place_get(t, new_dir, &new)
     if rc == 0:
+        moved = hold_name(t, old.fd, old_name)
+        replaced = hold_name(t, new.fd, new_name)
         # Who may rename is for the guest to say; but a whiteout is a new file, so the caller's.
         if flags & h.RENAME_WHITEOUT:
             rc = caller_read(t, r, &c)
             if rc == 0:
                 rc = become(t, &c)
         if rc == 0:
-            held = hold_name(t, new.fd, new_name)
             rc = -errno if h.renameat2(old.fd, old_name, new.fd, new_name, flags) < 0 else 0
-            if held:
-                inode_put(t, held)
             if flags & h.RENAME_WHITEOUT:
                 unbecome(t, &c)
+        drop_held(t, moved)
+        drop_held(t, replaced)
         place_put(t, &new)
     place_put(t, &old)
     return rc
