@@ -150,6 +150,21 @@ def test_a_mount_nobody_holds_can_be_unmounted(served: Daemon) -> None:
         subprocess.run(["umount", served.shared / "three"], check=True)
 
 
+@pytest.mark.parametrize("handles", ["never", "prefer"])
+def test_what_was_evicted_does_not_hold_a_mount(places: Path, daemon: StartDaemon, handles: str) -> None:
+    for i in range(300):
+        (places / "three" / f"file {i}").write_bytes(b"%d" % i)
+    served = daemon(places, options=["--fd-budget", "64", "--inode-file-handles", handles])
+    with guest_of(served) as guest:
+        three = guest.walk("three")
+        found = {d.name: d.entry.nodeid for d in guest.listing(three, plus=True) if d.entry is not None}
+        for i in range(300):
+            assert guest.getattr(found[b"file %d" % i]).size == len(str(i))
+        guest.batch_forget((three, 1), *((nodeid, 1) for nodeid in found.values()))
+        guest.statfs()
+        subprocess.run(["umount", places / "three"], check=True)
+
+
 def test_rename_and_link_do_not_cross(served: Daemon) -> None:
     with guest_of(served) as guest:
         one, two, file = guest.walk("one"), guest.walk("two"), guest.walk("one/file")
