@@ -94,6 +94,7 @@ def test_missing_and_unknown_options_are_named(share: Path, place: Path) -> None
         (["--cache", "auto"], "--cache always"),
         (["--cache", "always", "--writeback"], "--writeback"),
         (["--cache", "always", "--readonly"], "--readonly"),
+        (["--cache", "always", "--flock"], "--flock"),
     ],
 )
 def test_what_can_not_be_combined_is_named(share: Path, place: Path, options: list[str], says: str) -> None:

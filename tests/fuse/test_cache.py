@@ -249,9 +249,12 @@ def test_a_share_on_overlayfs_is_flushed(serve: Served, overlay: Path) -> None:
     assert not create_flags(guest, ROOT, b"f") & NOFLUSH
 
 
-def test_always_flush(serve: Served) -> None:
-    guest = serve("--always-flush")
-    assert not create_flags(guest, ROOT, b"f") & NOFLUSH
+@pytest.mark.parametrize(
+    ("option", "quiet"), [("--always-flush", 0), ("--posix-lock", 0), ("--flock", NOFLUSH)]
+)
+def test_flush_where_it_is_wanted_and_where_it_ends_locks(serve: Served, option: str, quiet: int) -> None:
+    guest = serve(option)
+    assert create_flags(guest, ROOT, b"f") & NOFLUSH == quiet
 
 
 @pytest.mark.parametrize(
