@@ -156,6 +156,16 @@ def test_renames_that_exchange_and_leave_a_whiteout(fs: Filesystem, shared: Path
     assert (fs.stat("/a").st_mode & 0o170000, fs.stat("/a").st_rdev) == (0o020000, 0)
 
 
+@needs_root
+def test_a_whiteout_is_the_callers(fs: Filesystem, shared: Path) -> None:
+    shared.chmod(0o777)
+    with fs.as_user(1234, 2345):
+        fs.write_bytes("/file", b"")
+        fs.rename("/file", "/moved", 4)
+    left = os.lstat(shared / "file")
+    assert (left.st_mode & 0o170000, left.st_uid, left.st_gid) == (0o020000, 1234, 2345)
+
+
 def test_a_sync_of_the_share_reaches_the_host(fs: Filesystem) -> None:
     since = requests(fs)
     fs.syncfs()

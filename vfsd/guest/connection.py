@@ -185,15 +185,15 @@ class Connection:
     def call(
         self, opcode: Opcode, nodeid: int, args: bytes = b"", *, out: int = 0, argvar: bool = False,
         data: Buffer | None = None, into: Buffer | None = None, force: bool = False, nocreds: bool = False,
-        ext: bytes = b"",
+        creates: bool = False, ext: bytes = b"",
     ) -> tuple[bytes, int]:  # fmt: skip
         """Send and wait: out arguments, and how many bytes `into` got. OSError.
 
-        force: not kept back before INIT's answer. nocreds: without an identity. ext: extensions,
-        the last in argument.
+        force: not kept back before INIT's answer. nocreds: without an identity. creates: a file is
+        made, though the opcode does not say so. ext: extensions, the last in argument.
         """
         caller = NOBODY if nocreds else current()
-        if self.flags & Init.ALLOW_IDMAP and not nocreds and opcode not in CREATING:
+        if self.flags & Init.ALLOW_IDMAP and not nocreds and not creates and opcode not in CREATING:
             caller = Caller(NO_ID, NO_ID, caller.pid)
         if not force:
             self._may_send()
@@ -276,12 +276,14 @@ class Connection:
 
     def try_call(
         self, opcode: Opcode, nodeid: int, args: bytes = b"", *, instead: int, out: int = 0,
-        argvar: bool = False, data: Buffer | None = None, into: Buffer | None = None,
+        argvar: bool = False, data: Buffer | None = None, into: Buffer | None = None, creates: bool = False,
     ) -> tuple[bytes, int]:  # fmt: skip
         """`call`, and ENOSYS is remembered for ever; the error is then `instead`, 0 for success."""
         if opcode not in self._silent:
             try:
-                return self.call(opcode, nodeid, args, out=out, argvar=argvar, data=data, into=into)
+                return self.call(
+                    opcode, nodeid, args, out=out, argvar=argvar, data=data, into=into, creates=creates
+                )
             except OSError as problem:
                 if problem.errno != ENOSYS:
                     raise

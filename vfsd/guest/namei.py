@@ -499,7 +499,8 @@ def send_rename(at: Place, to: Place, dentry: Dentry, target: Dentry, flags: int
     names = dentry.name + b"\0" + target.name + b"\0"
     if flags:
         args = abi.RENAME2_IN.pack(to.inode.nodeid, flags, 0) + names
-        conn.try_call(Opcode.RENAME2, at.inode.nodeid, args, instead=EINVAL)
+        whiteout = bool(flags & abi.Rename.WHITEOUT)
+        conn.try_call(Opcode.RENAME2, at.inode.nodeid, args, instead=EINVAL, creates=whiteout)
     else:
         conn.call(Opcode.RENAME, at.inode.nodeid, abi.RENAME_IN.pack(to.inode.nodeid) + names)
     at.inode.changed_dir()
