@@ -15,6 +15,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from .. import inside
@@ -78,20 +79,16 @@ def run_here(
         return output.read().decode(errors="replace")
 
 
-def order(task: Task, work: Work, directory: str, environment: dict[str, str], after: str = "") -> str:
+def order(script: str, directory: str, environment: dict[str, str]) -> str:
     """For inside/work.py."""
-    script = task.script(work)
-    after = "\n".join(filter(None, (after, task.after(work))))
-    return json.dumps({"directory": directory, "before": script if task.again else "", "script": script,
-                       "after": after, "environment": environment})  # fmt: skip
+    return json.dumps({"directory": directory, "script": script, "environment": environment})
 
 
 def outcome(said: str) -> Outcome:
     """Of what work.py printed. Failed."""
     try:
-        found = json.loads(said.strip().splitlines()[-1])
-        return Outcome(found["status"], found["seconds"], found["output"], found["after"])
-    except (ValueError, IndexError, KeyError, TypeError) as problem:
+        return Outcome(**json.loads(said.strip().splitlines()[-1]))
+    except (ValueError, IndexError, TypeError) as problem:
         raise Failed(f"ended without a result: {' '.join(said.split())[-200:]}") from problem
 
 
@@ -166,20 +163,36 @@ class KernelSession(ABC):
             return self._run(task, work)
 
     def _run(self, task: Task, work: Work) -> Sample:
-        # What a guest has not written back yet could not be compared on the host.
-        sync = "sync -f ." if self.setting.writeback else ""
-        argv = [*self.tool("work.py"), order(task, work, self.path(work), self.environment(), sync)]
+        if task.again:
+            task.finish(work, self._script(task, work, task.script(work)))
         before, cpu = self.counts(), self.running.cpu()
         others = Foreign(self.driver_cpu)
-        found = outcome(self.execute(argv, f"in the middle of {task.name}"))
+        found = self._script(task, work, task.script(work))
         used = self.running.cpu() - cpu
         share = others.share(used)
         after = self.counts()
         self.running.expect_threads()
-        sample = task.finish(work, found)
+        sample = task.finish(work, self._followed(task, work, found))
         sample.requests, sample.kicks, sample.calls = (b - a for a, b in zip(before, after, strict=True))
         sample.daemon_cpu, sample.foreign = used, share
         return sample
+
+    def _followed(self, task: Task, work: Work, found: Outcome) -> Outcome:
+        """With what the script says that is not measured any more."""
+        # What a guest has not written back yet could not be compared on the host.
+        sync = "sync -f ." if self.setting.writeback else ""
+        script = "\n".join(filter(None, (sync, task.after(work))))
+        if found.status != 0 or not script:
+            return found
+        last = self._script(task, work, script)
+        if last.status != 0:
+            return last
+        return replace(found, after=last.output)
+
+    def _script(self, task: Task, work: Work, script: str) -> Outcome:
+        """Run one where the file system is. Failed: there is no outcome."""
+        argv = [*self.tool("work.py"), order(script, self.path(work), self.environment())]
+        return outcome(self.execute(argv, f"in the middle of {task.name}"))
 
     def errand(self, what: str) -> Found:
         assert what == "staleness", what
@@ -238,13 +251,19 @@ class KernelLevel(ABC):
         try:
             work = Work(tree, host, self._place.profile, seed() & 0x7FFFFFFF)
             task.prepare(work)
-            environment = here()
-            argv = [sys.executable, "-S", str(TOOLS / "work.py"), order(task, work, str(host), environment)]
+            if task.again:
+                self._script(work, task.script(work))
             others = Foreign(spent)
-            found = outcome(run_here(argv, LIMITS * self._place.no_reply))
+            found = self._script(work, task.script(work))
             share = others.share(0)
+            if task.after(work):
+                found = replace(found, after=self._script(work, task.after(work)).output)
             sample = task.finish(work, found)
         finally:
             shutil.rmtree(host, ignore_errors=True)
         sample.foreign = share
         return sample
+
+    def _script(self, work: Work, script: str) -> Outcome:
+        argv = [sys.executable, "-S", str(TOOLS / "work.py"), order(script, str(work.host), here())]
+        return outcome(run_here(argv, LIMITS * self._place.no_reply))
