@@ -140,7 +140,7 @@ def time_plots(rows: Sequence[Row], daemons: Sequence[str]) -> str:
                 label = f"{name} qd {row.cell.depth}" if len(some) > 1 else name
                 one = bar(label, row.figures.get(name), kind(daemons, name))
                 if result and result.failed:
-                    one = Bar(one.label, None, 0, 0, one.kind, "FAILED")
+                    one = Bar(one.label, None, 0, 0, one.kind, "FAILED", failed=True)
                 lines.append(one)
         title = some[0].title + (f", by {some[0].by}" if some[0].by else "")
         parts.append(figure(title, plots.bars(title, lines)))
@@ -185,7 +185,7 @@ def cache_table(report: Report) -> str:
     top, second = "<th></th><th></th>", "<th>cache</th><th class='left'>daemon</th>"
     for name in workloads:
         top += f'<th class="group left" colspan="2">{escape(catalogue.title(name))}</th>'
-        second += f"<th class='group'>{cachetable.things(name)} a second</th><th>requests for one</th>"
+        second += "<th class='group'>a second</th><th>requests</th>"
     top += f'<th class="group left" colspan="{len(cachetable.SEEN)}">a change on the host is seen after</th>'
     second += "".join(
         element("th", title, "" if at else "group") for at, title in enumerate(cachetable.SEEN.values())
@@ -352,8 +352,9 @@ def facts(report: Report) -> str:
 
 LEVELS = {"wire": "On the wire", "mount": "Mounted by /dev/fuse", "guest": "In a guest"}
 ONE_PLOT = (
-    "<p class='soft'>Requests are counted at our own driver, for every daemon in the same way. Old for: the"
-    " longest that a guest went on seeing a size, a content or a name that the host had changed.</p>"
+    "<p class='soft'>A second: files, or operations of fio, that are done. Requests: what reaches the daemon"
+    " for one of them, counted at our own driver, for every daemon in the same way. Old for: the longest that"
+    " a guest went on seeing a size, a content or a name that the host had changed.</p>"
 )
 
 

@@ -26,6 +26,7 @@ class Bar:
     high: float
     kind: str
     shown: str
+    failed: bool = False
 
 
 def text(x: float, y: float, content: str, kind: str = "", anchor: str = "start") -> str:
@@ -49,7 +50,7 @@ class Room:
 
 
 PLAIN = Room()
-WIDE = Room(600.0, 140.0, 230.0)
+WIDE = Room(620.0, 178.0, 222.0)
 
 
 def bars(label: str, found: Sequence[Bar], room: Room = PLAIN) -> str:
@@ -64,7 +65,7 @@ def bars(label: str, found: Sequence[Bar], room: Room = PLAIN) -> str:
         y = at * LINE
         parts.append(text(room.label - 6, y + 12, bar.label, "label", "end"))
         if bar.value is None:
-            parts.append(text(room.label, y + 12, bar.shown, "bad"))
+            parts.append(text(room.label, y + 12, bar.shown, "bad" if bar.failed else "label"))
             continue
         parts.append(
             f'<rect x="{room.label:g}" y="{y + 3:.1f}" width="{max(1.0, bar.value * scale):.1f}" height="11"'
