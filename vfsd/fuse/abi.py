@@ -74,6 +74,10 @@ ATTR_DAX = 2
 GETATTR_FH = 1
 WRITE_CACHE = 1  # write_in.write_flags: from the page cache, fh guessed
 WRITE_KILL_SUIDGID = 4
+SETXATTR_ACL_KILL_SGID = 1  # setxattr_in.setxattr_flags
+EXT_GROUPS = 32  # fuse_ext_header.type
+EXT_HEADER = Struct("=II")  # size, type
+SUPP_GROUPS_ONE = Struct("=II")  # nr_groups, groups[0]
 OPEN_KILL_SUIDGID = 1  # open_in.open_flags, create_in.open_flags
 READ_LOCKOWNER = 2  # read_in.read_flags
 WRITE_LOCKOWNER = 2  # write_in.write_flags

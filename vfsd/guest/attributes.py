@@ -10,12 +10,14 @@ from typing import NamedTuple
 from vfsd.fuse import abi
 from vfsd.fuse.abi import Fattr, Init
 from vfsd.fuse.opcodes import Opcode
+from vfsd.guest import acl
 from vfsd.guest.connection import Connection, current
 from vfsd.guest.inodes import STATX_GID, STATX_MODE, STATX_UID, Attr, Inode
 
 MAY_EXEC, MAY_WRITE, MAY_READ = 1, 2, 4
 XATTR_SIZE_MAX = 65536
 XATTR_NAME_MAX = 255
+ACLS = (acl.ACCESS, acl.DEFAULT)
 
 
 class Times(NamedTuple):
@@ -104,17 +106,34 @@ def permission(inode: Inode, mask: int) -> None:
 
 
 def allowed(inode: Inode, mask: int) -> bool:
-    """generic_permission, without supplementary groups and ACLs."""
+    """generic_permission"""
     caller, attr = current(), inode.attr
     if caller.uid == 0:
         return not mask & MAY_EXEC or inode.is_dir or bool(attr.mode & 0o111)
     if caller.uid == attr.uid:
         bits = attr.mode >> 6
-    elif caller.gid == attr.gid:
+    elif attr.mode & stat.S_IRWXG and (entries := access_acl(inode)) is not None:
+        return acl.allows(entries, attr.uid, attr.gid, (caller.uid, {caller.gid, *caller.groups}), mask)
+    elif caller.in_group(attr.gid):
         bits = attr.mode >> 3
     else:
         bits = attr.mode
     return mask & ~bits & 7 == 0
+
+
+def access_acl(inode: Inode) -> list[acl.Entry] | None:
+    """get_inode_acl; None where modes decide alone."""
+    if not inode.sb.conn.has(Init.POSIX_ACL) or inode.is_link:
+        return None
+    try:
+        value = grown(lambda size: getxattr_sized(inode, acl.ACCESS, size))
+        return acl.parse(value) if value else None
+    except ValueError as problem:
+        raise OSError(EIO, strerror(EIO)) from problem
+    except OSError as problem:
+        if problem.errno not in (ENODATA, EOPNOTSUPP):
+            raise
+        return None
 
 
 def owner_or_capable(inode: Inode) -> bool:
@@ -123,7 +142,7 @@ def owner_or_capable(inode: Inode) -> bool:
 
 def in_group_or_capable(inode: Inode) -> bool:
     caller = current()
-    return caller.uid == 0 or caller.gid == inode.attr.gid
+    return caller.uid == 0 or caller.in_group(inode.attr.gid)
 
 
 # ---- changes
@@ -196,13 +215,15 @@ def chown(inode: Inode, uid: int, gid: int) -> None:
         owner = caller.uid == attr.uid
         if uid != -1 and not (owner and uid == attr.uid):
             raise PermissionError(EPERM, strerror(EPERM))
-        if gid != -1 and not (owner and gid in (attr.gid, caller.gid)):
+        if gid != -1 and not (owner and (gid == attr.gid or caller.in_group(gid))):
             raise PermissionError(EPERM, strerror(EPERM))
     valid = (Fattr.UID if uid != -1 else Fattr(0)) | (Fattr.GID if gid != -1 else Fattr(0))
     mode = 0
     if not inode.is_dir:
         mode = without_setid(inode)
-        if mode != inode.mode and not kills_privileges(inode.sb.conn):
+        if inode.sb.conn.has(Init.HANDLE_KILLPRIV_V2) and valid:
+            valid |= Fattr.KILL_SUIDGID
+        elif mode != inode.mode and not kills_privileges(inode.sb.conn):
             valid |= Fattr.MODE
     if valid:
         setattr_now(inode, valid, mode=mode, uid=max(uid, 0), gid=max(gid, 0))
@@ -276,8 +297,20 @@ def check_xattr(inode: Inode, name: bytes, write: bool) -> None:
     if name.startswith(b"trusted.") and current().uid != 0:
         error = EPERM if write else ENODATA
         raise OSError(error, strerror(error))
+    if name in ACLS and write:
+        set_acl_allowed(inode, name)
     if name.startswith(b"user."):
         permission(inode, MAY_WRITE if write else MAY_READ)
+
+
+def set_acl_allowed(inode: Inode, name: bytes) -> None:
+    """vfs_set_acl"""
+    if inode.is_link or not inode.sb.conn.has(Init.POSIX_ACL):
+        raise OSError(EOPNOTSUPP, strerror(EOPNOTSUPP))
+    if name == acl.DEFAULT and not inode.is_dir:
+        raise PermissionError(EACCES, strerror(EACCES))
+    if not owner_or_capable(inode):
+        raise PermissionError(EPERM, strerror(EPERM))
 
 
 def getxattr_sized(inode: Inode, name: bytes, size: int) -> bytes | int:
@@ -331,7 +364,8 @@ def setxattr(inode: Inode, name: bytes, value: bytes, flags: int) -> None:
     if len(value) > XATTR_SIZE_MAX:
         raise OSError(E2BIG, strerror(E2BIG))
     if conn.has(Init.SETXATTR_EXT):
-        head = abi.SETXATTR_IN_EXT.pack(len(value), flags, 0, 0)
+        kill = name in ACLS and conn.has(Init.POSIX_ACL) and not in_group_or_capable(inode)
+        head = abi.SETXATTR_IN_EXT.pack(len(value), flags, abi.SETXATTR_ACL_KILL_SGID if kill else 0, 0)
     else:
         head = abi.SETXATTR_IN.pack(len(value), flags)
     conn.try_call(Opcode.SETXATTR, inode.nodeid, head + name + b"\0" + value, instead=EOPNOTSUPP)

@@ -7,7 +7,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from errno import ECONNREFUSED, EINVAL, ENOSYS, ENOTCONN
 from typing import NamedTuple
@@ -40,11 +40,22 @@ NO_ID = 0xFFFFFFFF
 
 
 class Caller(NamedTuple):
-    """Who asks: fsuid, fsgid and pid of a task."""
+    """Who asks: fsuid, fsgid, pid and supplementary groups of a task."""
 
     uid: int
     gid: int
     pid: int
+    groups: tuple[int, ...] = ()
+
+    def in_group(self, gid: int) -> bool:
+        return gid == self.gid or gid in self.groups
+
+
+def creates(opcode: Opcode, args: bytes) -> bool:
+    """Whether a request makes a file, and so says whose it is also with FUSE_ALLOW_IDMAP."""
+    if opcode == Opcode.RENAME2:
+        return bool(abi.RENAME2_IN.unpack_from(args)[1] & abi.Rename.WHITEOUT)
+    return opcode in CREATING
 
 
 NOBODY = Caller(0, 0, 0)  # force requests carry no identity
@@ -53,14 +64,16 @@ _current = threading.local()
 
 def current() -> Caller:
     caller: Caller | None = getattr(_current, "caller", None)
-    return Caller(os.geteuid(), os.getegid(), os.getpid()) if caller is None else caller
+    if caller is None:
+        return Caller(os.geteuid(), os.getegid(), os.getpid(), tuple(os.getgroups()))
+    return caller
 
 
 @contextmanager
-def acting_as(uid: int, gid: int) -> Iterator[None]:
-    """This thread's requests are that user's (setfsuid(2))."""
+def acting_as(uid: int, gid: int, groups: Sequence[int] = ()) -> Iterator[None]:
+    """This thread's requests are that user's (setfsuid(2), setgroups(2))."""
     before: Caller | None = getattr(_current, "caller", None)
-    _current.caller = Caller(uid, gid, os.getpid())
+    _current.caller = Caller(uid, gid, os.getpid(), tuple(groups))
     try:
         yield
     finally:
@@ -185,15 +198,15 @@ class Connection:
     def call(
         self, opcode: Opcode, nodeid: int, args: bytes = b"", *, out: int = 0, argvar: bool = False,
         data: Buffer | None = None, into: Buffer | None = None, force: bool = False, nocreds: bool = False,
-        creates: bool = False, ext: bytes = b"",
+        ext: bytes = b"",
     ) -> tuple[bytes, int]:  # fmt: skip
         """Send and wait: out arguments, and how many bytes `into` got. OSError.
 
-        force: not kept back before INIT's answer. nocreds: without an identity. creates: a file is
-        made, though the opcode does not say so. ext: extensions, the last in argument.
+        force: not kept back before INIT's answer. nocreds: without an identity. ext: extensions,
+        the last in argument.
         """
         caller = NOBODY if nocreds else current()
-        if self.flags & Init.ALLOW_IDMAP and not nocreds and not creates and opcode not in CREATING:
+        if self.flags & Init.ALLOW_IDMAP and not nocreds and not creates(opcode, args):
             caller = Caller(NO_ID, NO_ID, caller.pid)
         if not force:
             self._may_send()
@@ -276,13 +289,13 @@ class Connection:
 
     def try_call(
         self, opcode: Opcode, nodeid: int, args: bytes = b"", *, instead: int, out: int = 0,
-        argvar: bool = False, data: Buffer | None = None, into: Buffer | None = None, creates: bool = False,
+        argvar: bool = False, data: Buffer | None = None, into: Buffer | None = None,
     ) -> tuple[bytes, int]:  # fmt: skip
         """`call`, and ENOSYS is remembered for ever; the error is then `instead`, 0 for success."""
         if opcode not in self._silent:
             try:
                 return self.call(
-                    opcode, nodeid, args, out=out, argvar=argvar, data=data, into=into, creates=creates
+                    opcode, nodeid, args, out=out, argvar=argvar, data=data, into=into
                 )
             except OSError as problem:
                 if problem.errno != ENOSYS:

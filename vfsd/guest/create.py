@@ -109,7 +109,7 @@ def send_create(at: Place, opcode: Opcode, name: bytes, flags: int, mode: int, u
     open_flags = abi.OPEN_KILL_SUIDGID if flags & os.O_TRUNC and daemon_kills(conn) else 0
     args = abi.CREATE_IN.pack(flags & ~os.O_NOCTTY, mode, umask, open_flags) + name + b"\0"
     size = abi.ENTRY_OUT_SIZE + abi.OPEN_OUT.size
-    out, _ = conn.call(opcode, at.inode.nodeid, args, out=size, ext=namei.creation_ext(conn))
+    out, _ = conn.call(opcode, at.inode.nodeid, args, out=size, ext=namei.creation_ext(conn, at.inode))
     entry = Entry.parse(conn, out, asked)
     fh, fopen, _ = abi.OPEN_OUT.unpack_from(out, abi.ENTRY_OUT_SIZE)
     if opcode == Opcode.TMPFILE:

@@ -4,7 +4,7 @@ import os
 import stat
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from errno import EBADF, EINVAL, EISDIR, ENODEV, ENOENT
 from types import TracebackType
@@ -158,9 +158,9 @@ class Filesystem:
         return shown.replace("rw", "ro", 1) if self.root.readonly else shown
 
     @contextmanager
-    def as_user(self, uid: int, gid: int) -> Iterator[None]:
-        """This thread's calls are that user's."""
-        with acting_as(uid, gid):
+    def as_user(self, uid: int, gid: int, groups: Sequence[int] = ()) -> Iterator[None]:
+        """This thread's calls are that user's, who is also in these groups."""
+        with acting_as(uid, gid, groups):
             yield
 
     def stats(self) -> dict[str, Any]:

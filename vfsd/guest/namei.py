@@ -293,8 +293,14 @@ def parent_of(root: Mount, path: bytes) -> Iterator[tuple[Place, bytes, bool]]:
 # ---- changes of a directory
 
 
-def creation_ext(conn: Connection) -> bytes:
-    return NO_SECCTX if conn.has(Init.SECURITY_CTX) else b""
+def creation_ext(conn: Connection, directory: Inode) -> bytes:
+    """get_create_ext: no security context, and the caller's group that the directory has."""
+    ext = NO_SECCTX if conn.has(Init.SECURITY_CTX) else b""
+    caller, gid = current(), directory.attr.gid
+    if conn.has(Init.CREATE_SUPP_GROUP) and gid != caller.gid and caller.in_group(gid):
+        size = abi.EXT_HEADER.size + abi.SUPP_GROUPS_ONE.size
+        ext += abi.EXT_HEADER.pack(size, abi.EXT_GROUPS) + abi.SUPP_GROUPS_ONE.pack(1, gid)
+    return ext
 
 
 def masked(conn: Connection, mode: int, umask: int) -> int:
@@ -334,7 +340,7 @@ def create_entry(
     conn, directory = parent.sb.conn, parent.inode
     assert directory is not None
     asked = conn.attr_version
-    extension = creation_ext(conn) if ext is None else ext
+    extension = creation_ext(conn, directory) if ext is None else ext
     out, _ = conn.call(opcode, directory.nodeid, args, out=abi.ENTRY_OUT_SIZE, ext=extension)
     dentry = new_entry(parent, name, Entry.parse(conn, out, asked), kind)
     parent.sb.tree.put(dentry)
@@ -499,8 +505,7 @@ def send_rename(at: Place, to: Place, dentry: Dentry, target: Dentry, flags: int
     names = dentry.name + b"\0" + target.name + b"\0"
     if flags:
         args = abi.RENAME2_IN.pack(to.inode.nodeid, flags, 0) + names
-        whiteout = bool(flags & abi.Rename.WHITEOUT)
-        conn.try_call(Opcode.RENAME2, at.inode.nodeid, args, instead=EINVAL, creates=whiteout)
+        conn.try_call(Opcode.RENAME2, at.inode.nodeid, args, instead=EINVAL)
     else:
         conn.call(Opcode.RENAME, at.inode.nodeid, abi.RENAME_IN.pack(to.inode.nodeid) + names)
     at.inode.changed_dir()
