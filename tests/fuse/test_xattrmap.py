@@ -177,6 +177,32 @@ def test_file_capabilities_by_another_name_go_with_a_change(
         changes[change]()
 
 
+def test_names_and_values_have_linuxs_limits(guest: Guest, share: Path) -> None:
+    (share / "f").touch()
+    nodeid = guest.walk("f")
+    for name in (b"", b"user." + b"n" * 251, b"n" * 70_000):
+        for call in (
+            lambda: guest.setxattr(nodeid, name, b"v"),  # noqa: B023
+            lambda: guest.getxattr(nodeid, name),  # noqa: B023
+            lambda: guest.removexattr(nodeid, name),  # noqa: B023
+        ):
+            with refused(errno.ERANGE):
+                call()
+    longest = b"user." + b"n" * 250
+    guest.setxattr(nodeid, longest, b"v")
+    assert guest.getxattr(nodeid, longest) == b"v"
+    for size in (65537, 70_000, 131072):
+        with refused(errno.E2BIG):
+            guest.setxattr(nodeid, b"user.x", bytes(size))
+    for size in (2**32 - 1, 2**31, 65537):
+        with refused(errno.E2BIG, errno.EINVAL):
+            guest.body("SETXATTR", nodeid, abi.SETXATTR_IN.pack(size, 0) + b"user.x\0short")
+    for flags in (3, 4, 2**31):
+        with refused(errno.EINVAL, errno.EEXIST, errno.ENODATA):
+            guest.setxattr(nodeid, b"user.x", b"v", flags)
+    assert os.listxattr(share / "f") == [longest.decode()]
+
+
 # ---- the parser
 
 

@@ -85,7 +85,7 @@ def parse_rule(option: str, number: int, rule: str) -> list[tuple[Range, bool]]:
         starts.append(at)
         at += len(part) + 1
     if len(parts) < len(fields):
-        raise mistake(option, number, at, f"the {fields[len(parts)]} is missing; write {form}")
+        raise mistake(option, number, len(rule) + 1, f"the {fields[len(parts)]} is missing; write {form}")
     count = values[-1]
     if count == 0:
         raise mistake(option, number, starts[-1], "the count is 0; give 1 or more")
