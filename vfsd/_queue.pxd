@@ -12,6 +12,7 @@ cdef enum:
     BATCH = 32          # chains taken at a time
     CALL_BYTES_MAX = 32
     JOBS_MAX = 64       # requests of one queue that the pool has at a time; the next waits inline
+    PARKS_KEPT = 16     # heads of a ring that no waiting request takes, at most half
 
 
 # What was done for one opcode. One writer (the queue thread); read at any time.
@@ -51,7 +52,7 @@ cdef struct queue_t:
     pool_t *pool
     job_t *jobs
     job_t *free_jobs         # under used_lock
-    park_t *parks            # as many as the ring has heads
+    park_t *parks
     park_t *free_parks
     uint32_t parks_top       # ever used since the start
     park_t *ready            # to be answered, under park_lock

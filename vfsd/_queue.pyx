@@ -308,11 +308,12 @@ cdef void run_job(task_t *task) noexcept nogil:
 # --- requests that wait for somebody ---
 
 cdef park_t *take_park(queue_t *q) noexcept nogil:
-    """NULL: the guest has made more chains of its ring than it has heads."""
+    """NULL: as many wait as may. Some heads must be left, or what they wait for could not be asked for."""
     cdef park_t *p = q.free_parks
+    cdef uint32_t kept = min(<uint32_t>PARKS_KEPT, q.ring.num // 2)
     if p != NULL:
         q.free_parks = p.next
-    elif q.parks_top < q.ring.num:
+    elif q.parks_top < q.ring.num - kept:
         p = &q.parks[q.parks_top]
         q.parks_top += 1
     return p

@@ -429,6 +429,19 @@ def test_a_thousand_waiters_keep_nobody_waiting(start_guest: StartGuest, file: F
         waiting.unlock(owner)
 
 
+def test_a_ring_is_never_full_of_waiters(start_guest: StartGuest, path: Path) -> None:
+    """Or whoever holds the lock could not say that it gives it up."""
+    guest = start_guest(num=64)
+    guest.init()
+    file = opened(guest)
+    file.lock(1, F_WRLCK)
+    tokens = [file.wait(owner, F_RDLCK) for owner in range(2, 50)]
+    assert file.ended(file.wait(50, F_RDLCK)) == errno.ENOLCK
+    assert file.still_waits(*tokens)
+    file.unlock(1)
+    assert [file.ended(token) for token in tokens] == [0] * len(tokens)
+
+
 def status(daemon: Daemon) -> tuple[int, int]:
     """Threads, and bytes of resident memory."""
     lines = Path(f"/proc/{daemon.pid}/status").read_text().splitlines()
