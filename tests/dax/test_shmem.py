@@ -126,6 +126,18 @@ def test_an_answer_that_comes_late(peer: Peer, impatient: None) -> None:
     assert not peer.memory.holds(peer.fd)
 
 
+def test_answers_that_nobody_waits_for(peer: Peer) -> None:
+    for _ in range(3):
+        assert peer.memory.unmap_unheard(0, 4096)
+    asking = Asking(peer.map)
+    for request in (UNMAP, UNMAP, UNMAP, MAP):
+        assert peer.read().request == request
+    for request in (UNMAP, UNMAP, UNMAP):
+        peer.answer(request, 1)
+    peer.answer(MAP)
+    assert asking.end() == 0 and peer.memory.holds(peer.fd)
+
+
 def test_no_answer_while_a_queue_is_stopped(peer: Peer) -> None:
     asking = Asking(peer.map)
     peer.read()

@@ -290,7 +290,7 @@ class WindowMachine(RuleBasedStateMachine):
 
 
 TestWindow = WindowMachine.TestCase
-TestWindow.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
+TestWindow.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
 
 
 def test_a_million_random_operations() -> None:

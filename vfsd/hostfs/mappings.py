@@ -85,9 +85,6 @@ class Mappings:
         """Whether the front end has a window for this guest."""
         return self._front_end.connected
 
-    def counts(self) -> dict[str, int]:
-        return {"mappings": self._window.n_mapped, "files": len(self._files)}
-
     def setup(self, nodeid: int, foffset: int, length: int, moffset: int, write: bool) -> None:
         """That part of the file appears at moffset, in place of what is there. OSError."""
         self._check(moffset, length)
@@ -186,9 +183,13 @@ class Mappings:
         touched.update(m.inode for m in hit)
         for mapping in hit:
             self._unmap(mapping)
-            self._window.unmap(mapping.moffset)
+            start = max(moffset, mapping.moffset)
+            end = min(moffset + length, mapping.moffset + mapping.length)
+            rests = self._window.cut(start, end - start)
+            for rest in rests:
+                self._window.unmap(rest.moffset)
             if mapping.inode != NOBODY:
-                for rest in rests(mapping, moffset, length):
+                for rest in rests:
                     self._map(self._files[mapping.inode], rest)
 
     def _unmap(self, mapping: Mapping) -> None:
@@ -198,20 +199,6 @@ class Mappings:
             self._window.unmap(mapping.moffset)
             self._window.map(mapping.moffset, mapping.length, NOBODY, 0, False)
             raise
-
-
-def rests(mapping: Mapping, moffset: int, length: int) -> list[Mapping]:
-    """What is left of a mapping without [moffset, moffset + length)."""
-    left = []
-    if mapping.moffset < moffset:
-        left.append(mapping._replace(length=moffset - mapping.moffset))
-    end = moffset + length
-    if mapping.moffset + mapping.length > end:
-        skip = end - mapping.moffset
-        left.append(
-            mapping._replace(moffset=end, length=mapping.length - skip, foffset=mapping.foffset + skip)
-        )
-    return left
 
 
 # ---- operations

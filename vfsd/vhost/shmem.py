@@ -58,7 +58,8 @@ class SharedMemory:
         self._turn = threading.Lock()  # of one request and its answer
         self._sock: socket.socket | None = None
         self._reader: MessageReader | None = None
-        self._unanswered = 0  # requests given up on, whose answers are still to come
+        self._unanswered = 0  # answers to come: they come in the order of the requests
+        self._stuck = False  # none has come since one was waited for in vain
         self._suspensions = 0
         self._hurry = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._files: Counter[tuple[int, int]] = Counter()  # device and inode of what is mapped
@@ -83,6 +84,7 @@ class SharedMemory:
                 self._sock.close()
             self._sock = sock
             self._unanswered = 0
+            self._stuck = False
             self._reader = None
             if sock is not None:
                 self._reader = MessageReader(sock, check_reply, messages.backend_name)
@@ -154,14 +156,14 @@ class SharedMemory:
         self._drop(shm_offset)
 
     def unmap_unheard(self, shm_offset: int, size: int) -> bool:
-        """The same without waiting for an answer, for any thread. False: it can't be sent now."""
+        """The same without waiting for the answer, for any thread. False: it can't be sent now."""
         payload = SHMEM_MAP.pack(*ShmemMap(self.shmid, 0, shm_offset, size, 0))
         self._drop(shm_offset)
         with self._turn:
             if self._sock is None:
                 return False
             try:
-                messages.send(self._sock, messages.encode(BackendRequest.SHMEM_UNMAP, payload), (), 0)
+                self._send(self._sock, BackendRequest.SHMEM_UNMAP, payload)
             except (ProtocolError, PeerClosed, OSError):
                 return False
         return True
@@ -188,17 +190,14 @@ class SharedMemory:
             if self._sock is None or self._reader is None:
                 raise OSError(ENODEV, "there is no back-end channel")
             try:
-                if self._unanswered:
-                    self._read_late(self._reader)
+                while self._unanswered and self._read_answer(self._reader):
+                    pass
                 if self._suspensions:
                     raise OSError(EAGAIN, "a queue is being stopped")
-                if self._unanswered:
+                if self._stuck:
                     raise OSError(EIO, "the front end owes an answer")
-                data = messages.encode(request, payload, NEED_REPLY)
-                messages.send(self._sock, data, () if fd is None else (fd,), 0)
-                self._unanswered += 1
+                self._send(self._sock, request, payload, fd)
                 answer = self._wait_answer(self._sock, self._reader, deadline)
-                self._unanswered -= 1
                 if answer.request != request:
                     name = messages.backend_name(answer.request)
                     raise ProtocolError(f"{request.name}: a reply to {name} instead")
@@ -209,24 +208,38 @@ class SharedMemory:
             log.debug("%s: the front end refuses: %d", request.name, refused)
         return int(refused)
 
-    def _read_late(self, reader: MessageReader) -> None:
-        while self._unanswered and reader.read() is not None:
+    def _send(
+        self, sock: socket.socket, request: BackendRequest, payload: bytes, fd: int | None = None
+    ) -> None:
+        data = messages.encode(request, payload, NEED_REPLY)
+        messages.send(sock, data, () if fd is None else (fd,), 0)
+        self._unanswered += 1
+
+    def _read_answer(self, reader: MessageReader) -> Message | None:
+        answer = reader.read()
+        if answer is not None:
             self._unanswered -= 1
+            self._stuck = False
+        return answer
 
     def _wait_answer(self, sock: socket.socket, reader: MessageReader, deadline: float) -> Message:
+        """The answer to the last request, past those that nobody waited for."""
         poll = select.poll()
         poll.register(sock, select.POLLIN)
         poll.register(self._hurry, select.POLLIN)
         while True:
-            answer = reader.read()
-            if answer is not None:
+            answer = self._read_answer(reader)
+            if answer is not None and not self._unanswered:
                 return answer
+            if answer is not None:
+                continue
             left_ms = (deadline - time.monotonic()) * 1000
             ready = dict(poll.poll(left_ms)) if left_ms > 0 else {}
             if sock.fileno() in ready:
                 continue
             if ready:
                 raise TimeoutError(EAGAIN, "a queue is stopped while the front end is to answer")
+            self._stuck = True
             log.warning("the front end does not answer for %g s", ANSWER_TIMEOUT_S)
             raise TimeoutError(ETIMEDOUT, "the front end does not answer")
 
