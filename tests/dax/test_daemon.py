@@ -104,7 +104,16 @@ def test_a_mapping_may_end_beyond_the_file(vmm: Vmm, served: Daemon) -> None:
     vmm.map_file(vmm.walk("short"), 0, RANGE, 0)
     assert vmm.load(0, 8) == b"short\0\0\0"
     vmm.map_file(vmm.walk("empty"), 10 * RANGE, RANGE, RANGE)
-    assert vmm.mapped == {0: (RANGE, True), RANGE: (RANGE, True)}
+    # QEMU would make an empty file longer, if it could write to it.
+    assert vmm.mapped == {0: (RANGE, True), RANGE: (RANGE, False)}
+    os.truncate(served.shared / "short", 0)
+    vmm.map_file(vmm.walk("short"), 0, RANGE, 2 * RANGE)
+    assert vmm.mapped[2 * RANGE] == (RANGE, False)
+    vmm.map_file(vmm.walk("short"), 0, RANGE, 2 * RANGE, READ | WRITE)
+    assert vmm.mapped[2 * RANGE] == (RANGE, True)
+    (served.shared / "empty").write_bytes(b"no more")
+    vmm.map_file(vmm.walk("empty"), 0, RANGE, 3 * RANGE)
+    assert vmm.mapped[3 * RANGE] == (RANGE, True)
 
 
 def test_a_mapping_replaces_what_it_overlaps(vmm: Vmm, nodeid: int, content: bytes) -> None:
@@ -248,7 +257,7 @@ def test_policies(daemon: StartDaemon, tmp_path: Path, policy: tuple[str, ...], 
         assert vmm.size == 512 * MIB
         assert bool(vmm.init(flags=DAX_FLAGS).flags & Init.HAS_INODE_DAX) == bool(flag)
         assert vmm.lookup(1, b"file").attr.flags == flag
-        vmm.map_file(vmm.walk("file"), 0, RANGE, 0)  # the guest may have been told dax=always
+        vmm.map_file(vmm.walk("file"), 0, RANGE, 0)  # a guest may have been told dax=always
 
 
 def test_a_share_that_is_read_only(daemon: StartDaemon, tmp_path: Path) -> None:

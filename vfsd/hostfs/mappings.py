@@ -67,7 +67,13 @@ class MappedFile:
 
     fd: int
     writable: bool
-    refused: OSError | None  # why it is not writable
+    refused: OSError | None  # why it can't be writable
+
+    def suits(self, write: bool) -> bool:
+        """Whether to map it as it was opened, for a guest that will write to it, or may later."""
+        if self.refused is not None:
+            return not write  # the reason may be gone
+        return self.writable == (write or not is_empty(self.fd))
 
 
 class Mappings:
@@ -150,8 +156,8 @@ class Mappings:
         file = self._files.get(nodeid)
         if file is not None and not self._tables.knows(nodeid):
             raise OSError(ESTALE, "forgotten")
-        if file is None or (write and not file.writable):
-            newer = self._open_anew(nodeid)
+        if file is None or not file.suits(write):
+            newer = self._open_anew(nodeid, write)
             if file is not None:
                 os.close(file.fd)
             file = self._files[nodeid] = newer
@@ -159,11 +165,17 @@ class Mappings:
             raise file.refused
         return file
 
-    def _open_anew(self, nodeid: int) -> MappedFile:
+    def _open_anew(self, nodeid: int, write: bool) -> MappedFile:
+        refused = None
         try:
-            return MappedFile(self._tables.open(nodeid, os.O_RDWR), True, None)
+            fd = self._tables.open(nodeid, os.O_RDWR)
+            # QEMU 11.1 makes an empty file as long as what it maps of it, if it can write to it.
+            if write or not is_empty(fd):
+                return MappedFile(fd, True, None)
+            os.close(fd)
         except OSError as problem:
-            return MappedFile(self._tables.open(nodeid, os.O_RDONLY), False, problem)
+            refused = problem
+        return MappedFile(self._tables.open(nodeid, os.O_RDONLY), False, refused)
 
     def _map(self, file: MappedFile, part: Mapping) -> None:
         try:
@@ -199,6 +211,10 @@ class Mappings:
             self._window.unmap(mapping.moffset)
             self._window.map(mapping.moffset, mapping.length, NOBODY, 0, False)
             raise
+
+
+def is_empty(fd: int) -> bool:
+    return os.fstat(fd).st_size == 0
 
 
 # ---- operations
