@@ -12,6 +12,7 @@ SET_VRING_ENABLE 0 and sets them up anew without ever sending GET_VRING_BASE.
 import logging
 import os
 import socket
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, Protocol
@@ -349,8 +350,14 @@ class Backend:
         else:
             self._shmem.connect(None)
 
-    def _is_window(self, fd: int) -> bool:
-        return self._shmem is not None and self._shmem.holds(fd)
+    def _is_window(self, region: Region, fd: int) -> bool:
+        """Whether it is no guest memory but a file in a window: ours, or another device's, which QEMU
+        tells us as well. Only that may end after the file does."""
+        if self._shmem is None:
+            return False
+        status = os.fstat(fd)
+        short = stat.S_ISREG(status.st_mode) and status.st_size < region.offset + region.size
+        return (short and self._has(ProtocolFeature.SHMEM)) or self._shmem.holds(fd)
 
     # ---- memory
 
@@ -359,7 +366,8 @@ class Backend:
         fds: list[int] = message.fds
         if self._shmem is not None and len(regions) == len(fds):
             # Each mapping in the region makes QEMU send a whole table. Guest memory does not change.
-            kept = [(region, fd) for region, fd in zip(regions, fds, strict=True) if not self._is_window(fd)]
+            pairs = zip(regions, fds, strict=True)
+            kept = [(region, fd) for region, fd in pairs if not self._is_window(region, fd)]
             regions, fds = [region for region, _ in kept], [fd for _, fd in kept]
             status = [os.fstat(fd) for fd in fds]
             table = [(r, st.st_dev, st.st_ino) for r, st in zip(regions, status, strict=True)]
@@ -377,7 +385,7 @@ class Backend:
         if not message.fds:
             raise ProtocolError("no descriptor")
         region = Region(*SINGLE_REGION.unpack(message.payload))
-        if self._is_window(message.fds[0]):
+        if self._is_window(region, message.fds[0]):
             # Many and short-lived, and their files may be truncated: touching them could end us.
             if len(self._windows) >= SLOTS_MAX:
                 raise ProtocolError(f"more than {SLOTS_MAX} regions")
