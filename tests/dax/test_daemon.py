@@ -20,7 +20,8 @@ from vfsd.fuse import abi
 from vfsd.fuse.abi import Init
 from vfsd.fuse.opcodes import NUMBER
 from vfsd.vhost import messages
-from vfsd.vhost.messages import ShmemMap
+from vfsd.vhost.frontend import SharedRegion
+from vfsd.vhost.messages import Region, ShmemMap
 
 from .vmm import DAX_FLAGS, PAGE, READ, WINDOW_GPA, WRITE, Vmm, setupmapping
 
@@ -461,6 +462,27 @@ def test_a_front_end_that_sends_all_of_memory_with_each_mapping(
         assert vmm.load(i * RANGE, RANGE) == content[i * RANGE : (i + 1) * RANGE]
     vmm.remove(nodeid, (0, 3 * RANGE))
     assert vmm.mapped == {}
+
+
+def test_the_window_of_another_device(vmm: Vmm, served: Daemon, nodeid: int, tmp_path: Path) -> None:
+    """QEMU tells every device of all mappings: they are no memory, and stop nobody."""
+    path = tmp_path / "file"
+    path.write_bytes(bytes(RANGE))
+    fd = os.open(path, os.O_RDWR)
+    theirs = SharedRegion(Region(0x50_0000_0000, RANGE, 0x7C00_0000_0000, 0), fd)
+    ours: list[int] = []
+
+    def tell(request: ShmemMap) -> int:
+        vmm.frontend.add_mem_reg(theirs, ack=True)
+        ours.append(Path(f"/proc/{served.pid}/maps").read_text().count(str(path)))
+        vmm.frontend.rem_mem_reg(theirs.region, ack=True)
+        return 0
+
+    vmm.answer = tell
+    vmm.map_file(nodeid, 0, RANGE, 0)
+    vmm.remove(nodeid, (0, RANGE))
+    os.close(fd)
+    assert ours == [0, 0]
 
 
 def test_many_at_once(start_vmm: StartVmm, served: Daemon, content: bytes) -> None:

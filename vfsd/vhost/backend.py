@@ -182,6 +182,7 @@ class Backend:
         # What the front end described as memory, though it is a file mapped into the region.
         self._windows: set[tuple[int, int, int]] = set()
         self._table: list[tuple[Region, int, int]] | None = None
+        self._backing: set[tuple[int, int]] = set()  # device and inode of what has been guest memory
         self.channel: int | None = None  # descriptor of SET_BACKEND_REQ_FD
         self.memory = MemoryTable()
         self._sock = sock
@@ -352,12 +353,19 @@ class Backend:
 
     def _is_window(self, region: Region, fd: int) -> bool:
         """Whether it is no guest memory but a file in a window: ours, or another device's, which QEMU
-        tells us as well. Only that may end after the file does."""
-        if self._shmem is None:
+        tells us as well.
+
+        That may end after the file does. And what comes while queues run is a window if it has a name:
+        memory that is plugged in is a memfd, or unlinked.
+        """
+        if self._shmem is None or not self._has(ProtocolFeature.SHMEM):
             return False
         status = os.fstat(fd)
-        short = stat.S_ISREG(status.st_mode) and status.st_size < region.offset + region.size
-        return (short and self._has(ProtocolFeature.SHMEM)) or self._shmem.holds(fd)
+        if not stat.S_ISREG(status.st_mode):
+            return False
+        named = status.st_nlink > 0 and (status.st_dev, status.st_ino) not in self._backing
+        short = status.st_size < region.offset + region.size
+        return short or (named and bool(self._running())) or self._shmem.holds(fd)
 
     # ---- memory
 
@@ -374,6 +382,7 @@ class Backend:
             if table == self._table:
                 return 0
             self._table = table
+            self._backing.update((dev, ino) for _, dev, ino in table)
         with self._rings_moved():
             self.memory.replace(regions, fds)
         return 0
@@ -392,6 +401,9 @@ class Backend:
             self._windows.add((region.gpa, region.size, region.uva))
             return 0
         self._table = None
+        if self._shmem is not None and len(self._backing) < SLOTS_MAX:
+            status = os.fstat(message.fds[0])
+            self._backing.add((status.st_dev, status.st_ino))
         running = self._running()
         for ring in running:
             ring.queue.pause()
