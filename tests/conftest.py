@@ -27,6 +27,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="vfsd",
         help="the daemon that tests with guests start (default: vfsd)",
     )
+    parser.addoption(
+        "--dax", action="store_true", help="run what boots a guest with a DAX window (make test-dax)"
+    )
 
 
 @pytest.hookimpl(wrapper=True)

@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from guests import QemuGuest, StartDaemon, UmlGuest
+from guests import DaxGuest, QemuGuest, StartDaemon, UmlGuest
 from share import WORKLOADS, Share
 
 # A copy of the large file, in the guest's memory, is the most a test needs.
 UML_MEMORY = 1280
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip what cannot be booted here, and say what is missing."""
-    for mark, guest in (("uml", UmlGuest), ("qemu", QemuGuest)):
+
+    def no_dax() -> str | None:
+        return DaxGuest.missing() if config.getoption("--dax") else "make test-dax runs it"
+
+    for mark, missing in (("uml", UmlGuest.missing), ("qemu", QemuGuest.missing), ("dax", no_dax)):
         marked = [item for item in items if item.get_closest_marker(mark)]
-        if marked and (reason := guest.missing()):
+        if marked and (reason := missing()):
             for item in marked:
                 item.add_marker(pytest.mark.skip(reason=reason))
 

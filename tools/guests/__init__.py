@@ -2,10 +2,12 @@
 
 Used by the tests in ``tests/guest`` and by ``tools/demo.py``. `UmlGuest` is user-mode Linux: two
 seconds to boot, the machine's own programs inside. `QemuGuest` is QEMU without KVM: a PCI device,
-several request queues, busybox and a Python interpreter inside.
+several request queues, busybox and a Python interpreter inside. `DaxGuest` is a newer QEMU whose device
+has a DAX window.
 """
 
 from guests.daemon import Daemon, DaemonError, StartDaemon, eventually
+from guests.dax import DaxGuest
 from guests.guest import Guest, GuestError, GuestTimeout, Result
 from guests.qemu import QemuGuest
 from guests.uml import UmlGuest
@@ -13,6 +15,7 @@ from guests.uml import UmlGuest
 __all__ = [
     "Daemon",
     "DaemonError",
+    "DaxGuest",
     "Guest",
     "GuestError",
     "GuestTimeout",

@@ -83,9 +83,18 @@ def _output(command: list[str], cwd: Path | None = None) -> str:
     return done.stdout
 
 
-def base_archive(cache: Path, init: Path, python: str) -> Path:
-    """The first file system, without the files of one test: a cpio archive, made when needed."""
-    image, modules = kernel(cache)
+def base_archive(cache: Path, init: Path, python: str, image: Path | None = None) -> Path:
+    """The first file system, without the files of one test: a cpio archive, made when needed.
+
+    image: a kernel that needs no modules; None for the downloaded one and its modules.
+    """
+    names: tuple[str, ...] = ()
+    modules = Path()
+    if image is None:
+        image, modules = kernel(cache)
+        names = KERNEL_MODULES
+    else:
+        cache.mkdir(parents=True, exist_ok=True)
     recipe = hashlib.sha256(Path(__file__).read_bytes() + init.read_bytes())
     recipe.update(f"{image.name} {python} {os.stat(python).st_mtime_ns}".encode())
     archive = cache / f"initrd-{recipe.hexdigest()[:16]}.cpio"
@@ -97,9 +106,9 @@ def base_archive(cache: Path, init: Path, python: str) -> Path:
     content: dict[str, Path | bytes] = {
         "bin/busybox": busybox,
         "init": init,
-        "modules/order": "".join(f"{Path(name).name}.ko\n" for name in KERNEL_MODULES).encode(),
+        "modules/order": "".join(f"{Path(name).name}.ko\n" for name in names).encode(),
     }
-    for name in KERNEL_MODULES:
+    for name in names:
         content[f"modules/{Path(name).name}.ko"] = modules / f"{name}.ko"
     for path in _python_files(python):
         content[path.lstrip("/")] = Path(path)

@@ -1,0 +1,170 @@
+"""A Linux guest with a DAX window, in QEMU 11.1: `make test-dax` runs this.
+
+The share is mounted with dax=always through a window of 64 MiB. Programs come from a second share, a
+Debian root, that is mounted in the same way: they run out of its window.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sqlite3
+import struct
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import checks
+import pytest
+from guests import DaxGuest, StartDaemon
+from guests.dax import ROOT
+from share import WORKLOADS, Share
+from test_uml_programs import git, needs
+from workloads import manifest, pages
+
+pytestmark = pytest.mark.dax
+
+WINDOW_MIB = 64
+OPTIONS = ("--num-request-queues", "2", f"--dax-window={WINDOW_MIB}M")
+LARGE_MIB = int(os.environ.get("VFSD_DAX_LARGE_MIB", "4096"))
+PROGRAMS = "/mnt/root"
+
+
+@pytest.fixture(scope="module")
+def dax_module(
+    module_daemon: StartDaemon, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Share]:
+    host = tmp_path_factory.mktemp("shared")
+    programs = module_daemon(ROOT, tag="root", options=OPTIONS)
+    with Share(
+        host,
+        module_daemon,
+        lambda daemon: DaxGuest([daemon.socket, programs.socket], files=WORKLOADS),
+        options=OPTIONS,
+    ) as share:
+        yield share
+
+
+@pytest.fixture
+def dax_share(dax_module: Share) -> Share:
+    share = dax_module.ready()
+    share.guest.check(
+        f"grep -q ' {PROGRAMS} ' /proc/mounts || {{ mkdir -p {PROGRAMS} && "
+        f"mount -t virtiofs -o dax=always root {PROGRAMS} && "
+        f"mount -t tmpfs tmpfs {PROGRAMS}/tmp && mount -o bind /dev {PROGRAMS}/dev && "
+        f"mkdir {PROGRAMS}/tmp/share && mount -o bind {share.guest.share} {PROGRAMS}/tmp/share; }}"
+    )
+    return share
+
+
+def inside(share: Share, command: str, timeout: float = 180) -> str:
+    """Output of a command with the programs of Debian; the share is /tmp/share."""
+    quoted = command.replace("'", "'\\''")
+    return share.guest.check(f"chroot {PROGRAMS} /bin/sh -c '{quoted}'", timeout)
+
+
+def test_the_window_is_there_and_used(dax_share: Share) -> None:
+    log = dax_share.guest.check("dmesg | grep 'Cache len'")
+    sizes = re.findall(r"Cache len: (0x[0-9a-f]+) @", log)
+    assert [int(size, 16) for size in sizes] == [WINDOW_MIB << 20] * 2
+    assert "dax=always" in dax_share.guest.check(f"grep ' {dax_share.guest.share} ' /proc/mounts")
+
+
+def test_files_are_read_and_written(dax_share: Share) -> None:
+    checks.large_file_goes_both_ways(dax_share, 32)
+    checks.random_writes_are_read_back(dax_share, 500)
+    checks.appends_keep_every_record(dax_share, 200)
+    checks.open_files_lose_their_names(dax_share)
+
+
+def test_files_are_mapped_shared_and_private_and_truncated_meanwhile(dax_share: Share) -> None:
+    host = checks.all_true(dax_share, "mapped.py")
+    data = (host / "shared").read_bytes()
+    assert data[5 * 4096 :][:6] == b"mapped" and data[599 * 4096 :][:4] == b"last"
+    assert b"mine" not in (host / "private").read_bytes()
+
+
+def test_a_program_runs_from_the_share(dax_share: Share) -> None:
+    host, guest = dax_share.directory("run")
+    shutil.copy("/bin/busybox", host / "busybox")
+    assert dax_share.guest.check(f"{guest}/busybox echo from here") == "from here\n"
+    assert inside(dax_share, "sqlite3 :memory: 'select 6 * 7'") == "42\n"
+
+
+def test_a_file_much_larger_than_the_window(dax_share: Share) -> None:
+    host, guest = dax_share.directory("beyond")
+    with (host / "file").open("wb") as file:
+        checksum = pages.write(file, LARGE_MIB)
+    answer = dax_share.workload("pages.py", f"{guest}/file", str(LARGE_MIB), "change", timeout=1800)
+    assert answer == {"checksum": checksum, "wrong": []}
+    with (host / "file").open("rb") as file:
+        for page in pages.probes(LARGE_MIB):
+            file.seek(page * pages.PAGE)
+            assert file.read(16) == struct.pack("<QQ", page + 1, page)
+    (host / "file").unlink()
+
+
+def test_git_clones(dax_share: Share) -> None:
+    needs("git")
+    host, _ = dax_share.directory("git")
+    (host / "origin").mkdir()
+    git("init", "--quiet", "--initial-branch=main", directory=host / "origin")
+    for commit in range(3):
+        manifest.make_tree(host / "origin" / f"tree{commit}", 60)
+        git("add", "--all", directory=host / "origin")
+        git("commit", "--quiet", "--message", f"commit {commit}", directory=host / "origin")
+    inside(
+        dax_share,
+        "cd /tmp/share/git && export HOME=/tmp && git config --global safe.directory '*' && "
+        "git clone --quiet --no-hardlinks origin clone && cd clone && git fsck --full --strict",
+        600,
+    )
+    assert git("fsck", "--full", "--strict", directory=host / "clone") == ""
+    heads = {git("rev-parse", "main", directory=host / name) for name in ("origin", "clone")}
+    assert len(heads) == 1
+
+
+def test_sqlite_with_a_write_ahead_log(dax_share: Share) -> None:
+    host, guest = dax_share.directory("wal")
+    answer = dax_share.workload("wal.py", f"{guest}/data.db", "300", timeout=300)
+    assert answer == {"mode": "wal", "statuses": [0, 0], "index": True, "rows": 600, "integrity": "ok"}
+    database = sqlite3.connect(host / "data.db")
+    try:
+        assert database.execute("SELECT count(*) FROM t").fetchone() == (600,)
+    finally:
+        database.close()
+
+
+def test_two_guests_see_what_the_other_stores(dax_share: Share) -> None:
+    host, guest = dax_share.directory("together")
+    (host / "file").write_bytes(bytes(8192))
+    rounds, seen = "50", []
+    with DaxGuest([dax_share.daemon.socket], files=WORKLOADS) as second:
+        second.mount()
+
+        def run(who: Any, me: str) -> None:
+            seen.append(int(who.workload("together.py", f"{guest}/file", me, rounds, timeout=200)))
+
+        other = threading.Thread(target=run, args=(second, "1"))
+        other.start()
+        run(dax_share.guest, "0")
+        other.join()
+    assert max(seen) == 100 and min(seen) >= 99
+    assert struct.unpack_from("<Q", (host / "file").read_bytes(), 4096) == (100,)
+
+
+def test_nothing_stays_mapped_after_an_unmount(dax_share: Share) -> None:
+    daemon = dax_share.daemon
+
+    def maps() -> list[str]:
+        return [name for name in daemon.descriptors() if name.startswith(str(dax_share.host))]
+
+    host, guest = dax_share.directory("again")
+    (host / "file").write_bytes(b"x" * (8 << 20))
+    for _ in range(3):
+        dax_share.guest.check(f"cmp {guest}/file {guest}/file && umount {PROGRAMS}/tmp/share && "
+                              f"umount {dax_share.guest.share}")  # fmt: skip
+        dax_share.guest.mount()
+        dax_share.guest.check(f"mount -o bind {dax_share.guest.share} {PROGRAMS}/tmp/share")
+    assert set(maps()) <= {str(dax_share.host)}
