@@ -50,6 +50,23 @@ def test_looking(served: Daemon) -> None:
     assert b"GiB" in run(served, "df")
 
 
+def test_copying_through_the_dax_window(daemon: StartDaemon, tmp_path: Path) -> None:
+    share = tmp_path / "share"
+    share.mkdir()
+    (share / "data").write_bytes(CONTENT)
+    served = daemon(share, options=("--dax-window", "4M"))
+    assert b"DAX window          4 MiB" in run(served, "info", "--order", "qemu-generic")
+    assert run(served, "cat", "--dax", "data") == CONTENT
+    run(served, "cp", "--dax", ":data", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == CONTENT
+    run(served, "cp", "--dax", tmp_path / "copy", ":back")
+    assert (share / "back").read_bytes() == CONTENT
+
+
+def test_dax_without_a_window_is_an_error(served: Daemon) -> None:
+    assert b"does not support it" in run(served, "cat", "--dax", "hello", status=1)
+
+
 def test_changing(served: Daemon) -> None:
     run(served, "mkdir", "-p", "a/b")
     run(served, "mkdir", "-p", "a/b")

@@ -11,6 +11,7 @@ from typing import Any
 from vfsd.fuse import abi
 from vfsd.fuse.abi import Init
 from vfsd.fuse.opcodes import Opcode
+from vfsd.guest._window import WindowMemory
 
 Answer = Callable[[int, bytes], bytes]
 FLAGS = Init.ASYNC_READ | Init.BIG_WRITES | Init.PARALLEL_DIROPS | Init.MAX_PAGES | Init.INIT_EXT
@@ -18,10 +19,11 @@ FLAGS = Init.ASYNC_READ | Init.BIG_WRITES | Init.PARALLEL_DIROPS | Init.MAX_PAGE
 
 def init_out(
     *, minor: int = 45, flags: int = FLAGS, max_background: int = 0, max_write: int = 1 << 20,
-    max_pages: int = 256, major: int = 7,
+    max_pages: int = 256, major: int = 7, map_alignment: int = 0,
 ) -> bytes:  # fmt: skip
     return abi.INIT_OUT.pack(
-        major, minor, 131072, flags & 0xFFFFFFFF, max_background, 0, max_write, 1, max_pages, 0, flags >> 32
+        major, minor, 131072, flags & 0xFFFFFFFF, max_background, 0, max_write, 1, max_pages, map_alignment,
+        flags >> 32,
     )
 
 
@@ -117,3 +119,4 @@ class StubDevice:
         self.tag = tag
         self.name = "stub"
         self.gone: str | None = None
+        self.window: WindowMemory | None = None

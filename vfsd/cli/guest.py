@@ -46,11 +46,17 @@ def with_share(command: Callable[..., None]) -> click.Command:
     @click.option("--order", type=click.Choice(sorted(ORDERS)), default="qemu", show_default=True,
                   help="The front end whose order of messages to follow.")  # fmt: skip
     @wraps(command)
-    def run(socket: str, order: str, **given: Any) -> None:
-        with failures(), mount(socket, order=order) as fs:
+    def run(socket: str, order: str, dax: bool = False, **given: Any) -> None:
+        if dax and order == "qemu":
+            order = "qemu-generic"  # the one of QEMU's devices that has a window
+        with failures(), mount(socket, options="dax" if dax else "", order=order) as fs:
             command(fs, **given)
 
     return guest.command()(run)
+
+
+with_dax = click.option("--dax", is_flag=True,
+                        help="Read and write through the daemon's DAX window.")  # fmt: skip
 
 
 @contextmanager
@@ -93,6 +99,8 @@ def show_vhost(device: Device) -> None:
     click.echo(f"  protocol features   {names_of(frontend.offered_protocol)}")
     click.echo(f"  queues              {frontend.queues_max}, the first for forgets")
     click.echo(f"  memory slots        {frontend.slots_max}")
+    window = "none" if device.window is None else f"{device.window.size >> 20} MiB"
+    click.echo(f"  DAX window          {window}")
     click.echo(f"  tag                 {device.tag or '(left to the front end)'}")
 
 
@@ -189,6 +197,7 @@ def show_tree(fs: Filesystem, path: str, indent: str) -> None:
 
 @with_share
 @click.argument("paths", nargs=-1, required=True)
+@with_dax
 def cat(fs: Filesystem, paths: tuple[str, ...]) -> None:
     """Write files to standard output."""
     for path in paths:
@@ -326,6 +335,7 @@ def write_all(writer: BinaryIO, data: bytes) -> None:
 @click.argument("sources", nargs=-1, required=True)
 @click.argument("target")
 @click.option("-r", "recursive", is_flag=True, help="Directories and all below them.")
+@with_dax
 def cp(fs: Filesystem, sources: tuple[str, ...], target: str, recursive: bool) -> None:
     """Copy to the share or from it: exactly one side begins with a colon."""
     to_share = target.startswith(":")

@@ -12,6 +12,7 @@ from vfsd.fuse.abi import Fattr, Init
 from vfsd.fuse.opcodes import Opcode
 from vfsd.guest import acl
 from vfsd.guest.connection import Connection, current
+from vfsd.guest.dax import layout_alone
 from vfsd.guest.inodes import STATX_GID, STATX_MODE, STATX_UID, Attr, Inode
 
 MAY_EXEC, MAY_WRITE, MAY_READ = 1, 2, 4
@@ -174,7 +175,7 @@ def setattr_now(
         take_attr(inode, out, asked)
         return
     old = inode.size
-    with size_changing(inode):
+    with layout_alone(inode), size_changing(inode):
         out, _ = conn.call(Opcode.SETATTR, inode.nodeid, args, out=abi.ATTR_OUT_SIZE)
     inode.set_size(size)
     take_attr(inode, out, conn.attr_version)

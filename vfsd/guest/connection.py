@@ -18,6 +18,7 @@ from vfsd.fuse import abi
 from vfsd.fuse.abi import PAGE_SIZE, Init
 from vfsd.fuse.opcodes import Opcode
 from vfsd.guest import objects
+from vfsd.guest.dax import RANGE_SHIFT, Dax
 from vfsd.guest.device import Device
 from vfsd.guest.pages import PagePool
 
@@ -32,7 +33,7 @@ NAME_LOW_MAX = 1024  # FUSE_NAME_LOW_MAX
 NAME_MAX = 4095  # FUSE_NAME_MAX
 INIT_OUT_MIN = {4: 8, 22: 24}  # the size of init_out up to that minor
 
-# What Linux offers without a DAX window (A12 of the reference); the higher word came with INIT_EXT.
+# What Linux offers without a DAX window; with one, MAP_ALIGNMENT too. The higher word came with INIT_EXT.
 FLAGS_ALL = Init(0x7BFFFFFB)
 FLAGS2 = {38: Init(0xD << 32), 41: Init(0x1FD << 32), 45: Init(0x5FD << 32)}
 CREATING = frozenset({Opcode.MKNOD, Opcode.MKDIR, Opcode.SYMLINK, Opcode.CREATE, Opcode.TMPFILE})
@@ -116,6 +117,7 @@ class Connection:
         self.hits: Counter[str] = Counter()  # names, negative names, attributes, pages, listings
         self.scramble_key = random.getrandbits(64)  # of lock owners
         self.pool = PagePool()
+        self.dax: Dax | None = None
         self._silent: set[Opcode] = set()  # answered with ENOSYS
         self._versions = itertools.count(2)
         self._attr_version = 1
@@ -127,7 +129,13 @@ class Connection:
     def destroy(self) -> None:
         """fuse_conn_put of the last reference. What still holds this must not hold the guest's memory."""
         del self.device
+        self.dax = None
         objects.gone("connections")
+
+    def use_dax(self, dax: Dax) -> None:
+        """fuse_dax_conn_alloc, before INIT."""
+        self.dax = dax
+        self.offered |= Init.MAP_ALIGNMENT
 
     # ---- INIT and DESTROY
 
@@ -161,10 +169,13 @@ class Connection:
         if len(out) < min((size for top, size in INIT_OUT_MIN.items() if minor <= top), default=64):
             return False
         (major, minor, readahead, low, max_background, congestion, max_write, time_gran, max_pages,
-         _alignment, high) = abi.INIT_OUT.unpack(out.ljust(abi.INIT_OUT.size, b"\0"))  # fmt: skip
+         alignment, high) = abi.INIT_OUT.unpack(out.ljust(abi.INIT_OUT.size, b"\0"))  # fmt: skip
         if major != abi.KERNEL_VERSION:
             return False
         flags = Init(low | (high << 32 if low & Init.INIT_EXT else 0)) if minor >= 6 else Init(0)
+        if self.dax is not None and flags & Init.MAP_ALIGNMENT and alignment > RANGE_SHIFT:
+            log.error("FUSE: map_alignment 2^%d is over the 2^%d of a DAX range", alignment, RANGE_SHIFT)
+            return False
         self.minor, self.flags = minor, flags
         self.max_background = max_background or self.max_background
         self.congestion_threshold = congestion or self.congestion_threshold

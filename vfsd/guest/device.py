@@ -18,15 +18,19 @@ from typing import Self
 
 from vfsd._ring import RING_NUM_MAX, GuestMemory
 from vfsd.errors import ProtocolError
+from vfsd.fuse import abi
 from vfsd.guest._transport import RingPlace, Transport
+from vfsd.guest._window import WindowMemory
 from vfsd.vhost import messages
 from vfsd.vhost.frontend import Frontend, RequestRefused, Setup, SharedRegion, TooFewQueues, Vring
 from vfsd.vhost.messages import (
     BackendRequest,
     FrontendRequest,
+    Message,
     PeerClosed,
     ProtocolFeature,
     Region,
+    ShmemMap,
     VirtioFeature,
 )
 from vfsd.vhost.orders import ORDERS
@@ -86,6 +90,7 @@ class Device:
         self.num_request_queues = queues
         self.queue_size = queue_size
         self.gone: str | None = None
+        self.window: WindowMemory | None = None  # for DAX, of a daemon and an order that have it
         self.on_gone: Callable[[], None] | None = None
         self._sock = sock
         self._event_idx = event_idx
@@ -162,8 +167,10 @@ class Device:
 
     def _attach(self) -> None:
         """What every new connection begins with."""
+        self.frontend.on_request = partial(answer, weakref.ref(self))
         with contextlib.suppress(TooFewQueues):
             self.frontend.handshake(self.order, self._with_vrings())
+        self._make_window()
         self._check_queues(self.frontend.queues_max - 1)
         if self._inband and ProtocolFeature.INBAND_NOTIFICATIONS not in self.frontend.protocol_features:
             why = f"no in-band notifications with this daemon in the order of {self.order}"
@@ -171,6 +178,18 @@ class Device:
         self._bring_up()
         self._read_tag()
         self._start_watcher()
+
+    def _make_window(self) -> None:
+        """virtio_fs_setup_dax: as large as the daemon says."""
+        size = self.frontend.shmem.get(abi.DAX_SHMID, 0)
+        if self.window is not None:
+            self.window.clear()
+            if self.window.size == size:
+                return
+            self.window.close()
+        if size % mmap.PAGESIZE:
+            raise ProtocolError(f"a DAX window of {size} bytes, which are no pages")
+        self.window = WindowMemory(size) if size else None
 
     def _open(self) -> None:
         self._memory_fd = os.memfd_create("vfsd-guest", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -242,6 +261,8 @@ class Device:
             self._trouble = None  # of the rings that are no more
             try:
                 self.frontend.stop(self.order, self._with_vrings())
+                if self.window is not None:
+                    self.window.clear()
                 self._bring_up()
             except BROKEN as problem:
                 self.gone = f"the daemon broke off a reset: {reason(problem)}"
@@ -290,6 +311,8 @@ class Device:
                 self.transport.close()
         self._stop_watcher()
         self.frontend.close()
+        if self.window is not None:
+            self.window.close()
         messages.close_all(self._fds)
 
     def _start_watcher(self) -> None:
@@ -377,7 +400,7 @@ def watch(
             this._lost(CLOSED)
             return
         try:
-            serve_channel(this)
+            this.frontend.serve_channel()
         except PeerClosed:
             this._lost(CLOSED)
             return
@@ -387,11 +410,34 @@ def watch(
         del this
 
 
-def serve_channel(device: Device) -> None:
-    while (message := device.frontend.read_channel()) is not None:
-        try:
-            if message.request == BackendRequest.VRING_CALL:
-                index, _ = messages.VRING_STATE.unpack(message.payload)
-                device._call(index)
-        finally:
-            message.close()
+def answer(device: "weakref.ref[Device]", message: Message) -> int:
+    """What the daemon asks on the back-end channel; 0, or an errno for it."""
+    this = device()
+    if this is None:
+        return ENODEV
+    if message.request == BackendRequest.VRING_CALL:
+        index, _ = messages.VRING_STATE.unpack(message.payload)
+        this._call(index)
+        return 0
+    if message.request in (BackendRequest.SHMEM_MAP, BackendRequest.SHMEM_UNMAP):
+        return map_shared(this.window, message)
+    return EOPNOTSUPP
+
+
+def map_shared(window: WindowMemory | None, message: Message) -> int:
+    asked = ShmemMap._make(messages.SHMEM_MAP.unpack(message.payload))
+    if window is None or asked.shmid != abi.DAX_SHMID:
+        return EINVAL
+    try:
+        if message.request == BackendRequest.SHMEM_UNMAP:
+            window.unmap(asked.shm_offset, asked.size)
+        elif not message.fds:
+            return EINVAL
+        else:
+            writable = bool(asked.flags & messages.SHMEM_MAP_RW)
+            window.map(message.fds[0], asked.fd_offset, asked.shm_offset, asked.size, writable)
+    except OSError as problem:
+        log.warning("%s of %d bytes at %#x: %s", messages.backend_name(message.request), asked.size,
+                    asked.shm_offset, problem.strerror)  # fmt: skip
+        return problem.errno or EIO
+    return 0

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+from contextlib import nullcontext
 from errno import (
     EAGAIN,
     EBADF,
@@ -21,6 +22,7 @@ from vfsd.fuse.abi import PAGE_SIZE, Init, SeekWhence
 from vfsd.fuse.opcodes import Opcode
 from vfsd.guest.attributes import remove_privileges, size_changing, update_attributes
 from vfsd.guest.connection import current
+from vfsd.guest.dax import layout_alone
 from vfsd.guest.files import OpenFile, flush_dirty, read_at, scrambled, write_at
 from vfsd.guest.inodes import STATX_MODSIZE, STATX_SIZE
 from vfsd.guest.locks import OFFSET_MAX, Range
@@ -55,9 +57,11 @@ def fallocate(file: OpenFile, mode: int, offset: int, length: int) -> None:
             flush_dirty(inode)
         remove_privileges(inode)
         args = abi.FALLOCATE_IN.pack(file.fh, offset, length, mode, 0)
-        with size_changing(inode, when=not mode & FALLOC_KEEP_SIZE):
+        grows = not mode & FALLOC_KEEP_SIZE
+        layout = layout_alone(inode) if grows or replaces else nullcontext()
+        with layout, size_changing(inode, when=grows):
             conn.try_call(Opcode.FALLOCATE, inode.nodeid, args, instead=EOPNOTSUPP)
-        if not mode & FALLOC_KEEP_SIZE:
+        if grows:
             inode.grow(offset + length)
         if replaces:
             inode.pages.drop_range(offset // PAGE_SIZE, (offset + length - 1) // PAGE_SIZE)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from vfsd.fuse import abi
 from vfsd.fuse.abi import PAGE_SIZE, Fattr, Fopen, Init
 from vfsd.fuse.opcodes import Opcode
-from vfsd.guest import objects
+from vfsd.guest import daxfile, objects
 from vfsd.guest.attributes import (
     MAY_READ,
     MAY_WRITE,
@@ -26,6 +26,7 @@ from vfsd.guest.attributes import (
     update_attributes,
 )  # fmt: skip
 from vfsd.guest.connection import Connection
+from vfsd.guest.dax import layout_alone
 from vfsd.guest.inodes import (
     SIZE_MAX,
     STATX_ATIME,
@@ -142,7 +143,11 @@ def open_dentry(mount: "Mount", dentry: Dentry, flags: int) -> OpenFile:
         truncates = flags & os.O_TRUNC and inode.is_reg
         if truncates:
             remove_privileges(inode)
-        fh, open_flags = send_open(inode, flags)
+        if truncates and inode.dax is not None:
+            with inode.lock, layout_alone(inode):
+                fh, open_flags = send_open(inode, flags)
+        else:
+            fh, open_flags = send_open(inode, flags)
     except BaseException:
         dentry.sb.tree.put(dentry)
         raise
@@ -270,6 +275,8 @@ def read_at(file: OpenFile, position: int, into: memoryview) -> int:
     """fuse_file_read_iter"""
     file.check(write=False)
     check_range(position, len(into))
+    if file.inode.dax is not None:
+        return daxfile.read(file, position, into, read_direct)
     return read_direct(file, position, into) if file.direct else read_cached(file, position, into)
 
 
@@ -411,11 +418,15 @@ def write_at(file: OpenFile, position: int | None, data: memoryview) -> tuple[in
         if conn.has(Init.WRITEBACK_CACHE):
             update_attributes(inode, STATX_SIZE | STATX_MODE, file.fh)
         if position is None:
+            if inode.dax is not None:
+                update_attributes(inode, STATX_SIZE, file.fh)
             position = inode.size
         if not data:
             return 0, position
         remove_privileges(inode)
-        if file.direct:
+        if inode.dax is not None:
+            done = daxfile.write(file, position, data, write_direct)
+        elif file.direct:
             done = write_direct(file, position, data)
         elif conn.has(Init.WRITEBACK_CACHE):
             done = write_back(file, position, data)

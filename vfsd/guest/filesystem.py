@@ -134,10 +134,15 @@ class Filesystem:
         for file in left:
             with suppress(OSError):
                 file.close()
+        for mount in self.root.walk():
+            for view in list(mount.views):
+                view.release()
         self.umount(recursive=True)
 
     def umount(self, path: StrPath | None = None, *, recursive: bool = False) -> None:
-        """The share, or a submount. OSError EBUSY: a file is open, or something is mounted below."""
+        """The share, or a submount. OSError EBUSY: a file is open, has a view, or a mount is below."""
+        if self.conn.dax is not None:
+            self.conn.dax.settle()
         if path is not None:
             with self.errors(path):
                 with self._walk(path, automount=False) as place:
@@ -164,8 +169,9 @@ class Filesystem:
             yield
 
     def stats(self) -> dict[str, Any]:
-        """requests by opcode; cache hits; what the queues count."""
-        return {
+        """requests by opcode; cache hits; what the queues count; of a DAX window its ranges."""
+        dax = {} if self.conn.dax is None else {"dax": self.conn.dax.stats()}
+        return dax | {
             "requests": {opcode.name: count for opcode, count in sorted(self.conn.requests.items())},
             "hits": dict(self.conn.hits),
             "queues": self.device.transport.counters(),

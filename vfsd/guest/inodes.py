@@ -17,6 +17,7 @@ from vfsd.fuse import abi
 from vfsd.fuse.abi import Init
 from vfsd.guest import objects
 from vfsd.guest.connection import Connection
+from vfsd.guest.dax import InodeDax
 from vfsd.guest.locks import LocalLocks
 from vfsd.guest.pages import Pages
 from vfsd.guest.sync import SharedLock
@@ -132,6 +133,8 @@ class Inode:
         self.pages = Pages()
         self.listing: Listing | None = None
         self.locks = LocalLocks()
+        self.dax: InodeDax | None = None  # its contents are reached through the window (S_DAX)
+        self.dontcache = False  # it goes with its last user, because it should change that
         objects.born("inodes")
 
     @property
@@ -203,6 +206,7 @@ class Inode:
             self.attr = attr._replace(mode=mode)
             self.deadline = deadline
             self.inval_mask = 0
+            self.dontcache = conn.dax is not None and conn.dax.differs(self, attr.flags)
         if self.keeps_times or not self.is_reg:
             return
         if old_size != attr.size:
@@ -251,8 +255,9 @@ class Dentry:
 
     @property
     def delete_stale(self) -> bool:
-        """Never valid, so not kept once nobody uses it (fuse_dentry_delete)."""
-        return self.deadline == NEVER and self.parent is not None
+        """Not kept once nobody uses it: never valid (fuse_dentry_delete), or not to be (d_mark_dontcache)."""
+        stale = self.deadline == NEVER or (self.inode is not None and self.inode.dontcache)
+        return stale and self.parent is not None
 
     def path(self) -> bytes:
         names: list[bytes] = []
@@ -275,7 +280,7 @@ class Tree:
         self.by_nodeid: dict[int, Inode] = {}
         self.active = True  # SB_ACTIVE: inodes that go are forgotten
         self._unused: OrderedDict[Dentry, None] = OrderedDict()
-        self._forgets: list[tuple[int, int]] = []
+        self._forgets: list[tuple[Inode, int, int]] = []
 
     # ---- inodes
 
@@ -291,6 +296,8 @@ class Tree:
                 inode = None
             if inode is None:
                 inode = Inode(self.sb, entry.nodeid, entry.generation, entry.attr)
+                if self.sb.conn.dax is not None:
+                    self.sb.conn.dax.enable(inode, entry.attr.flags)
                 self.by_nodeid[entry.nodeid] = inode
             else:
                 inode.count += 1
@@ -320,20 +327,23 @@ class Tree:
         self.sb.conn.pool.gone(inode.pages)
         lookup, inode.submount_lookup = inode.submount_lookup, None
         if self.active:
-            if inode.nlookup:
-                self._forgets.append((inode.nodeid, inode.nlookup))
+            if inode.nlookup or inode.dax is not None:
+                self._forgets.append((inode, inode.nodeid, inode.nlookup))
             if lookup is not None:
                 lookup.count -= 1
                 if lookup.count == 0:
-                    self._forgets.append((lookup.nodeid, 1))
+                    self._forgets.append((inode, lookup.nodeid, 1))
         objects.gone("inodes")
 
     def send_forgets(self) -> None:
         while self._forgets:
             with self.lock:
                 forgets, self._forgets = self._forgets, []
-            for nodeid, nlookup in forgets:
-                self.sb.conn.forget(nodeid, nlookup)
+            for inode, nodeid, nlookup in forgets:
+                if inode.dax is not None and self.sb.conn.dax is not None:
+                    self.sb.conn.dax.evict(inode)
+                if nlookup:
+                    self.sb.conn.forget(nodeid, nlookup)
 
     # ---- names
 

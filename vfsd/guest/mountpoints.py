@@ -6,6 +6,7 @@ from errno import EBUSY
 from os import strerror
 
 from vfsd.guest import objects
+from vfsd.guest.daxfile import Hold
 from vfsd.guest.inodes import Dentry
 from vfsd.guest.superblock import Instance, Steps, Superblock, deactivate, get_tree_submount, no_steps
 
@@ -27,7 +28,8 @@ class Mount:
         self.place = place  # the dentry that is covered; referenced
         self.below: dict[Dentry, Mount] = {}
         self.lock: AbstractContextManager[bool] = threading.RLock() if parent is None else parent.lock
-        self.busy: int = 0  # open files
+        self.busy: int = 0  # open files and views
+        self.views: set[Hold] = set()
         self.automount_steps: Steps = parent.automount_steps if parent is not None else no_steps
         objects.born("mount points")
 

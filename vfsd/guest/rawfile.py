@@ -9,7 +9,7 @@ from typing_extensions import Buffer
 
 from vfsd.fuse import abi
 from vfsd.fuse.abi import Fopen
-from vfsd.guest import fileops, files
+from vfsd.guest import daxfile, fileops, files
 from vfsd.guest.files import OpenFile
 
 if TYPE_CHECKING:
@@ -112,6 +112,16 @@ class RawFile(io.RawIOBase):
             if offset < 0:
                 raise OSError(EINVAL, os.strerror(EINVAL))
             return files.write_at(file, None if file.flags & os.O_APPEND else offset, view)[0]
+
+    def mmap(self, offset: int, length: int) -> memoryview:
+        """That part of the file in the DAX window: shared memory, writable if the file is.
+
+        It stays valid while anybody has it, also when the file is closed; its ranges of the window are
+        busy until then. ValueError: not within the file. OSError ENODEV: the file has no DAX; ENOMEM:
+        views hold the window."""
+        self._check_open()
+        with self.fs.errors(self.name):
+            return daxfile.mmap(self.file, offset, length)
 
     def _check_open(self) -> None:
         if self.closed:

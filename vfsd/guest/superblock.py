@@ -20,6 +20,7 @@ from vfsd.fuse import abi
 from vfsd.fuse.opcodes import Opcode
 from vfsd.guest import objects
 from vfsd.guest.connection import HEADER_OVERHEAD, Connection
+from vfsd.guest.dax import Dax
 from vfsd.guest.device import Device
 from vfsd.guest.files import flush_dirty
 from vfsd.guest.inodes import NEVER, Attr, Dentry, Inode, Tree
@@ -201,8 +202,11 @@ def fill_super(instance: Instance, sb: Superblock, settings: MountSettings) -> N
         raise OSError(EINVAL, f"the device is gone: {device.gone}")
     steps("alloc_devs")  # one for each queue: the transport has them
     steps("dax")
-    if settings.options.dax == "always":
+    mode, window = settings.options.dax, device.window
+    if mode == "always" and window is None:
         raise OSError(EINVAL, "dax can't be enabled as filesystem device does not support it")
+    if mode != "never" and window is not None:
+        sb.conn.use_dax(Dax(sb.conn, window, mode))
     steps("fill_super")
     attr = Attr(abi.ROOT_ID, 0, 0, 0, 0, 0, 0, 0, 0, stat.S_IFDIR, 2, 0, 0, 0, 0, 0)
     sb.set_root(attr, abi.ROOT_ID, steps).nlookup = 1
@@ -256,6 +260,8 @@ def kill_sb(sb: Superblock) -> None:
 def conn_destroy(conn: Connection) -> None:
     """virtio_fs_conn_destroy: forgets are not sent any more, DESTROY stands for all of them."""
     transport = conn.device.transport
+    if conn.dax is not None:
+        conn.dax.close()
     if conn.init_sent:
         conn.initialized.wait()  # drained like any request
     transport.disconnect(0)
