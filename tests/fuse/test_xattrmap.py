@@ -93,7 +93,7 @@ names = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(names=st.lists(names, min_size=1, max_size=6), host=st.lists(names, max_size=4))
 @example([b"trusted.x", b"user.virtiofs.x", b"user.virtiofs.trusted.x"], [b"user.c.", b"user.virtiofs."])
 def test_a_round_trip_is_the_models(
