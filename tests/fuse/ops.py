@@ -201,10 +201,11 @@ class Operations:
         return wire.parse_entry(body), self.opened(body[wire.ENTRY_SIZE :])
 
     def tmpfile(
-        self, parent: int, flags: int = os.O_RDWR, mode: int = 0o600, *, uid: int = 0, gid: int = 0
-    ) -> tuple[Entry, int]:
-        args = abi.CREATE_IN.pack(flags | os.O_TMPFILE, mode, 0, 0) + b"/\0"
-        body = self.body("TMPFILE", parent, args, uid=uid, gid=gid)
+        self, parent: int, flags: int = os.O_RDWR, mode: int = 0o600, *, umask: int = 0, uid: int = 0,
+        gid: int = 0, ext: bytes = b"",
+    ) -> tuple[Entry, int]:  # fmt: skip
+        args = abi.CREATE_IN.pack(flags | os.O_TMPFILE, mode, umask, 0) + b"/\0"
+        body = self.body("TMPFILE", parent, args, uid=uid, gid=gid, ext=ext)
         return wire.parse_entry(body), self.opened(body[wire.ENTRY_SIZE :])
 
     def read(self, nodeid: int, fh: int, offset: int, size: int) -> bytes:
@@ -240,10 +241,10 @@ class Operations:
 
     def copy_file_range(
         self, nodeid: int, fh: int, offset: int, to: int, to_fh: int, to_offset: int, length: int, *,
-        flags: int = 0, op: str = "COPY_FILE_RANGE_64",
+        flags: int = 0, uid: int = 0, op: str = "COPY_FILE_RANGE_64",
     ) -> int:  # fmt: skip
         args = abi.COPY_FILE_RANGE_IN.pack(fh, offset, to, to_fh, to_offset, length, flags)
-        return int.from_bytes(self.body(op, nodeid, args), "little")
+        return int.from_bytes(self.body(op, nodeid, args, uid=uid), "little")
 
     def ioctl(
         self, nodeid: int, fh: int, command: int, data: bytes = b"", out_size: int = 0, *, flags: int = 0,

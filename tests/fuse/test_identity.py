@@ -233,6 +233,10 @@ CHANGES: dict[str, Change] = {
     "fallocate": lambda guest, nodeid, kill: guest.fallocate(
         nodeid, guest.open(nodeid, os.O_WRONLY), 0, 4096, uid=NO_ID if kill else 0
     ),
+    "copy": lambda guest, nodeid, kill: guest.copy_file_range(
+        nodeid, guest.open(nodeid, os.O_RDONLY), 0, nodeid, guest.open(nodeid, os.O_WRONLY), 4096, 4,
+        uid=USER if kill else 0,
+    ),
 }  # fmt: skip
 
 
@@ -355,6 +359,14 @@ def test_the_security_label_comes_with_the_file(acl_guest: Guest, tmp_path: Path
     ):
         with refused(error):
             MAKERS[op](guest)(ROOT, b"not", ext=context_ext(*contexts))
+    if op == "CREATE":
+        # A file that gets its name later.
+        entry, fh = guest.tmpfile(ROOT, mode=0o666, umask=0o027, uid=USER, gid=GROUP, ext=ext)
+        assert (entry.attr.uid, entry.attr.gid, entry.attr.mode & 0o777) == (USER, GROUP, 0o640)
+        assert guest.getxattr(entry.nodeid, b"security.vfsd") == b"label"
+        guest.release(entry.nodeid, fh)
+        with refused(errno.EOPNOTSUPP):
+            guest.tmpfile(ROOT, ext=context_ext((b"nonsense", b"label")))
     # The value is said to be longer than the extension.
     lie = struct.pack("=IIII", 32, 1, 100, 0) + b"security.vfsd\0\0\0"
     with refused(errno.EINVAL):
