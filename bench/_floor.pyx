@@ -1,7 +1,9 @@
 """The floor: what each workload asks of a daemon, as bare system calls in a loop, by one thread.
 
-No daemon that asks the kernel for the same work can be faster than this but by doing two things at
-a time. Each operation's calls stand in its function.
+A server can't hold all a guest knows open for reading and writing: it holds O_PATH descriptors, makes
+one for each name that is new, and opens files again through /proc/self/fd. So does the floor. No
+daemon that asks the kernel for the same work can be faster than this but by doing two things at a
+time. Each operation's calls stand in its function.
 """
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
@@ -21,7 +23,7 @@ cdef extern from "<sys/types.h>" nogil:
 
 cdef extern from "<fcntl.h>" nogil:
     int openat(int dirfd, const char *path, int flags, ...)
-    enum: O_RDONLY, O_RDWR, O_CREAT, O_EXCL, O_CLOEXEC, O_PATH, O_NOFOLLOW, O_DIRECTORY
+    enum: O_RDONLY, O_WRONLY, O_RDWR, O_CREAT, O_EXCL, O_CLOEXEC, O_PATH, O_NOFOLLOW, O_DIRECTORY
     enum: AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW, AT_REMOVEDIR
 
 cdef extern from "<unistd.h>" nogil:
@@ -70,13 +72,17 @@ cdef extern from "<sys/vfs.h>" nogil:
     int fstatfs(int fd, statfs_t *data)
 
 cdef extern from "<sys/xattr.h>" nogil:
-    ssize_t fgetxattr(int fd, const char *name, void *data, size_t n)
+    ssize_t getxattr_of "getxattr"(const char *path, const char *name, void *data, size_t n)
 
 
 cdef struct work_t:
     int files              # directory of f00000000 and on
     int scratch            # directory to make things in
     int fd                 # a file
+    int anchor             # O_PATH descriptor of it
+    int proc               # /proc/self/fd
+    char anchor_name[16]   # of `anchor` there
+    char anchor_path[32]   # and from the root on
     uint64_t count         # files, or directories
     uint64_t entries       # of each directory
     uint64_t block         # bytes
@@ -126,27 +132,42 @@ cdef int lookup_absent(work_t *w, uint64_t i) noexcept nogil:
     return 0 if errno == ENOENT else -1
 
 
+cdef int reopen(work_t *w, int flags) noexcept nogil:
+    return openat(w.proc, w.anchor_name, flags | O_CLOEXEC)
+
+
+cdef int known(int parent, const char *path) noexcept nogil:
+    """A name made its own inode: its O_PATH descriptor, its attributes read."""
+    cdef int fd = openat(parent, path, O_PATH | O_NOFOLLOW | O_CLOEXEC)
+    return fd if fd < 0 or attr_at(fd, b"", AT_EMPTY_PATH) == 0 else -1
+
+
 cdef int open_release(work_t *w, uint64_t i) noexcept nogil:
-    cdef int fd = openat(w.files, name(w, c'f', i % w.count), O_RDONLY | O_CLOEXEC)
+    cdef int fd = reopen(w, O_RDONLY)
     return fd if fd < 0 else c_close(fd)
 
 
 cdef int create(work_t *w, uint64_t i) noexcept nogil:
-    """create, attributes, write 4 KiB, close, unlink"""
+    """create, write 4 KiB, close, unlink, forget"""
     cdef const char *path = name(w, c'w', 0)
-    cdef int fd = openat(w.scratch, path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, <unsigned>0o644)
+    cdef int inode, fd = openat(w.scratch, path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, <unsigned>0o644)
     if fd < 0:
         return fd
-    if attr_at(fd, b"", AT_EMPTY_PATH) < 0 or pwrite(fd, w.data, 4096, 0) != 4096:
+    inode = known(w.scratch, path)
+    if inode < 0 or pwrite(fd, w.data, 4096, 0) != 4096:
         return -1
-    return c_close(fd) | unlinkat(w.scratch, path, 0)
+    return c_close(fd) | unlinkat(w.scratch, path, 0) | c_close(inode)
 
 
 cdef int mkdir_rmdir(work_t *w, uint64_t i) noexcept nogil:
     cdef const char *path = name(w, c'w', 0)
-    if mkdirat(w.scratch, path, 0o755) < 0 or attr_at(w.scratch, path, AT_SYMLINK_NOFOLLOW) < 0:
+    cdef int inode
+    if mkdirat(w.scratch, path, 0o755) < 0:
         return -1
-    return unlinkat(w.scratch, path, AT_REMOVEDIR)
+    inode = known(w.scratch, path)
+    if inode < 0:
+        return -1
+    return unlinkat(w.scratch, path, AT_REMOVEDIR) | c_close(inode)
 
 
 cdef int rename_back(work_t *w, uint64_t i) noexcept nogil:
@@ -160,13 +181,15 @@ cdef int rename_back(work_t *w, uint64_t i) noexcept nogil:
 
 
 cdef int symlink_readlink(work_t *w, uint64_t i) noexcept nogil:
-    """symlink, attributes, readlink, unlink"""
+    """symlink, readlink, unlink, forget"""
     cdef const char *path = name(w, c'w', 0)
-    if symlinkat(b"a/target/of/a/link", w.scratch, path) < 0 or attr_at(w.scratch, path, AT_SYMLINK_NOFOLLOW) < 0:
+    cdef int inode
+    if symlinkat(b"a/target/of/a/link", w.scratch, path) < 0:
         return -1
-    if readlinkat(w.scratch, path, w.data, 4096) < 0:
+    inode = known(w.scratch, path)
+    if inode < 0 or readlinkat(inode, b"", w.data, 4096) < 0:
         return -1
-    return unlinkat(w.scratch, path, 0)
+    return unlinkat(w.scratch, path, 0) | c_close(inode)
 
 
 cdef int setattr_mode(work_t *w, uint64_t i) noexcept nogil:
@@ -182,13 +205,18 @@ cdef int setattr_times(work_t *w, uint64_t i) noexcept nogil:
 
 cdef int setattr_size(work_t *w, uint64_t i) noexcept nogil:
     """4 KiB, then 8 KiB"""
-    if ftruncate(w.fd, 4096) < 0 or attr_at(w.fd, b"", AT_EMPTY_PATH) < 0:
-        return -1
-    return ftruncate(w.fd, 8192) | attr_at(w.fd, b"", AT_EMPTY_PATH)
+    return resize(w, 4096) | resize(w, 8192)
+
+
+cdef int resize(work_t *w, off_t size) noexcept nogil:
+    cdef int fd = reopen(w, O_WRONLY)
+    if fd < 0:
+        return fd
+    return ftruncate(fd, size) | c_close(fd) | attr_at(w.anchor, b"", AT_EMPTY_PATH)
 
 
 cdef int getxattr(work_t *w, uint64_t i) noexcept nogil:
-    return 0 if fgetxattr(w.fd, b"user.bench", w.data, 256) == 16 else -1
+    return 0 if getxattr_of(w.anchor_path, b"user.bench", w.data, 256) == 16 else -1
 
 
 cdef int statfs_fd(work_t *w, uint64_t i) noexcept nogil:
@@ -311,6 +339,19 @@ cdef int loop(op_t op, work_t *w, double seconds, uint64_t first, hist_t *h, uin
     return 0
 
 
+cdef int open_anchor(work_t *w) except -1:
+    cdef bytes text
+    if w.fd < 0:
+        return 0
+    w.anchor = os.open(f"/proc/self/fd/{w.fd}", os.O_PATH | os.O_CLOEXEC)
+    w.proc = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    text = b"/proc/self/fd/%d" % w.anchor
+    memcpy(w.anchor_path, <const char *>text, len(text) + 1)
+    text = b"%d" % w.anchor
+    memcpy(w.anchor_name, <const char *>text, len(text) + 1)
+    return 0
+
+
 def measure(text, double seconds, double warm, *, int files=-1, int scratch=-1, int fd=-1, count=1,
             entries=0, block=0, blocks=1, size=0, start=0, bint scattered_order=False):
     """Run one kind: (ns it took, a histogram as _measure.count). Descriptors as in work_t. OSError."""
@@ -324,6 +365,7 @@ def measure(text, double seconds, double warm, *, int files=-1, int scratch=-1, 
     w.files, w.scratch, w.fd, w.count, w.entries = files, scratch, fd, count, entries
     w.block, w.block_bits, w.size = block, blocks.bit_length() - 1, size
     w.start = start
+    w.anchor = w.proc = -1
     w.scattered, w.fresh = scattered_order, text == "readdirplus-new"
     if h == NULL or posix_memalign(&data, 4096, max(block, DIRENTS)):
         free(h)
@@ -331,6 +373,7 @@ def measure(text, double seconds, double warm, *, int files=-1, int scratch=-1, 
     memset(data, 1, max(block, DIRENTS))
     w.data = <char *>data
     try:
+        open_anchor(&w)
         with nogil:
             error = loop(op, &w, warm, 0, h, &elapsed)
             if error == 0:
@@ -341,5 +384,8 @@ def measure(text, double seconds, double warm, *, int files=-1, int scratch=-1, 
             raise OSError(error, f"floor of {text}: {os.strerror(error)}")
         return elapsed, (h.n, h.sum, h.min, h.max, PyBytes_FromStringAndSize(<char *>h.counts, HIST_BUCKETS * 8))
     finally:
+        for opened in (w.anchor, w.proc):
+            if opened >= 0:
+                os.close(opened)
         free(data)
         free(h)
