@@ -2,12 +2,14 @@
 
 import contextlib
 import os
+import random
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from errno import ENFILE, ENOENT, ESTALE
 from pathlib import Path
@@ -22,6 +24,7 @@ from .rawguest import Guest
 from .wire import ROOT
 
 BUDGET = 100
+SECONDS = 1.5
 PUSHERS = 300  # files whose anchors push out every other one
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting and giving up rights need root")
@@ -99,7 +102,7 @@ def as_user(place: Path) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(params=["overlay 30000", "fuse 2000", "user 4000", "never 4000"])
+@pytest.fixture(params=["overlay 20000", "fuse 2000", "user 4000", "never 4000"])
 def big(request: pytest.FixtureRequest, place: Path, daemon: StartDaemon) -> Iterator[tuple[Daemon, int]]:
     """A daemon with few descriptors on a share with many files: their number."""
     kind, number = request.param.split()
@@ -369,3 +372,75 @@ def test_mandatory_refuses_what_has_no_handles(place: Path, daemon: StartDaemon)
     with pytest.raises(DaemonError, match="--inode-file-handles: file handles can't be opened"):
         daemon(share, options=["--inode-file-handles", "mandatory"])
     daemon(place / "lower", options=["--inode-file-handles=mandatory"])
+
+
+class Worker:
+    """On one queue: its own files come and go and move, everybody reads those of all."""
+
+    def __init__(self, guest: Guest, queue: int, places: list[tuple[int, int]]) -> None:
+        self.ops = guest.on(queue)
+        self.places = places  # nodeids of directories, number of files in each
+        self.choose = random.Random(queue)
+        self.queue = queue
+        self.failed: BaseException | None = None
+
+    def read_some(self) -> None:
+        directory, files = self.choose.choice(self.places)
+        i = self.choose.randrange(files)
+        entry = self.ops.lookup(directory, b"%d" % i)
+        assert entry.attr.size == len(str(i))
+        assert self.ops.getattr(entry.nodeid).ino == entry.attr.ino
+        fh = self.ops.open(entry.nodeid)
+        assert self.ops.read(entry.nodeid, fh, 0, 100) == b"%d" % i
+        self.ops.release(entry.nodeid, fh)
+        if self.choose.random() < 0.5:
+            self.ops.forget(entry.nodeid)
+
+    def make_and_move(self) -> None:
+        (one, _), (other, _) = self.choose.sample(self.places, 2)
+        name, moved = b"mine %d" % self.queue, b"moved %d" % self.queue
+        entry, fh = self.ops.create(one, name)
+        self.ops.write(entry.nodeid, fh, 0, name)
+        self.ops.rename(one, name, other, moved)
+        if self.choose.random() < 0.5:
+            self.read_some()
+        assert self.ops.lookup(other, moved).nodeid == entry.nodeid
+        self.ops.unlink(other, moved)
+        assert self.ops.getattr(entry.nodeid).nlink == 0
+        assert self.ops.read(entry.nodeid, fh, 0, 100) == name
+        self.ops.release(entry.nodeid, fh)
+        self.ops.forget(entry.nodeid, 2)
+
+    def run(self, until: float) -> None:
+        try:
+            while time.monotonic() < until:
+                self.choose.choice((self.read_some, self.read_some, self.make_and_move))()
+        except BaseException as problem:
+            self.failed = problem
+
+
+@pytest.mark.parametrize("handles", ["never", "prefer"])
+def test_evictions_from_several_queues_at_once(daemon: StartDaemon, place: Path, handles: str) -> None:
+    share = place / "share"
+    for i in range(8):
+        (share / f"dir {i}").mkdir(parents=True)
+        for k in range(60):
+            (share / f"dir {i}" / str(k)).write_bytes(b"%d" % k)
+    served = daemon(share, options=["--fd-budget", "64", "--inode-file-handles", handles])
+    with guests_of(served) as start:
+        guest = start(request_queues=3)
+        guest.init()
+        before = len(served.descriptors())
+        places = [(guest.walk(f"dir {i}"), 60) for i in range(8)]
+        workers = [Worker(guest, queue, places) for queue in (1, 2, 3)]
+        threads = [threading.Thread(target=w.run, args=(time.monotonic() + SECONDS,)) for w in workers]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [worker.failed for worker in workers] == [None] * 3
+        assert len(anchors(served)) <= 64 + 16
+        guest.destroy()
+        assert anchors(served) == []
+        # A second thread of a queue and the mounts' descriptors may stay.
+        assert len(served.descriptors()) <= before + 1
