@@ -67,6 +67,8 @@ def place(tmp_path: Path) -> Path:
         ("--dax-window", "0", "in steps of 2M"),
         ("--dax-policy", "always", "add --dax-window"),
         ("--num-request-queues", "two", "from 1 to 64"),
+        ("--fd-budget", "63", "from 64 to 1048576"),
+        ("--inode-file-handles", "always", "use never, prefer or mandatory"),
         ("--log-level", "loud", "'loud' is unknown"),
         ("--xattrmap", ":ok:all:::!bad:", "character 16: the type does not end"),
         ("--posix-acl", "perhaps", "use never, auto or always"),
@@ -156,6 +158,15 @@ def test_a_directory_without_permission_is_refused(share: Path, place: Path) -> 
         before=["setpriv", f"--inh-caps={without}", f"--bounding-set={without}"],
     )
     assert "--shared-dir" in line and "permission" in line
+    assert not place.exists()
+
+
+def test_a_budget_beyond_the_limit_is_refused(share: Path, place: Path) -> None:
+    line = refused(
+        ["--socket", str(place), "--shared-dir", str(share), "--fd-budget", "1000"],
+        before=["prlimit", "--nofile=1024:1024"],
+    )
+    assert "--fd-budget: 1000 of 1024 descriptors leave too few" in line and "at most 921" in line
     assert not place.exists()
 
 
