@@ -85,8 +85,12 @@ cdef struct queue_t:
     pthread_cond_t gate_changed
     int pauses
     bint working
+    bint away                # it works on copies alone, in the middle of a batch
+    uint64_t removals        # of the memory's regions, when the batch was taken
     bint missed              # the other thread has woken meanwhile and gone back to sleep; under the gate
     int jobs_out             # with the pool; the gate is closed only when there are none
+    int bounce_fd            # a memfd, and where it is mapped: for chains in fragile memory
+    char *bounce
     int jobs_away            # of the pool's, those that use nothing of the queue just now
     op_count_t ops[OPCODES_MAX + 1]  # the last: opcodes past the table
     uint64_t ring_errors[RING_ERRORS]
@@ -111,6 +115,6 @@ cdef class Queue:
     cdef int watch(self, int fd, int what) except -1
     cdef void wake(self) noexcept
     cdef int add_thread(self) except -1
-    cdef void wait_jobs(self) noexcept
+    cdef void wait_jobs(self, bint jobs=*) noexcept
     cdef int make_jobs(self, uint32_t iov_max) except -1
     cdef int make_parks(self, uint32_t num) except -1

@@ -2,7 +2,7 @@
 
 cimport cython
 from libc.errno cimport EAGAIN, EFAULT, ENOLCK, errno
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
@@ -25,6 +25,7 @@ import threading
 
 from vfsd._ring import CHAIN_ERRORS
 from vfsd.fuse.opcodes import NAME as OPCODE_NAME
+from vfsd.fuse.opcodes import NUMBER as OPCODE_NUMBER
 
 __all__ = ("Queue",)
 
@@ -90,7 +91,29 @@ cdef extern from "<unistd.h>" nogil:
     ssize_t c_write "write"(int fd, const void *data, size_t n)
     int c_close "close"(int fd)
 
+cdef extern from "<sys/mman.h>" nogil:
+    int memfd_create(const char *name, unsigned int flags)
+    void *mmap(void *addr, size_t length, int prot, int flags, int fd, int64_t offset)
+    int munmap(void *addr, size_t length)
+    void *MAP_FAILED
+    int MAP_SHARED
+    int PROT_READ
+    int PROT_WRITE
+    unsigned int MFD_CLOEXEC
+
+cdef extern from "<sys/uio.h>" nogil:
+    ssize_t preadv(int fd, const iovec *iov, int n, int64_t offset)
+    ssize_t pwritev(int fd, const iovec *iov, int n, int64_t offset)
+
+cdef extern from "<unistd.h>" nogil:
+    int ftruncate(int fd, int64_t size)
+
+cdef uint32_t READ = OPCODE_NUMBER["READ"]
+cdef uint32_t WRITE = OPCODE_NUMBER["WRITE"]
+
 cdef enum:
+    IOV_MAX = 1024
+    BOUNCE_BYTES = 1 << 22  # a request of 1 MiB, the most there is, and its headers
     WAKE = 0
     KICK = 1
     CHANNEL_POLL_MS = 50
@@ -138,9 +161,12 @@ cdef bint writable(int fd, int timeout_ms) noexcept nogil:
 
 cdef void finish(queue_t *q, request_t *r, uint32_t head, uint64_t bytes_in, int rc) noexcept nogil:
     """Write the reply, count, give the chain back."""
+    give_back(q, r, head, bytes_in, request_reply(r, rc), rc)
+
+
+cdef void give_back(queue_t *q, request_t *r, uint32_t head, uint64_t bytes_in, uint32_t written, int rc) noexcept nogil:
     cdef uint32_t opcode = r.header.opcode
     cdef op_count_t *count = &q.ops[opcode if opcode < OPCODES_MAX else OPCODES_MAX]
-    cdef uint32_t written = request_reply(r, rc)
     pthread_mutex_lock(&q.used_lock)
     count_u64(&count.requests, 1)
     count_u64(&count.bytes_in, bytes_in)
@@ -168,6 +194,9 @@ cdef bint serve_chain(queue_t *q, chain_t *chain, bint last) noexcept nogil:
     cdef span_t readable, writable
     cdef job_t *job
     cdef int rc
+    if chain.fragile:
+        serve_fragile(q, chain)
+        return True
     readable.iov = chain.readable
     readable.n = chain.n_readable
     readable.bytes = chain.readable_bytes
@@ -198,12 +227,106 @@ cdef bint serve_chain(queue_t *q, chain_t *chain, bint last) noexcept nogil:
             return True
         call_if_wanted(q)
         r.may_wait = True
+        r.queue = q
+        r.leave = leave_inline
+        r.enter = enter_inline
         rc = request_run(q.dispatch, &r)
     if rc == WOULD_WAIT:
         park(q, chain, &r)
     else:
         finish(q, &r, chain.head, chain.readable_bytes, rc)
     return True
+
+
+# --- buffers in files that may end ---
+
+cdef bint make_bounce(queue_t *q) noexcept nogil:
+    if q.bounce == NULL:
+        q.bounce_fd = memfd_create(b"bounce", MFD_CLOEXEC)
+        if q.bounce_fd < 0 or ftruncate(q.bounce_fd, 2 * BOUNCE_BYTES) < 0:
+            return False
+        q.bounce = <char *>mmap(NULL, 2 * BOUNCE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, q.bounce_fd, 0)
+        if <void *>q.bounce == MAP_FAILED:
+            q.bounce = NULL
+    return q.bounce != NULL
+
+
+cdef uint64_t bounce_move(queue_t *q, const iovec *iov, uint32_t n, int64_t at, bint out) noexcept nogil:
+    """By the kernel, to which a page that is not there is no signal but an end: bytes moved."""
+    cdef uint64_t done = 0, asked
+    cdef uint32_t i = 0, j, part
+    cdef ssize_t moved
+    while i < n:
+        part = min(n - i, <uint32_t>IOV_MAX)
+        asked = 0
+        for j in range(part):
+            asked += iov[i + j].iov_len
+        if out:
+            moved = preadv(q.bounce_fd, iov + i, part, at + <int64_t>done)
+        else:
+            moved = pwritev(q.bounce_fd, iov + i, part, at + <int64_t>done)
+        if moved > 0:
+            done += moved
+        if moved < <ssize_t>asked:
+            break
+        i += part
+    return done
+
+
+cdef uint32_t bounce_reply(queue_t *q, chain_t *chain, request_t *r, int rc) noexcept nogil:
+    """Write the reply to the guest: bytes, 0 if it can't be."""
+    cdef uint32_t written = request_reply(r, rc), left = written, n = 0
+    cdef size_t last
+    if written == 0:
+        return 0
+    while chain.writable[n].iov_len < left:
+        left -= <uint32_t>chain.writable[n].iov_len
+        n += 1
+    last = chain.writable[n].iov_len
+    chain.writable[n].iov_len = left
+    if bounce_move(q, chain.writable, n + 1, BOUNCE_BYTES, True) < written:
+        written = 0
+    chain.writable[n].iov_len = last
+    return written
+
+
+cdef void serve_fragile(queue_t *q, chain_t *chain) noexcept nogil:
+    """One request with buffers in a file that may end any time: what it works on is a copy.
+
+    Data alone lies there in an honest guest: O_DIRECT to or from what it has mapped.
+    """
+    cdef request_t r
+    cdef span_t readable, writable
+    cdef iovec body, reply
+    cdef uint32_t written
+    cdef int rc = -EFAULT
+    body.iov_len = readable.bytes = 0
+    # A batch may be interrupted by one that was away: what it refers to may have gone since.
+    if (q.removals == q.ring.memory.removals and make_bounce(q)
+            and chain.readable_bytes <= BOUNCE_BYTES and chain.writable_bytes <= BOUNCE_BYTES):
+        readable.bytes = bounce_move(q, chain.readable, chain.n_readable, 0, False)
+    body.iov_base = q.bounce
+    body.iov_len = readable.bytes
+    reply.iov_base = q.bounce + BOUNCE_BYTES
+    reply.iov_len = writable.bytes = chain.writable_bytes
+    readable.iov = &body
+    writable.iov = &reply
+    readable.n = writable.n = 1
+    if readable.bytes == 0 or not request_parse(q.dispatch, readable, writable, &r):
+        pthread_mutex_lock(&q.used_lock)
+        count_u64(&q.unanswered, 1)
+        ring.ring_push(&q.ring, chain.head, 0)
+        pthread_mutex_unlock(&q.used_lock)
+        return
+    if (readable.bytes == chain.readable_bytes and not chain.unmapped
+            and (r.header.opcode == READ or r.header.opcode == WRITE)):
+        r.may_wait = True
+        rc = request_run(q.dispatch, &r)
+    written = bounce_reply(q, chain, &r, rc)
+    if written == 0 and r.n_head:
+        rc = -EFAULT
+        written = bounce_reply(q, chain, &r, rc)
+    give_back(q, &r, chain.head, chain.readable_bytes, written, rc)
 
 
 # --- the pool's side ---
@@ -253,6 +376,23 @@ cdef void leave_job(request_t *r) noexcept nogil:
     pthread_mutex_lock(&q.gate)
     q.jobs_away += 1
     job_back(q)
+    pthread_mutex_unlock(&q.gate)
+
+
+cdef void leave_inline(request_t *r) noexcept nogil:
+    cdef queue_t *q = <queue_t *>r.queue
+    pthread_mutex_lock(&q.gate)
+    q.away = True
+    pthread_cond_broadcast(&q.gate_changed)
+    pthread_mutex_unlock(&q.gate)
+
+
+cdef void enter_inline(request_t *r) noexcept nogil:
+    cdef queue_t *q = <queue_t *>r.queue
+    pthread_mutex_lock(&q.gate)
+    while q.pauses and not q.stop:
+        pthread_cond_wait(&q.gate_changed, &q.gate)
+    q.away = False
     pthread_mutex_unlock(&q.gate)
 
 
@@ -453,6 +593,7 @@ cdef bint work(queue_t *q) noexcept nogil:
         call_guest(q)
     ring.ring_disable_kick(&q.ring)
     while not closing(q):
+        q.removals = q.ring.memory.removals
         n = ring.ring_pop_batch(&q.ring, q.chains, BATCH)
         for i in range(n):
             if not serve_chain(q, &q.chains[i], i == n - 1):
@@ -595,7 +736,7 @@ cdef class Queue:
         self.q.poll_max_ns = self.q.poll_ns = 1000 * poll_us
         self.q.dispatch = &dispatch.table
         self.q.kick_fd = self.q.call_fd = self.q.err_fd = -1
-        self.q.wake_fd = self.q.epoll_fd = -1
+        self.q.wake_fd = self.q.epoll_fd = self.q.bounce_fd = -1
         pthread_mutex_init(&self.q.gate, NULL)
         pthread_mutex_init(&self.q.park_lock, NULL)
         pthread_mutex_init(&self.q.used_lock, NULL)
@@ -607,9 +748,12 @@ cdef class Queue:
         self.watch(self.q.wake_fd, WAKE)
 
     def __dealloc__(self):
-        for fd in (self.q.kick_fd, self.q.call_fd, self.q.err_fd, self.q.wake_fd, self.q.epoll_fd):
+        for fd in (self.q.kick_fd, self.q.call_fd, self.q.err_fd, self.q.wake_fd, self.q.epoll_fd,
+                   self.q.bounce_fd):
             if fd >= 0:
                 c_close(fd)
+        if self.q.bounce != NULL:
+            munmap(self.q.bounce, 2 * BOUNCE_BYTES)
         free(self.iov)
         free(self.q.jobs)
         free(self.job_iov)
@@ -727,19 +871,22 @@ cdef class Queue:
         """Look at the ring (in-band kicks)."""
         self.wake()
 
-    cdef void wait_jobs(self) noexcept:
+    cdef void wait_jobs(self, bint jobs=True) noexcept:
         with nogil:
             pthread_mutex_lock(&self.q.gate)
-            while self.q.working or self.q.jobs_out or (self.q.stop and self.q.jobs_away):
+            while (self.q.working and not self.q.away) or (jobs and self.q.jobs_out) or (self.q.stop and self.q.jobs_away):
                 pthread_cond_wait(&self.q.gate_changed, &self.q.gate)
             pthread_mutex_unlock(&self.q.gate)
 
-    def pause(self):
-        """Return when no request of this queue is being worked on; none is begun until resume()."""
+    def pause(self, bint jobs=True):
+        """Return when no request of this queue is being worked on; none is begun until resume().
+
+        jobs: wait for those that have been handed over too; without, only nobody looks at memory.
+        """
         pthread_mutex_lock(&self.q.gate)
         store_release_int(&self.q.pauses, self.q.pauses + 1)
         pthread_mutex_unlock(&self.q.gate)
-        self.wait_jobs()
+        self.wait_jobs(jobs)
 
     def resume(self):
         """End one pause(); the thread looks at the ring again."""

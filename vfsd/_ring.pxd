@@ -41,10 +41,12 @@ cdef struct region_t:
     uint64_t size  # bytes
     uint64_t uva   # front end's user address
     char *host     # where it is mapped here
+    bint fragile   # the file may end before the region does: only system calls may touch it
 
 
 cdef struct memory_t:
     uint32_t n
+    uint64_t removals  # regions that have gone
     bint partial  # the guest has memory that is not mapped here: chain_t.unmapped
     region_t regions[REGIONS_MAX]  # sorted by gpa
 
@@ -77,6 +79,7 @@ cdef struct chain_t:
     uint64_t readable_bytes
     uint64_t writable_bytes
     uint16_t head
+    bint fragile      # some of it lies in a fragile region
     bint unmapped     # a direction ends early, at bytes outside of a memory that is partial
 
 

@@ -112,7 +112,7 @@ cdef inline int memory_find(const memory_t *m, uint64_t gpa, uint32_t hint) noex
 
 cdef inline char *region_part(const memory_t *m, int i, uint64_t offset, uint64_t size, uint32_t align) noexcept nogil:
     cdef char *host = m.regions[i].host + offset
-    if offset >= m.regions[i].size or size > m.regions[i].size - offset:
+    if m.regions[i].fragile or offset >= m.regions[i].size or size > m.regions[i].size - offset:
         return NULL
     return host if <uintptr_t>host % align == 0 else NULL
 
@@ -168,6 +168,7 @@ cdef struct walk_t:
     iovec *end
     uint32_t elements
     bint unmapped  # the rest of this direction is left out
+    bint fragile
 
 
 cdef int ring_init(ring_t *r, const memory_t *m, uint32_t num, uint64_t desc_uva, uint64_t avail_uva,
@@ -205,6 +206,7 @@ cdef int walk_bytes(ring_t *r, walk_t *w, uint64_t gpa, uint64_t size) noexcept 
         if i < 0:
             return CHAIN_ADDRESS
         r.last_region = <uint32_t>i
+        w.fragile |= r.memory.regions[i].fragile
         offset = gpa - r.memory.regions[i].gpa
         n = min(size, r.memory.regions[i].size - offset)
         host = r.memory.regions[i].host + offset
@@ -300,7 +302,7 @@ cdef int ring_walk(ring_t *r, chain_t *c, iovec *iov) noexcept nogil:
     w.base = w.next = iov
     w.end = r.iov + r.iov_max
     w.elements = 0
-    w.unmapped = c.unmapped = False
+    w.unmapped = c.unmapped = w.fragile = False
     c.head = load_relaxed_u16(&r.avail[2 + (r.last_avail & (r.num - 1))])
     c.readable = iov
     c.writable = NULL
@@ -310,6 +312,7 @@ cdef int ring_walk(ring_t *r, chain_t *c, iovec *iov) noexcept nogil:
         c.writable = w.next
     c.n_readable = <uint32_t>(c.writable - c.readable)
     c.n_writable = <uint32_t>(w.next - c.writable)
+    c.fragile = w.fragile
     if w.unmapped or c.unmapped:
         c.unmapped = True
         c.readable_bytes = iov_bytes(c.readable, c.n_readable)
@@ -543,8 +546,11 @@ cdef class GuestMemory:
         then ends that chain early, not the ring."""
         self.table.partial = partial
 
-    def add(self, int fd, uint64_t gpa, uint64_t size, uint64_t uva, uint64_t offset):
-        """Map size bytes of fd from offset. The descriptor stays the caller's: close it any time."""
+    def add(self, int fd, uint64_t gpa, uint64_t size, uint64_t uva, uint64_t offset, bint fragile=False):
+        """Map size bytes of fd from offset. The descriptor stays the caller's: close it any time.
+
+        fragile: the file may be shorter, or writable for others only. No ring may lie there.
+        """
         cdef memory_t *m = &self.table
         cdef uint64_t page, start, length
         cdef uint32_t i
@@ -552,10 +558,12 @@ cdef class GuestMemory:
         self.check_free(gpa, size, uva)
         if offset > <uint64_t>INT64_MAX or size > <uint64_t>INT64_MAX - offset:
             raise ValueError(f"memory region: offset {offset:#x} + size {size:#x} overflows")
-        page = file_page(fd, offset + size)
+        page = file_page(fd, 0 if fragile else offset + size)
         start = offset // page * page
         length = (offset - start + size + page - 1) // page * page
         base = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, <int64_t>start)
+        if base == MAP_FAILED and fragile:
+            base = mmap(NULL, length, PROT_READ, MAP_SHARED | MAP_NORESERVE, fd, <int64_t>start)
         if base == MAP_FAILED:
             PyErr_SetFromErrno(OSError)
         i = m.n
@@ -563,7 +571,7 @@ cdef class GuestMemory:
             m.regions[i] = m.regions[i - 1]
             self.mapped[i] = self.mapped[i - 1]
             i -= 1
-        m.regions[i] = region_t(gpa, size, uva, <char *>base + (offset - start))
+        m.regions[i] = region_t(gpa, size, uva, <char *>base + (offset - start), fragile)
         self.mapped[i].iov_base = base
         self.mapped[i].iov_len = length
         m.n += 1
@@ -608,6 +616,7 @@ cdef class GuestMemory:
     cdef void unmap(self, uint32_t i) noexcept:
         munmap(self.mapped[i].iov_base, self.mapped[i].iov_len)
         self.table.n -= 1
+        self.table.removals += 1
         for i in range(i, self.table.n):
             self.table.regions[i] = self.table.regions[i + 1]
             self.mapped[i] = self.mapped[i + 1]

@@ -93,7 +93,7 @@ class RecordingQueue:
     def kick(self) -> None:
         self.kicks += 1
 
-    def pause(self) -> None:
+    def pause(self, jobs: bool = True) -> None:
         self.calls.append("pause")
         self.paused += 1
 

@@ -90,7 +90,7 @@ class VirtQueue(Protocol):
     def set_call(self, fd: int, message: bytes = ...) -> None: ...
     def set_err(self, fd: int) -> None: ...
     def kick(self) -> None: ...
-    def pause(self) -> None: ...
+    def pause(self, jobs: bool = True) -> None: ...
     def resume(self) -> None: ...
     def close(self) -> None: ...
 
@@ -180,7 +180,7 @@ class Backend:
             if self._shmem.size > SLOTTED_WINDOW_MAX:
                 self.offered &= ~ProtocolFeature.CONFIGURE_MEM_SLOTS
         # What the front end described as memory, though it is a file mapped into the region.
-        self._windows: set[tuple[int, int, int]] = set()
+        self._windows: dict[tuple[int, int, int], bool] = {}  # whether it is mapped here
         self._table: list[tuple[Region, int, int]] | None = None
         self._backing: set[tuple[int, int]] = set()  # device and inode of what has been guest memory
         self.channel: int | None = None  # descriptor of SET_BACKEND_REQ_FD
@@ -395,10 +395,13 @@ class Backend:
             raise ProtocolError("no descriptor")
         region = Region(*SINGLE_REGION.unpack(message.payload))
         if self._is_window(region, message.fds[0]):
-            # Many and short-lived, and their files may be truncated: touching them could end us.
+            # Many and short-lived, and their files may be truncated: nothing waits for them, and nothing
+            # but system calls touches them.
             if len(self._windows) >= SLOTS_MAX:
                 raise ProtocolError(f"more than {SLOTS_MAX} regions")
-            self._windows.add((region.gpa, region.size, region.uva))
+            with self._nobody_looks():
+                mapped = self.memory.add_fragile(region, message.fds[0])
+            self._windows[region.gpa, region.size, region.uva] = mapped
             return 0
         self._table = None
         if self._shmem is not None and len(self._backing) < SLOTS_MAX:
@@ -417,13 +420,28 @@ class Backend:
 
     def _rem_mem_reg(self, message: Message) -> int:
         region = Region(*SINGLE_REGION.unpack(message.payload))
-        if (region.gpa, region.size, region.uva) in self._windows:
-            self._windows.remove((region.gpa, region.size, region.uva))
+        window = self._windows.pop((region.gpa, region.size, region.uva), None)
+        if window is not None:
+            if window:
+                with self._nobody_looks():
+                    self.memory.remove(region)
             return 0
         self._table = None
         with self._rings_moved():
             self.memory.remove(region)
         return 0
+
+    @contextmanager
+    def _nobody_looks(self) -> Iterator[None]:
+        """Around a change of memory that no request under way refers to."""
+        running = self._running()
+        for ring in running:
+            ring.queue.pause(False)
+        try:
+            yield
+        finally:
+            for ring in running:
+                ring.queue.resume()
 
     @contextmanager
     def _rings_moved(self) -> Iterator[None]:

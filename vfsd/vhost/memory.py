@@ -42,6 +42,16 @@ class MemoryTable:
             raise ProtocolError(f"more than {SLOTS_MAX} regions")
         self._map("region", region, fd)
 
+    def add_fragile(self, region: Region, fd: int) -> bool:
+        """A file that may end before the region does. False: it can't be mapped."""
+        if len(self) >= SLOTS_MAX:
+            return False
+        try:
+            self.guest.add(fd, region.gpa, region.size, region.uva, region.offset, True)
+        except (ValueError, OSError):
+            return False
+        return True
+
     def remove(self, region: Region) -> None:
         """REM_MEM_REG: the region with this gpa, size and uva. ProtocolError if there is none."""
         try:
