@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import fiojobs, programs
+from .mapped import MAPPED
 from .tasks import Task
 from .workloads import WORKLOADS
 
@@ -11,13 +12,13 @@ TASKS: dict[str, Task] = {task.name: task for task in (*programs.PROGRAMS, *fioj
 
 def title(workload: str) -> str:
     """For people; the name itself when the report is of another version."""
-    row = TASKS.get(workload) or WORKLOADS.get(workload)
+    row = TASKS.get(workload) or WORKLOADS.get(workload) or MAPPED.get(workload)
     return row.title if row else workload
 
 
 def unit(workload: str) -> str:
     """What figures are by: op, MB (op, with a throughput), entry, file, ..."""
-    row = TASKS.get(workload) or WORKLOADS.get(workload)
+    row = TASKS.get(workload) or WORKLOADS.get(workload) or MAPPED.get(workload)
     return row.unit if row else "op"
 
 

@@ -6,10 +6,10 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 from .daemons import Running, Target
-from .model import Blocking, Caching, Cell, Errand, Memory, Sample, Setting, Staleness
+from .model import Blocking, Caching, Cell, Errand, Memory, PageCache, Sample, Setting, Staleness
 from .profiles import Profile
 
-Found = Memory | Blocking | Caching | Staleness
+Found = Memory | Blocking | Caching | Staleness | PageCache
 
 
 class Session(Protocol):

@@ -179,6 +179,24 @@ class Staleness:
 
 
 @dataclass
+class PageCache:
+    """How often a file of `size` bytes is in memory once a guest has read it, besides on the host. Bytes.
+
+    copied: in the guest's page cache without DAX; own: there with DAX; shared: of the window, in the
+    host's page cache, which both see.
+    """
+
+    setting: Setting
+    who: str
+    size: int = 0
+    copied: int = 0
+    own: int = 0
+    shared: int = 0
+    failed: str | None = None
+    missing: str | None = None
+
+
+@dataclass
 class Memory:
     """What it takes to hold `count` things a guest has asked for. Bytes, guest memory not counted."""
 
@@ -217,6 +235,7 @@ class Report:
     blocking: list[Blocking] = field(default_factory=list)
     caching: list[Caching] = field(default_factory=list)
     staleness: list[Staleness] = field(default_factory=list)
+    pagecache: list[PageCache] = field(default_factory=list)
     skipped: list[dict[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -227,8 +246,8 @@ class Report:
 
 @dataclass(frozen=True)
 class Errand:
-    """A measurement outside of the table. what: inodes, handles, caching, staleness, or a kind of
-    blocking."""
+    """A measurement outside of the table. what: inodes, handles, caching, staleness, pagecache, or a
+    kind of blocking."""
 
     what: str
     setting: Setting

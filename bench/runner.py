@@ -23,6 +23,7 @@ from .model import (
     Failed,
     Memory,
     NotOffered,
+    PageCache,
     Report,
     Result,
     Setting,
@@ -243,6 +244,8 @@ class Run:
             report.caching.append(
                 Caching(setting.cache, who, writeback=setting.writeback, failed=failed, missing=missing)
             )
+        elif errand.what == "pagecache":
+            report.pagecache.append(PageCache(setting, who, failed=failed, missing=missing))
         elif errand.what == "staleness":
             report.staleness.append(Staleness(setting, who, failed=failed, missing=missing))
         elif errand.what in ("inodes", "handles"):
@@ -256,6 +259,8 @@ class Run:
             (entrant.shown.inodes if errand.what == "inodes" else entrant.shown.handles).append(found)
         elif isinstance(found, Caching):
             self.report.caching.append(found)
+        elif isinstance(found, PageCache):
+            self.report.pagecache.append(found)
         elif isinstance(found, Staleness):
             self.report.staleness.append(found)
         else:

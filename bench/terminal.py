@@ -123,11 +123,26 @@ def report(console: Console, found: Report) -> None:
         " time for one; x floor: times the bare system calls; ~ others used the machine meanwhile",
         style="dim",
     )
-    for shown in (starts(found), blocking(found), caching(found), cache_table(found), guests_see(found)):
+    for shown in (starts(found), blocking(found), caching(found), cache_table(found), guests_see(found),
+                  page_cache(found)):  # fmt: skip
         if shown.row_count:
             console.print(shown)
     for line in problems(found):
         console.print(line, highlight=False, markup=False)
+
+
+def page_cache(found: Report) -> Table:
+    shown = titled("a file that a guest has read, in memory")
+    for heading in ("daemon", "MB of the file", "MB more in the guest", "MB more with DAX", "counted"):
+        shown.add_column(heading, justify="left" if heading == "daemon" else "right")
+    for one in found.pagecache:
+        if one.failed or one.missing:
+            shown.add_row(one.who, "FAILED" if one.failed else "-", "", "", "")
+            continue
+        sizes = (f"{size / 1e6:.1f}" for size in (one.size, one.copied, one.own))
+        times = (1 + round(size / max(one.size, 1)) for size in (one.copied, one.own))
+        shown.add_row(one.who, *sizes, " -> ".join(map(str, times)))
+    return shown
 
 
 def titled(title: str) -> Table:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..level import Level
+from .dax import DaxLevel
 from .guest import GUESTS, GuestLevel
 from .mount import MountLevel
 from .place import Place
 from .wire import WireLevel
 
-LEVELS: dict[str, Callable[[Place], Level]] = {"wire": WireLevel, "mount": MountLevel, "guest": GuestLevel}
+LEVELS: dict[str, Callable[[Place], Level]] = {
+    "wire": WireLevel, "dax": DaxLevel, "mount": MountLevel, "guest": GuestLevel,
+}  # fmt: skip
 NAMES = tuple(LEVELS)
 
 

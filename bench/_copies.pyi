@@ -1,0 +1,13 @@
+from typing_extensions import Buffer
+
+from .histogram import Raw
+
+__all__ = ("measure",)
+
+def measure(
+    memory: Buffer, block: int, scattered_order: bool, seconds: float, seed: int
+) -> tuple[int, int, Raw]:
+    """Copy blocks of that many bytes (whole pages) out of the memory for so long.
+
+    In order or scattered, of the largest power of two of blocks. (nanoseconds, pages whose tags are not
+    those of a file of that seed, histogram of one copy)."""
