@@ -27,7 +27,7 @@ from .session import WireSession
 
 ORDER = "qemu-generic"  # the front end of QEMU's that has a window
 REQUEST = "read-4k"  # what mapped-4k does without
-SETTING = Setting("dax", dax=True)
+SETTING = Setting("dax", completions="event", dax=True)  # as a guest learns of replies
 PATH = "/common/big"
 
 

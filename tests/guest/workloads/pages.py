@@ -6,6 +6,7 @@ Prints what was wrong, and the checksum as it was read first.
 
 from __future__ import annotations
 
+import io
 import json
 import mmap
 import os
@@ -13,7 +14,6 @@ import random
 import struct
 import sys
 import zlib
-from typing import BinaryIO
 
 PAGE = 4096
 PIECE = 1 << 20
@@ -26,7 +26,7 @@ def piece(number: int) -> bytes:
     return b"".join(struct.pack("<Q", page) * (PAGE // 8) for page in range(first, first + PIECE // PAGE))
 
 
-def write(file: BinaryIO, mebibytes: int) -> int:
+def write(file: io.BufferedWriter, mebibytes: int) -> int:
     """The whole file; the value is its checksum."""
     checksum = 0
     for number in range(mebibytes):
