@@ -45,17 +45,16 @@ class WindowMemory:
     def view(
         self, parts: Sequence[tuple[int, int]], start: int, length: int, writable: bool,
         released: Callable[[], None],
-    ) -> View:  # fmt: skip
+    ) -> memoryview:  # fmt: skip
         """Pieces of the window, one after the other in memory of their own, as page tables would do it.
 
-        parts: (offset, size), multiples of the page size. The view's bytes are those from start on.
-        released: called once, in whatever thread, when no buffer of it is left. OSError."""
+        parts: (offset, size), multiples of the page size. The view's bytes are those from start on; its
+        `obj` is a View. released: called once, in whatever thread, when nobody has it any more. OSError."""
 
 @final
 class View:
-    """Exports a buffer that is valid as long as anybody has it, whatever becomes of the window."""
+    """The memory of a view, there as long as anybody has it, whatever becomes of the window."""
 
     @property
     def torn(self) -> int:
         """Pages that had to be replaced by zeroes because the file was cut off behind them."""
-    def __buffer__(self, flags: int, /) -> memoryview: ...

@@ -198,7 +198,7 @@ cdef class WindowMemory:
         if view.area == NULL:
             raise MemoryError
         view.released = released
-        return view
+        return memoryview(view)
 
     cdef int double(self, char *target, uint64_t offset, uint64_t size) except -1:
         """Have a piece of the window there too: an old size of 0 makes a second mapping (mremap(2))."""

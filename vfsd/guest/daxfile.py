@@ -12,7 +12,6 @@ from os import strerror
 from typing import TYPE_CHECKING
 
 from vfsd.fuse.abi import PAGE_SIZE
-from vfsd.guest._window import View
 from vfsd.guest.attributes import getattr_now, update_attributes
 from vfsd.guest.dax import RANGE, Dax, InodeDax
 from vfsd.guest.inodes import STATX_MODIFY, STATX_SIZE
@@ -175,13 +174,13 @@ def mmap(file: "OpenFile", offset: int, length: int) -> memoryview:
     hold = Hold(file, dax, offset, offset + length - 1)
     try:
         hold.pin(file.writable)
-        return memoryview(view_of(hold, offset, length, file.writable))
+        return view_of(hold, offset, length, file.writable)
     except BaseException:
         hold.release()
         raise
 
 
-def view_of(hold: Hold, offset: int, length: int, writable: bool) -> View:
+def view_of(hold: Hold, offset: int, length: int, writable: bool) -> memoryview:
     first = offset // PAGE_SIZE * PAGE_SIZE
     end = -(-(offset + length) // PAGE_SIZE) * PAGE_SIZE
     parts = []
