@@ -519,10 +519,10 @@ cdef void answer_ready(queue_t *q) noexcept nogil:
 
 
 cdef void cancel_parked(queue_t *q) noexcept nogil:
-    """The ring is to stop: what waits is answered EINTR, as if a signal had come.
+    """The ring is to stop: what waits is answered ENOLCK, as Linux does when a lock server is lost.
 
-    Their chains could not be answered from another ring, and whoever waits tries again. A pause leaves
-    them alone: memory only comes then, none that they point to goes.
+    Their chains could not be answered from another ring. A pause leaves them alone: memory only comes
+    then, none that they point to goes.
     """
     cdef uint32_t i
     for i in range(q.parks_top):
@@ -840,7 +840,7 @@ cdef class Queue:
     def stop(self):
         """Finish what is in flight, end the thread, give the next avail index. Not started: 0.
 
-        What waits for somebody is answered EINTR.
+        What waits for somebody is answered ENOLCK.
         """
         if not self.started:
             return 0

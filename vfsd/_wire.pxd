@@ -255,6 +255,9 @@ cdef packed struct fuse_file_lock:  # both ends included
     uint32_t type
     uint32_t pid
 
+cdef packed struct fuse_interrupt_in:
+    uint64_t unique
+
 cdef packed struct fuse_lk_in:
     uint64_t fh
     uint64_t owner

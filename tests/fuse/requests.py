@@ -99,6 +99,7 @@ REQUESTS: dict[str, Callable[[Held], tuple[int, bytes, int]]] = {
     "GETLK": lambda h: (h.file, lock_in(h.fh), 0),
     "SETLK": lambda h: (h.file, lock_in(h.fh), 0),
     "SETLKW": lambda h: (h.file, lock_in(h.fh), 0),
+    "INTERRUPT": lambda h: (0, bytes(8), 0),
     "CREATE": lambda h: (ROOT, abi.CREATE_IN.pack(os.O_RDWR | os.O_CREAT, 0o600, 0, 0) + b"new\0", 0),
     "DESTROY": lambda h: (0, b"", 0),
     "BATCH_FORGET": lambda h: (0, wire.BATCH_FORGET_IN.pack(1, 0) + wire.FORGET_ONE.pack(h.link, 1), 0),

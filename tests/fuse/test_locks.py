@@ -360,11 +360,28 @@ def test_a_wait_ends_with_what_it_waits_through(start_guest: StartGuest, file: F
         guest.frontend.get_vring_base(2)
     else:
         guest.frontend.reset_device(ack=True)
-    assert waiting.ended(token) == errno.EINTR
+    assert waiting.ended(token) == (errno.EBADF if end in ("release", "flush") else errno.ENOLCK)
     if end in ("flush", "destroy", "reset"):
         file.lock(1, F_WRLCK, (20, 29))
     file.unlock(1)
     file.lock(2, F_WRLCK, (0, 9))
+
+
+def test_an_interrupt_ends_the_wait_it_is_for_alone(start_guest: StartGuest, file: File) -> None:
+    guest = start_guest()
+    guest.init()
+    waiting = opened(guest)
+    file.lock(1, F_WRLCK)
+    first, second = waiting.wait(1, F_WRLCK), waiting.wait(2, F_WRLCK)
+    assert waiting.still_waits(first, second)
+    unique = waiting.queue._pending[first].unique
+    Operations(file.queue).body("INTERRUPT", 0, abi.INTERRUPT_IN.pack(unique))  # of another guest
+    assert waiting.still_waits(first, second)
+    guest.body("INTERRUPT", 0, abi.INTERRUPT_IN.pack(unique))
+    assert waiting.ended(first) == errno.EINTR
+    assert waiting.still_waits(second)
+    file.unlock(1)
+    assert waiting.ended(second) == 0
 
 
 def test_a_wait_goes_on_while_memory_is_plugged_in(start_guest: StartGuest, file: File) -> None:

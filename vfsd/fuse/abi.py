@@ -57,6 +57,7 @@ KSTATFS = Struct("=QQQQQ IIII 24x")  # blocks, bfree, bavail, files, ffree, bsiz
 COPY_FILE_RANGE_IN = Struct("=QQQQQQQ")  # fh_in, off_in, nodeid_out, fh_out, off_out, len, flags
 COPY_FILE_RANGE_64_OUT = Struct("=Q")  # bytes_copied
 LK_IN = Struct("=QQ QQII II")  # fh, owner, start, end, type, pid, lk_flags, padding
+INTERRUPT_IN = Struct("=Q")  # unique
 LK_OUT = Struct("=QQII")  # start, end, type, pid
 ACCESS_IN = Struct("=II")  # mask, padding
 IOCTL_IN = Struct("=QIIQII")  # fh, flags, cmd, arg, in_size, out_size

@@ -32,7 +32,7 @@ cdef struct span_t:
 cdef struct parked_t:
     # The queue's: answer with rc. Once, by any thread, also before the operation has returned; never waits.
     void (*finish)(parked_t *parked, int rc) noexcept nogil
-    # The operation's: have it finished with -EINTR, unless it has been. Called while finish may be.
+    # The operation's: have it finished with -ENOLCK, unless it has been. Called while finish may be.
     void (*cancel)(parked_t *parked) noexcept nogil
     void *by                # the operation's
     void *waiter

@@ -122,6 +122,7 @@ OPERATIONS = (
     Op(Opcode.GETLK, Home.HOT, "hostfs.locks"),
     Op(Opcode.SETLK, Home.HOT, "hostfs.locks"),
     Op(Opcode.SETLKW, Home.HOT, "hostfs.locks"),
+    Op(Opcode.INTERRUPT, Home.HOT, "hostfs.locks"),
     Op(Opcode.ACCESS, Home.HOT, "hostfs.attributes"),
     Op(Opcode.CREATE, Home.HOT, "hostfs.data", modifies=True),
     Op(Opcode.DESTROY, Home.PYTHON, "fuse.init"),

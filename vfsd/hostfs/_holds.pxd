@@ -74,6 +74,7 @@ cdef struct file_t:
 # One GETLK, SETLK or SETLKW.
 cdef struct want_t:
     tables_t *guest
+    uint64_t unique     # of the request
     uint64_t fh
     uint64_t number     # of the owner
     uint64_t start

@@ -13,6 +13,8 @@ cdef int lock_set(want_t *w, bint waits, parked_t *parked) noexcept nogil
 cdef int lock_test(want_t *w) noexcept nogil
 # FLUSH: the owner's POSIX locks on the file end, and its waits through this handle.
 cdef void locks_flush(tables_t *guest, uint64_t fh, int fd, uint64_t owner) noexcept nogil
+# INTERRUPT: the request of that number waits no more.
+cdef void locks_interrupt(tables_t *guest, uint64_t unique) noexcept nogil
 # RELEASE, once fh is closed: its flock ends, and every wait through it.
 cdef void locks_release(tables_t *guest, uint64_t fh) noexcept nogil
 # The guest has gone: everything of its ends.

@@ -152,7 +152,7 @@ cdef void cancel(parked_t *parked) noexcept nogil:
     cdef locks_t *l = <locks_t *>parked.by
     pthread_mutex_lock(&l.lock)
     if parked.waiter != NULL:
-        finish(l, <waiter_t *>parked.waiter, -EINTR)
+        finish(l, <waiter_t *>parked.waiter, -ENOLCK)
     pthread_mutex_unlock(&l.lock)
 
 
@@ -299,15 +299,18 @@ cdef int lock_test(want_t *w) noexcept nogil:
     return rc
 
 
-cdef void end_waits(locks_t *l, tables_t *guest, uint64_t fh, const owner_t *owner) noexcept nogil:
-    """Of a guest; fh 0: through every handle; owner NULL: of all."""
+cdef void end_waits(locks_t *l, tables_t *guest, uint64_t fh, const owner_t *owner, int rc) noexcept nogil:
+    """Of a guest; fh 0: through every handle; owner NULL: of all.
+
+    rc is not -EINTR: without a signal Linux would hand ERESTARTSYS to the program (fuse_setlk).
+    """
     cdef waiter_t *waiter = l.first
     cdef waiter_t *next_waiter
     while waiter != NULL:
         next_waiter = waiter.next
         if (waiter.want.guest == guest and (fh == 0 or waiter.want.fh == fh)
                 and (owner == NULL or waiter.owner == owner)):
-            finish(l, waiter, -EINTR)
+            finish(l, waiter, rc)
         waiter = next_waiter
 
 
@@ -329,7 +332,7 @@ cdef void locks_flush(tables_t *guest, uint64_t fh, int fd, uint64_t owner_numbe
     owner = owner_of(l, &w, False)
     if owner != NULL:
         owner.users += 1
-        end_waits(l, guest, fh, owner)
+        end_waits(l, guest, fh, owner, -EBADF)  # as fcntl(2) when a close has won
         file = file_of(l, &w, False)
         hold = hold_of(file, owner)
         if hold != NULL:
@@ -337,6 +340,20 @@ cdef void locks_flush(tables_t *guest, uint64_t fh, int fd, uint64_t owner_numbe
             drop_file(l, file)
         owner.users -= 1
         drop_owner(l, owner)
+    pthread_mutex_unlock(&l.lock)
+
+
+cdef void locks_interrupt(tables_t *guest, uint64_t unique) noexcept nogil:
+    cdef locks_t *l = <locks_t *>guest.locks
+    cdef waiter_t *waiter
+    if load_acquire_u64(&guest.n_locks) == 0:
+        return
+    pthread_mutex_lock(&l.lock)
+    waiter = l.first
+    while waiter != NULL and (waiter.want.guest != guest or waiter.want.unique != unique):
+        waiter = waiter.next
+    if waiter != NULL:
+        finish(l, waiter, -EINTR)
     pthread_mutex_unlock(&l.lock)
 
 
@@ -352,7 +369,7 @@ cdef void locks_release(tables_t *guest, uint64_t fh) noexcept nogil:
     w.number = fh
     w.flock = True
     pthread_mutex_lock(&l.lock)
-    end_waits(l, guest, fh, NULL)
+    end_waits(l, guest, fh, NULL, -EBADF)
     owner = owner_of(l, &w, False)
     if owner != NULL:
         file = owner.flocked.file
@@ -370,7 +387,7 @@ cdef void locks_drop(tables_t *guest) noexcept nogil:
     if load_acquire_u64(&guest.n_locks) == 0:
         return
     pthread_mutex_lock(&l.lock)
-    end_waits(l, guest, 0, NULL)
+    end_waits(l, guest, 0, NULL, -ENOLCK)
     for i in range(BUCKETS):
         file = l.files[i]
         while file != NULL:

@@ -5,11 +5,11 @@ from libc.stdint cimport int64_t, uint32_t
 from libc.string cimport memset
 
 from vfsd cimport _wire as w
-from vfsd.fuse.dispatch cimport Dispatch, request_args, request_t, span_write
+from vfsd.fuse.dispatch cimport Dispatch, request_args, request_t, span_read, span_write
 from vfsd.hostfs cimport _host as h
 from vfsd.hostfs._handles cimport handle_get, handle_put
 from vfsd.hostfs._holds cimport OFFSET_MAX, want_t
-from vfsd.hostfs._locks cimport lock_set, lock_test
+from vfsd.hostfs._locks cimport lock_set, lock_test, locks_interrupt
 from vfsd.hostfs._slots cimport tables_t
 from vfsd.hostfs._tables cimport Tables
 
@@ -45,6 +45,7 @@ cdef int read_want(tables_t *t, request_t *r, want_t *want) noexcept nogil:
     elif arg.lk.end < arg.lk.start:
         return -EINVAL
     want.guest = t
+    want.unique = r.header.unique
     want.fh = arg.fh
     want.number = arg.fh if want.flock else arg.owner
     want.start = arg.lk.start
@@ -106,6 +107,19 @@ cdef int op_setlk(void *fs, request_t *r) noexcept nogil:
     return rc
 
 
+cdef int op_interrupt(void *fs, request_t *r) noexcept nogil:
+    """A wait for a lock ends with EINTR; nothing else waits long enough. Linux's own driver never sends it.
+
+    Sent on the queue of the request it is for, it finds that waiting or answered.
+    """
+    cdef w.fuse_interrupt_in arg
+    memset(&arg, 0, sizeof(arg))
+    if span_read(&r.body, &arg, sizeof(arg)) < 0:
+        return -EINVAL
+    locks_interrupt(<tables_t *>fs, arg.unique)
+    return 0
+
+
 def install(Dispatch dispatch, Tables tables):
     """Make these operations the dispatch's, if the share has locks; else they are not there (ENOSYS)."""
     cdef tables_t *t = &tables.t
@@ -114,3 +128,4 @@ def install(Dispatch dispatch, Tables tables):
     dispatch.set_hot(NUMBER["GETLK"], op_getlk, t, tables)
     dispatch.set_hot(NUMBER["SETLK"], op_setlk, t, tables)
     dispatch.set_hot(NUMBER["SETLKW"], op_setlk, t, tables)
+    dispatch.set_hot(NUMBER["INTERRUPT"], op_interrupt, t, tables)
