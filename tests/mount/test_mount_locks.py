@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -95,6 +96,23 @@ def test_who_waits_gets_the_lock_next(places: Places, call: str, holder: str, wa
     first.end()
     assert second.line() == "held\n"
     second.end()
+
+
+@pytest.mark.parametrize("call", ["flock", "lockf"])
+def test_a_signal_ends_a_wait(places: Places, call: str) -> None:
+    (places.host / "signalled").touch()
+    holder = Holder(places.one / "signalled", call)
+    assert holder.line() == "held\n"
+    waiters = [Holder(places.two / "signalled", call) for _ in range(3)]
+    assert all(waiter.waits(0.05) for waiter in waiters)
+    for waiter, number in zip(waiters, (signal.SIGKILL, signal.SIGTERM), strict=False):
+        waiter.process.send_signal(number)
+        assert waiter.process.wait(WAIT_S) == -number
+        waiter.process.communicate()
+    assert waiters[2].waits(0.05)
+    holder.end()
+    assert waiters[2].line() == "held\n"
+    waiters[2].end()
 
 
 def test_what_a_killed_program_held_is_free(places: Places) -> None:

@@ -8,7 +8,7 @@ file can do, and for how much room a reply needs, which only virtio must know be
 
 cimport cython
 from libc.errno cimport (
-    E2BIG, EAGAIN, ECONNABORTED, EINTR, EIO, ENODEV, ENOENT, ENOSYS, EPROTO, errno,
+    E2BIG, EAGAIN, ECONNABORTED, EINTR, EIO, ENODEV, ENOENT, ENOLCK, ENOSYS, EPROTO, errno,
 )
 from libc.stdint cimport int32_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
@@ -41,6 +41,7 @@ cdef extern from "<unistd.h>" nogil:
 cdef enum:
     FORGET = 2
     INIT = 26
+    SETLKW = 33
     INTERRUPT = 36
     BATCH_FORGET = 42
     OPCODES = 64
@@ -133,6 +134,7 @@ cdef struct bridge_t:
     uint64_t running
     uint64_t forgets
     uint64_t interrupts
+    uint64_t lock_waits        # SETLKW in flight
     uint64_t refused
 
 
@@ -142,6 +144,8 @@ cdef struct pending_t:
     int fd                     # the kernel looks for a request only at the clone it was read from
     uint32_t opcode
     uint64_t unique
+    uint32_t queue
+    bint sent
     uint64_t offered           # INIT flags
 
 
@@ -238,6 +242,13 @@ cdef void reply(slot_t *s, void *owner) noexcept nogil:
     if p.opcode == INIT:
         reply_init(s, p)
         return
+    if p.opcode == INTERRUPT:
+        if s.error == -ENOSYS:  # the device knows none: the kernel shall send no more
+            answer_error(p.b, p.fd, p.unique, -ENOSYS)
+        tr.slot_put(p.b.t, s)
+        return
+    if p.opcode == SETLKW:
+        add_u64(&p.b.lock_waits, <uint64_t>-1)
     if s.error and p.b.t.vqs[s.queue].aborted:
         answer_error(p.b, p.fd, p.unique, -ECONNABORTED)  # as fuse_abort_conn has it
     elif s.error:
@@ -331,6 +342,44 @@ cdef void offer_init(slot_t *s, pending_t *p) noexcept nogil:
         i.flags2 = p.offered >> 32
 
 
+cdef bint interrupt(bridge_t *b, pending_t *pending, slot_t *s, int fd, uint32_t size) noexcept nogil:
+    """Pass it on for a lock, which alone can take for ever. True: the slot went with it."""
+    cdef fuse_in_header *h = <fuse_in_header *>tr.slot_header(b.t, s)
+    cdef pending_t *p = &pending[s.index]
+    cdef uint64_t unique = 0
+    cdef uint32_t i = 0
+    add_u64(&b.interrupts, 1)
+    if size < FUSE_IN_HEADER + sizeof(unique):
+        return False
+    memcpy(&unique, h + 1, sizeof(unique))
+    while i < b.t.n_slots and pending[i].unique != unique:
+        i += 1
+    if i == b.t.n_slots or not pending[i].sent:
+        # Another thread is about to send it, or it has been answered: the kernel knows, and asks again.
+        answer_error(b, fd, h.unique, -EAGAIN)
+        return False
+    if pending[i].opcode != SETLKW:
+        return False
+    p.b = b
+    p.fd = fd
+    p.opcode = INTERRUPT
+    p.unique = h.unique
+    s.done = reply
+    s.owner = p
+    s.in_args = sizeof(unique)
+    s.in_pages = s.out_args = s.out_pages = s.flags = 0
+    tr.slot_send(b.t, s, pending[i].queue, True)  # the same queue: it comes there after it
+    return True
+
+
+cdef bint too_many_locks(bridge_t *b) noexcept nogil:
+    """Half of the slots are left to others, or whoever has the lock could not give it up."""
+    if add_u64(&b.lock_waits, 1) <= <uint64_t>b.t.n_slots // 2 + 1:
+        return False
+    add_u64(&b.lock_waits, <uint64_t>-1)
+    return True
+
+
 cdef bint carry(bridge_t *b, pending_t *pending, slot_t *s, int fd, uint32_t queue,
                 uint32_t size) noexcept nogil:
     """Do with a frame of `size` bytes what is to be done. True: the slot went with it."""
@@ -348,10 +397,7 @@ cdef bint carry(bridge_t *b, pending_t *pending, slot_t *s, int fd, uint32_t que
         batch_forget(b, s, size)
         return False
     if opcode == INTERRUPT:
-        # Sets no_interrupt: the kernel then waits as on virtio-fs, which has no interrupts.
-        add_u64(&b.interrupts, 1)
-        answer_error(b, fd, h.unique, -ENOSYS)
-        return False
+        return interrupt(b, pending, s, fd, size)
     if opcode >= OPCODES or not shapes[opcode].known:
         answer_error(b, fd, h.unique, -ENOSYS)
         return False
@@ -362,15 +408,21 @@ cdef bint carry(bridge_t *b, pending_t *pending, slot_t *s, int fd, uint32_t que
         add_u64(&b.refused, 1)
         answer_error(b, fd, h.unique, rc)
         return False
+    if opcode == SETLKW and too_many_locks(b):
+        answer_error(b, fd, h.unique, -ENOLCK)
+        return False
     p.b = b
     p.fd = fd
     p.opcode = opcode
+    p.queue = queue
+    p.sent = False
     p.unique = h.unique
     s.done = reply
     s.owner = p
     if opcode == INIT:
         offer_init(s, p)
     tr.slot_send(b.t, s, queue, True)
+    p.sent = True
     return True
 
 
