@@ -156,6 +156,7 @@ class Scripted:
 
     config = None
     inband = False
+    shmem = None
 
     def __init__(self, path: Path, queues: int = 1) -> None:
         self.path = path
