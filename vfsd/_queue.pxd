@@ -1,102 +1,7 @@
 """The thread of one virtqueue: wait, pop, dispatch, push, call."""
 
-from libc.stdint cimport uint32_t, uint64_t
-
-from vfsd._pool cimport pool_t, task_t
-from vfsd._ring cimport RING_ERRORS, chain_t, iovec, ring_t
-from vfsd.fuse.dispatch cimport OPCODES_MAX, dispatch_t, parked_t, request_t
-
-from vfsd._threads cimport pthread_cond_t, pthread_mutex_t
-
-cdef enum:
-    BATCH = 32          # chains taken at a time
-    CALL_BYTES_MAX = 32
-    JOBS_MAX = 64       # requests of one queue that the pool has at a time; the next waits inline
-    PARKS_KEPT = 16     # heads of a ring that no waiting request takes, at most half
-
-
-# What was done for one opcode. One writer (the queue thread); read at any time.
-cdef struct op_count_t:
-    uint64_t requests
-    uint64_t errors
-    uint64_t bytes_in   # whole request
-    uint64_t bytes_out  # whole reply
-
-
-# A request the pool runs: everything about it that the queue's own arrays would lose.
-cdef struct job_t:
-    task_t task
-    queue_t *queue
-    request_t request
-    uint64_t readable_bytes
-    uint32_t head
-    iovec *iov
-    job_t *next
-
-
-# A request that waits for somebody: no thread, no place in the pool, and pause() passes it by.
-cdef struct park_t:
-    parked_t parked          # first: what the operation knows of it
-    queue_t *queue
-    request_t request        # without its iovecs: the arguments are in scratch, the reply is a header
-    uint64_t readable_bytes
-    uint32_t head
-    int rc                   # once it is ready
-    bint taken
-    park_t *next             # of the free or the ready ones
-
-
-cdef struct queue_t:
-    ring_t ring
-    dispatch_t *dispatch
-    pool_t *pool
-    job_t *jobs
-    job_t *free_jobs         # under used_lock
-    park_t *parks
-    park_t *free_parks
-    uint32_t parks_top       # ever used since the start
-    park_t *ready            # to be answered, under park_lock
-    int any_ready
-    uint64_t poll_ns         # how long to look for more before sleeping, now
-    uint64_t poll_max_ns
-    uint64_t idle_since      # ns, when the ring was left
-    bint lingers
-    void *owner              # the Queue: borrowed
-    int threads              # 1, or 2 once something has blocked
-    int sleepers             # of those, waiting for a kick; under the gate
-    chain_t chains[BATCH]
-    int kick_fd
-    bint kick_is_socket
-    int call_fd
-    bint call_is_socket
-    bint call_may_block      # an eventfd or pipe without O_NONBLOCK
-    bint owes_call           # a call that found the back-end channel full
-    char call_bytes[CALL_BYTES_MAX]
-    uint32_t call_len
-    int err_fd
-    int wake_fd              # ours: stop, resume, in-band kicks
-    int epoll_fd
-    int broken               # 0 or the ring code that stopped this queue
-    int stop
-    # The gate: the control thread changes what the queue thread uses only while it is closed.
-    pthread_mutex_t gate
-    pthread_mutex_t park_lock
-    pthread_mutex_t used_lock   # the used ring and the counters: queue thread and pool
-    pthread_cond_t gate_changed
-    int pauses
-    bint working
-    bint away                # it works on copies alone, in the middle of a batch
-    uint64_t removals        # of the memory's regions, when the batch was taken
-    bint missed              # the other thread has woken meanwhile and gone back to sleep; under the gate
-    int jobs_out             # with the pool; the gate is closed only when there are none
-    int bounce_fd            # a memfd, and where it is mapped: for chains in fragile memory
-    char *bounce
-    int jobs_away            # of the pool's, those that use nothing of the queue just now
-    op_count_t ops[OPCODES_MAX + 1]  # the last: opcodes past the table
-    uint64_t ring_errors[RING_ERRORS]
-    uint64_t unanswered      # chains without a whole in header, or without room for an out header
-    uint64_t kicks
-    uint64_t calls
+from vfsd._ring cimport iovec
+from vfsd._virtqueue cimport queue_t
 
 
 cdef class Queue:
@@ -110,11 +15,8 @@ cdef class Queue:
     cdef object memory
     cdef list threads
     cdef iovec *iov
-    cdef iovec *job_iov
 
     cdef int watch(self, int fd, int what) except -1
     cdef void wake(self) noexcept
     cdef int add_thread(self) except -1
     cdef void wait_jobs(self, bint jobs=*) noexcept
-    cdef int make_jobs(self, uint32_t iov_max) except -1
-    cdef int make_parks(self, uint32_t num) except -1

@@ -1,21 +1,26 @@
 """One virtqueue and its thread (docs/architecture.md, "One request, end to end")."""
 
 cimport cython
-from libc.errno cimport EAGAIN, EFAULT, ENOLCK, errno
-from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
+from libc.errno cimport EFAULT, errno
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
 from vfsd cimport _ring as ring
+from vfsd._bounce cimport bounce_free, serve_fragile
+from vfsd._jobs cimport jobs_free, jobs_init, make_job, run_job
+from vfsd._parks cimport answer_ready, cancel_parked, park, parks_free, parks_init
+from vfsd._pool cimport Pool, pool_submit
+from vfsd._replies cimport call_guest, call_if_wanted, finish, give_back_unanswered
 from vfsd._ring cimport GuestMemory, chain_t
-from vfsd._pool cimport Pool, pool_submit, task_t
-from vfsd.fuse.dispatch cimport (
-    WAITS, WOULD_BLOCK, WOULD_WAIT, Dispatch, parked_t, request_blocks, request_parse, request_reply,
-    request_run, request_t, span_t,
-)
 from vfsd._threads cimport (
     pthread_cond_broadcast, pthread_cond_destroy, pthread_cond_init, pthread_cond_wait,
     pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
+)
+from vfsd._virtqueue cimport BATCH, CALL_BYTES_MAX, job_t, op_count_t, queue_t, wake_queue
+from vfsd.fuse.dispatch cimport (
+    OPCODES_MAX, WOULD_BLOCK, WOULD_WAIT, Dispatch, request_blocks, request_parse, request_run,
+    request_t, span_t,
 )
 
 import logging
@@ -25,7 +30,6 @@ import threading
 
 from vfsd._ring import CHAIN_ERRORS
 from vfsd.fuse.opcodes import NAME as OPCODE_NAME
-from vfsd.fuse.opcodes import NUMBER as OPCODE_NUMBER
 
 __all__ = ("Queue",)
 
@@ -68,55 +72,22 @@ cdef extern from "<sys/epoll.h>" nogil:
     unsigned int EPOLLIN
     unsigned int EPOLLET
 
-cdef extern from "<poll.h>" nogil:
-    struct pollfd:
-        int fd
-        short events
-        short revents
-    int poll(pollfd *fds, unsigned long n, int timeout_ms)
-    short POLLOUT
-
 cdef extern from "<sys/eventfd.h>" nogil:
     int eventfd(unsigned int initial, int flags)
     int EFD_CLOEXEC
     int EFD_NONBLOCK
 
 cdef extern from "<sys/socket.h>" nogil:
-    ssize_t send(int fd, const void *data, size_t n, int flags)
     ssize_t recv(int fd, void *data, size_t n, int flags)
     int MSG_DONTWAIT
-    int MSG_NOSIGNAL
 
 cdef extern from "<unistd.h>" nogil:
     ssize_t c_write "write"(int fd, const void *data, size_t n)
     int c_close "close"(int fd)
 
-cdef extern from "<sys/mman.h>" nogil:
-    int memfd_create(const char *name, unsigned int flags)
-    void *mmap(void *addr, size_t length, int prot, int flags, int fd, int64_t offset)
-    int munmap(void *addr, size_t length)
-    void *MAP_FAILED
-    int MAP_SHARED
-    int PROT_READ
-    int PROT_WRITE
-    unsigned int MFD_CLOEXEC
-
-cdef extern from "<sys/uio.h>" nogil:
-    ssize_t preadv(int fd, const iovec *iov, int n, int64_t offset)
-    ssize_t pwritev(int fd, const iovec *iov, int n, int64_t offset)
-
-cdef extern from "<unistd.h>" nogil:
-    int ftruncate(int fd, int64_t size)
-
-cdef uint32_t READ = OPCODE_NUMBER["READ"]
-cdef uint32_t WRITE = OPCODE_NUMBER["WRITE"]
-
 cdef enum:
-    IOV_MAX = 1024
-    BOUNCE_BYTES = 1 << 22  # a request of 1 MiB, the most there is, and its headers
     WAKE = 0
     KICK = 1
-    CHANNEL_POLL_MS = 50
     POLL_MIN_NS = 4000
     CLOCK_EVERY = 32  # looks at the ring for one at the clock
     LINGER_NS = 200000  # what nobody waits for (FORGET) is gathered for so long
@@ -127,66 +98,7 @@ COUNTS = ("requests", "errors", "bytes_in", "bytes_out")
 EVENT = b"\1\0\0\0\0\0\0\0"  # what calls the guest through an eventfd: adds one
 
 
-# --- the queue thread ---
-
-cdef void call_guest(queue_t *q) noexcept nogil:
-    if q.call_fd < 0:
-        return
-    count_u64(&q.calls, 1)
-    q.owes_call = False
-    # A full socket or counter means that the front end has calls to read: none is lost.
-    if not q.call_is_socket:
-        if not q.call_may_block or writable(q.call_fd, 0):
-            c_write(q.call_fd, q.call_bytes, q.call_len)
-    elif q.call_len == sizeof(ONE):
-        send(q.call_fd, q.call_bytes, q.call_len, MSG_NOSIGNAL | MSG_DONTWAIT)
-    else:
-        # A whole message on the back-end channel: it must not be lost. Nor may it keep the control
-        # thread waiting, so it is tried again once the gate is open.
-        while send(q.call_fd, q.call_bytes, q.call_len, MSG_NOSIGNAL | MSG_DONTWAIT) < 0:
-            if errno != EAGAIN:
-                return
-            if load_acquire_int(&q.stop) or load_acquire_int(&q.pauses):
-                q.owes_call = True
-                return
-            writable(q.call_fd, CHANNEL_POLL_MS)
-
-
-cdef bint writable(int fd, int timeout_ms) noexcept nogil:
-    cdef pollfd p
-    p.fd = fd
-    p.events = POLLOUT
-    return poll(&p, 1, timeout_ms) == 1
-
-
-cdef void finish(queue_t *q, request_t *r, uint32_t head, uint64_t bytes_in, int rc) noexcept nogil:
-    """Write the reply, count, give the chain back."""
-    give_back(q, r, head, bytes_in, request_reply(r, rc), rc)
-
-
-cdef void give_back(queue_t *q, request_t *r, uint32_t head, uint64_t bytes_in, uint32_t written, int rc) noexcept nogil:
-    cdef uint32_t opcode = r.header.opcode
-    cdef op_count_t *count = &q.ops[opcode if opcode < OPCODES_MAX else OPCODES_MAX]
-    pthread_mutex_lock(&q.used_lock)
-    count_u64(&count.requests, 1)
-    count_u64(&count.bytes_in, bytes_in)
-    count_u64(&count.bytes_out, written)
-    if rc < 0:
-        count_u64(&count.errors, 1)
-    ring.ring_push(&q.ring, <uint16_t>head, written)
-    pthread_mutex_unlock(&q.used_lock)
-    if r.close_fd >= 0:
-        c_close(r.close_fd)
-
-
-cdef void call_if_wanted(queue_t *q) noexcept nogil:
-    cdef bint wanted
-    pthread_mutex_lock(&q.used_lock)
-    wanted = ring.ring_wants_call(&q.ring)
-    pthread_mutex_unlock(&q.used_lock)
-    if wanted:
-        call_guest(q)
-
+# --- one request ---
 
 cdef bint serve_chain(queue_t *q, chain_t *chain, bint last) noexcept nogil:
     """One request from parse to used element, or to the pool. False: this thread has lent the ring."""
@@ -204,10 +116,7 @@ cdef bint serve_chain(queue_t *q, chain_t *chain, bint last) noexcept nogil:
     writable.n = chain.n_writable
     writable.bytes = chain.writable_bytes
     if not request_parse(q.dispatch, readable, writable, &r):
-        pthread_mutex_lock(&q.used_lock)
-        count_u64(&q.unanswered, 1)
-        ring.ring_push(&q.ring, chain.head, 0)
-        pthread_mutex_unlock(&q.used_lock)
+        give_back_unanswered(q, chain.head)
         return True
     if chain.unmapped:
         r.error = -EFAULT
@@ -238,147 +147,6 @@ cdef bint serve_chain(queue_t *q, chain_t *chain, bint last) noexcept nogil:
     return True
 
 
-# --- buffers in files that may end ---
-
-cdef bint make_bounce(queue_t *q) noexcept nogil:
-    if q.bounce == NULL:
-        q.bounce_fd = memfd_create(b"bounce", MFD_CLOEXEC)
-        if q.bounce_fd < 0 or ftruncate(q.bounce_fd, 2 * BOUNCE_BYTES) < 0:
-            return False
-        q.bounce = <char *>mmap(NULL, 2 * BOUNCE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, q.bounce_fd, 0)
-        if <void *>q.bounce == MAP_FAILED:
-            q.bounce = NULL
-    return q.bounce != NULL
-
-
-cdef uint64_t bounce_move(queue_t *q, const iovec *iov, uint32_t n, int64_t at, bint out) noexcept nogil:
-    """By the kernel, to which a page that is not there is no signal but an end: bytes moved."""
-    cdef uint64_t done = 0, asked
-    cdef uint32_t i = 0, j, part
-    cdef ssize_t moved
-    while i < n:
-        part = min(n - i, <uint32_t>IOV_MAX)
-        asked = 0
-        for j in range(part):
-            asked += iov[i + j].iov_len
-        if out:
-            moved = preadv(q.bounce_fd, iov + i, part, at + <int64_t>done)
-        else:
-            moved = pwritev(q.bounce_fd, iov + i, part, at + <int64_t>done)
-        if moved > 0:
-            done += moved
-        if moved < <ssize_t>asked:
-            break
-        i += part
-    return done
-
-
-cdef uint32_t bounce_reply(queue_t *q, chain_t *chain, request_t *r, int rc) noexcept nogil:
-    """Write the reply to the guest: bytes, 0 if it can't be."""
-    cdef uint32_t written = request_reply(r, rc), left = written, n = 0
-    cdef size_t last
-    if written == 0:
-        return 0
-    while chain.writable[n].iov_len < left:
-        left -= <uint32_t>chain.writable[n].iov_len
-        n += 1
-    last = chain.writable[n].iov_len
-    chain.writable[n].iov_len = left
-    if bounce_move(q, chain.writable, n + 1, BOUNCE_BYTES, True) < written:
-        written = 0
-    chain.writable[n].iov_len = last
-    return written
-
-
-cdef void serve_fragile(queue_t *q, chain_t *chain) noexcept nogil:
-    """One request with buffers in a file that may end any time: what it works on is a copy.
-
-    Data alone lies there in an honest guest: O_DIRECT to or from what it has mapped.
-    """
-    cdef request_t r
-    cdef span_t readable, writable
-    cdef iovec body, reply
-    cdef uint32_t written
-    cdef int rc = -EFAULT
-    body.iov_len = readable.bytes = 0
-    # A batch may be interrupted by one that was away: what it refers to may have gone since.
-    if (q.removals == q.ring.memory.removals and make_bounce(q)
-            and chain.readable_bytes <= BOUNCE_BYTES and chain.writable_bytes <= BOUNCE_BYTES):
-        readable.bytes = bounce_move(q, chain.readable, chain.n_readable, 0, False)
-    body.iov_base = q.bounce
-    body.iov_len = readable.bytes
-    reply.iov_base = q.bounce + BOUNCE_BYTES
-    reply.iov_len = writable.bytes = chain.writable_bytes
-    readable.iov = &body
-    writable.iov = &reply
-    readable.n = writable.n = 1
-    if readable.bytes == 0 or not request_parse(q.dispatch, readable, writable, &r):
-        pthread_mutex_lock(&q.used_lock)
-        count_u64(&q.unanswered, 1)
-        ring.ring_push(&q.ring, chain.head, 0)
-        pthread_mutex_unlock(&q.used_lock)
-        return
-    if (readable.bytes == chain.readable_bytes and not chain.unmapped
-            and (r.header.opcode == READ or r.header.opcode == WRITE)):
-        r.may_wait = True
-        rc = request_run(q.dispatch, &r)
-    written = bounce_reply(q, chain, &r, rc)
-    if written == 0 and r.n_head:
-        rc = -EFAULT
-        written = bounce_reply(q, chain, &r, rc)
-    give_back(q, &r, chain.head, chain.readable_bytes, written, rc)
-
-
-# --- the pool's side ---
-
-cdef uint32_t keep_iov(span_t *s, iovec *to) noexcept nogil:
-    """Move a span's iovecs out of the queue's array, which the next batch overwrites."""
-    memcpy(to, s.iov, s.n * sizeof(iovec))
-    s.iov = to
-    return s.n
-
-
-cdef job_t *make_job(queue_t *q, chain_t *chain, request_t *r) noexcept nogil:
-    """A request that may wait, with all it needs kept. NULL: enough of this queue's are out already."""
-    cdef job_t *job
-    cdef uint32_t n
-    pthread_mutex_lock(&q.used_lock)
-    job = q.free_jobs
-    if job != NULL:
-        q.free_jobs = job.next
-    pthread_mutex_unlock(&q.used_lock)
-    if job == NULL:
-        return NULL
-    job.request = r[0]
-    job.request.may_wait = True
-    job.request.queue = q
-    job.request.leave = leave_job
-    job.request.enter = enter_job
-    job.head = chain.head
-    job.readable_bytes = chain.readable_bytes
-    n = keep_iov(&job.request.body, job.iov)
-    keep_iov(&job.request.reply, job.iov + n)
-    pthread_mutex_lock(&q.gate)
-    q.jobs_out += 1
-    pthread_mutex_unlock(&q.gate)
-    return job
-
-
-cdef void job_back(queue_t *q) noexcept nogil:
-    """One that is out is done or away. Under the gate."""
-    q.jobs_out -= 1
-    if q.jobs_out == 0:
-        pthread_cond_broadcast(&q.gate_changed)
-
-
-cdef void leave_job(request_t *r) noexcept nogil:
-    cdef queue_t *q = <queue_t *>r.queue
-    pthread_mutex_lock(&q.gate)
-    q.jobs_away += 1
-    job_back(q)
-    pthread_mutex_unlock(&q.gate)
-
-
 cdef void leave_inline(request_t *r) noexcept nogil:
     cdef queue_t *q = <queue_t *>r.queue
     pthread_mutex_lock(&q.gate)
@@ -393,16 +161,6 @@ cdef void enter_inline(request_t *r) noexcept nogil:
     while q.pauses and not q.stop:
         pthread_cond_wait(&q.gate_changed, &q.gate)
     q.away = False
-    pthread_mutex_unlock(&q.gate)
-
-
-cdef void enter_job(request_t *r) noexcept nogil:
-    cdef queue_t *q = <queue_t *>r.queue
-    pthread_mutex_lock(&q.gate)
-    while q.pauses and not q.stop:
-        pthread_cond_wait(&q.gate_changed, &q.gate)
-    q.jobs_away -= 1
-    q.jobs_out += 1
     pthread_mutex_unlock(&q.gate)
 
 
@@ -429,107 +187,6 @@ cdef bint add_standby(queue_t *q) noexcept with gil:
         log.exception("no second thread for a queue: what blocks goes to the pool")
         return False
     return True
-
-
-cdef void run_job(task_t *task) noexcept nogil:
-    cdef job_t *job = <job_t *>task
-    cdef queue_t *q = job.queue
-    finish(q, &job.request, job.head, job.readable_bytes, request_run(q.dispatch, &job.request))
-    call_if_wanted(q)
-    pthread_mutex_lock(&q.used_lock)
-    job.next = q.free_jobs
-    q.free_jobs = job
-    pthread_mutex_unlock(&q.used_lock)
-    pthread_mutex_lock(&q.gate)
-    job_back(q)
-    pthread_mutex_unlock(&q.gate)
-
-
-# --- requests that wait for somebody ---
-
-cdef park_t *take_park(queue_t *q) noexcept nogil:
-    """NULL: as many wait as may. Some heads must be left, or what they wait for could not be asked for."""
-    cdef park_t *p = q.free_parks
-    cdef uint32_t kept = min(<uint32_t>PARKS_KEPT, q.ring.num // 2)
-    if p != NULL:
-        q.free_parks = p.next
-    elif q.parks_top < q.ring.num - kept:
-        p = &q.parks[q.parks_top]
-        q.parks_top += 1
-    return p
-
-
-cdef void park(queue_t *q, chain_t *chain, request_t *r) noexcept nogil:
-    """Run it once more, now allowed to be finished later. Nothing of the queue waits for it."""
-    cdef park_t *p = take_park(q)
-    cdef int rc
-    if p == NULL:
-        finish(q, r, chain.head, chain.readable_bytes, -ENOLCK)
-        return
-    p.parked.finish = unpark
-    p.parked.waiter = NULL
-    p.parked.cancel = NULL
-    p.queue = q
-    p.request = r[0]
-    p.request.body.n = p.request.reply.n = 0
-    p.request.body.bytes = p.request.reply.bytes = 0
-    p.request.resumed = True
-    p.request.parked = &p.parked
-    p.head = chain.head
-    p.readable_bytes = chain.readable_bytes
-    p.taken = True
-    rc = request_run(q.dispatch, &p.request)
-    if rc != WAITS:  # else it may have been answered by now
-        answer(q, p, rc)
-
-
-cdef void unpark(parked_t *parked, int rc) noexcept nogil:
-    """The operation's thread leaves it to the queue's own, which alone is stopped by the gate."""
-    cdef park_t *p = <park_t *>parked
-    cdef queue_t *q = p.queue
-    p.rc = rc
-    pthread_mutex_lock(&q.park_lock)
-    p.next = q.ready
-    q.ready = p
-    store_release_int(&q.any_ready, 1)
-    pthread_mutex_unlock(&q.park_lock)
-    wake_queue(q)
-
-
-cdef void answer(queue_t *q, park_t *p, int rc) noexcept nogil:
-    finish(q, &p.request, p.head, p.readable_bytes, rc)
-    p.taken = False
-    p.next = q.free_parks
-    q.free_parks = p
-
-
-cdef void answer_ready(queue_t *q) noexcept nogil:
-    cdef park_t *p
-    cdef park_t *next_p
-    pthread_mutex_lock(&q.park_lock)
-    p = q.ready
-    q.ready = NULL
-    store_release_int(&q.any_ready, 0)
-    pthread_mutex_unlock(&q.park_lock)
-    while p != NULL:
-        next_p = p.next
-        answer(q, p, p.rc)
-        p = next_p
-    call_if_wanted(q)
-
-
-cdef void cancel_parked(queue_t *q) noexcept nogil:
-    """The ring is to stop: what waits is answered ENOLCK, as Linux does when a lock server is lost.
-
-    Their chains could not be answered from another ring. A pause leaves them alone: memory only comes
-    then, none that they point to goes.
-    """
-    cdef uint32_t i
-    for i in range(q.parks_top):
-        if q.parks[i].taken:
-            q.parks[i].parked.cancel(&q.parks[i].parked)
-    if load_acquire_int(&q.any_ready):
-        answer_ready(q)
 
 
 # --- the queue thread's loop ---
@@ -704,10 +361,6 @@ cdef void serve(queue_t *q) noexcept nogil:
         slept = True
 
 
-cdef void wake_queue(queue_t *q) noexcept nogil:
-    c_write(q.wake_fd, &ONE, sizeof(ONE))
-
-
 # --- the control thread ---
 
 cdef bint is_socket(int fd) except -1:
@@ -748,16 +401,13 @@ cdef class Queue:
         self.watch(self.q.wake_fd, WAKE)
 
     def __dealloc__(self):
-        for fd in (self.q.kick_fd, self.q.call_fd, self.q.err_fd, self.q.wake_fd, self.q.epoll_fd,
-                   self.q.bounce_fd):
+        for fd in (self.q.kick_fd, self.q.call_fd, self.q.err_fd, self.q.wake_fd, self.q.epoll_fd):
             if fd >= 0:
                 c_close(fd)
-        if self.q.bounce != NULL:
-            munmap(self.q.bounce, 2 * BOUNCE_BYTES)
+        bounce_free(&self.q)
+        jobs_free(&self.q)
+        parks_free(&self.q)
         free(self.iov)
-        free(self.q.jobs)
-        free(self.job_iov)
-        free(self.q.parks)
         pthread_mutex_destroy(&self.q.park_lock)
         pthread_mutex_destroy(&self.q.used_lock)
         pthread_cond_destroy(&self.q.gate_changed)
@@ -781,10 +431,8 @@ cdef class Queue:
         assert not self.started
         free(self.iov)
         self.iov = <iovec *>calloc(iov_max, sizeof(iovec))
-        if self.iov == NULL:
+        if self.iov == NULL or not jobs_init(&self.q, iov_max) or not parks_init(&self.q, num):
             raise MemoryError
-        self.make_jobs(iov_max)
-        self.make_parks(num)
         if ring.ring_init(&self.q.ring, &memory.table, num, desc, avail, used, base, event_idx,
                           self.iov, iov_max) < 0:
             raise ValueError(
@@ -802,34 +450,6 @@ cdef class Queue:
         thread.start()
         self.threads.append(thread)
         self.q.threads += 1
-        return 0
-
-    cdef int make_jobs(self, uint32_t iov_max) except -1:
-        """Room for what the pool may have at a time; memory is taken as it is touched."""
-        cdef uint32_t i
-        free(self.q.jobs)
-        free(self.job_iov)
-        self.q.jobs = <job_t *>calloc(JOBS_MAX, sizeof(job_t))
-        self.job_iov = <iovec *>calloc(<size_t>JOBS_MAX * iov_max, sizeof(iovec))
-        if self.q.jobs == NULL or self.job_iov == NULL:
-            raise MemoryError
-        self.q.free_jobs = NULL
-        for i in range(<uint32_t>JOBS_MAX):
-            self.q.jobs[i].task.run = run_job
-            self.q.jobs[i].queue = &self.q
-            self.q.jobs[i].iov = self.job_iov + <size_t>i * iov_max
-            self.q.jobs[i].next = self.q.free_jobs
-            self.q.free_jobs = &self.q.jobs[i]
-        return 0
-
-    cdef int make_parks(self, uint32_t num) except -1:
-        """Room for as many waits as the ring has heads; memory is taken as it is touched."""
-        free(self.q.parks)
-        self.q.parks = <park_t *>calloc(num, sizeof(park_t))
-        if self.q.parks == NULL:
-            raise MemoryError
-        self.q.free_parks = NULL
-        self.q.parks_top = 0
         return 0
 
     def _run(self):
