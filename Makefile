@@ -39,7 +39,7 @@ run: build
 # Without a guest's packages its tests are skipped, each with the reason.
 test: build
 	-tools/ensure-packages guest
-	$(python) -m pytest $(PYTEST_ARGS) $(empty)
+	$(python) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS) $(empty)
 
 # A Linux guest with a DAX window, once for each change of what it touches; without debootstrap or a
 # mirror that has QEMU 11.1 it is skipped, with the reason. VFSD_DAX_GUEST: a folder to keep it in.

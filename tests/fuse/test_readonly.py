@@ -22,7 +22,7 @@ READS = {
     "LOOKUP", "FORGET", "BATCH_FORGET", "GETATTR", "STATX", "READLINK", "OPEN", "READ", "STATFS", "RELEASE",
     "FSYNC", "GETXATTR", "LISTXATTR", "FLUSH", "INIT", "DESTROY", "OPENDIR", "READDIR", "READDIRPLUS",
     "RELEASEDIR", "FSYNCDIR", "ACCESS", "IOCTL", "LSEEK", "SYNCFS", "GETLK", "SETLK", "SETLKW",
-    "SETUPMAPPING", "REMOVEMAPPING",
+    "INTERRUPT", "SETUPMAPPING", "REMOVEMAPPING",
 }  # fmt: skip
 """Operations that change nothing, or look at their arguments to tell."""
 

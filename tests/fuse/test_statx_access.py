@@ -123,7 +123,7 @@ def test_access_as_the_caller(guest: Guest, share: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "body", "out"),
     [
-        ("BMAP", bytes(16), 8), ("POLL", bytes(24), 8), ("INTERRUPT", bytes(8), 0),
+        ("BMAP", bytes(16), 8), ("POLL", bytes(24), 8),
         ("NOTIFY_REPLY", bytes(40), 0),
     ],
 )  # fmt: skip

@@ -254,6 +254,8 @@ class FakeDaemon:
     never answered again. garble: makes what is sent of a reply. tag None: CONFIG is not offered.
     """
 
+    shmem = None
+
     def __init__(
         self, handler: Handler = answer, *, request_queues: int = 4, tag: bytes | None = b"fake",
         config_queues: int | None = None, inband: bool = False, close_at: int = -1, mute_at: int = -1,

@@ -87,7 +87,6 @@ class Op(NamedTuple):
 # Not here on purpose, because Linux then does by itself what a local file system would:
 # BMAP: never sent on virtio-fs, which has no block device; after one ENOSYS bmap(2) is without effect.
 # POLL: after one ENOSYS every file is always ready (fc->no_poll), and no further message is sent.
-# INTERRUPT: never sent on virtio-fs; after one ENOSYS no other is (fc->no_interrupt), callers wait.
 # Where such a request has no room for a reply, its chain is given back without one.
 # NOTIFY_REPLY: answers a FUSE_NOTIFY_RETRIEVE, and this daemon notifies of nothing.
 OPERATIONS = (
