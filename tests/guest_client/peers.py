@@ -94,6 +94,8 @@ class Peer:
     def stop(self) -> None:
         """Hold it, so that it answers nothing."""
         self.process.send_signal(signal.SIGSTOP)
+        # Its threads go on for a moment.
+        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WNOWAIT)
 
     def go_on(self) -> None:
         self.process.send_signal(signal.SIGCONT)
