@@ -12,27 +12,30 @@ IMPORT = re.compile(r"^\s*(?:from|cimport|import) (vfsd[\w.]*)(?: c?import \(?([
 
 # Below vfsd: what a room may use of ours, besides itself. A name with a dot is one module of a room.
 ALLOWED = {
-    "_ring": set(),
+    "_memory": set(),
+    "_ring": {"_memory"},
     "_dax": set(),
     "_wire": set(),
     "errors": set(),
-    "vhost": {"_ring", "errors"},
-    "fuse": {"_ring", "_wire"},
-    "hostfs": {"_dax", "_ring", "_threads", "_wire", "fuse", "errors"},
+    "vhost": {"_memory", "_ring", "errors"},
+    "fuse": {"_memory", "_ring", "_wire"},
+    "hostfs": {"_dax", "_memory", "_ring", "_threads", "_wire", "fuse", "errors"},
     "_threads": set(),
     "_pool": {"_threads"},
-    "_virtqueue": {"_pool", "_ring", "_threads", "fuse"},
-    "_replies": {"_ring", "_threads", "_virtqueue", "fuse"},
-    "_jobs": {"_pool", "_replies", "_ring", "_threads", "_virtqueue", "fuse"},
-    "_parks": {"_replies", "_ring", "_threads", "_virtqueue", "fuse"},
-    "_bounce": {"_replies", "_ring", "_virtqueue", "fuse"},
-    "_queue": {"_bounce", "_jobs", "_parks", "_pool", "_replies", "_ring", "_threads", "_virtqueue", "fuse"},
+    "_virtqueue": {"_memory", "_pool", "_ring", "_threads", "fuse"},
+    "_replies": {"_memory", "_ring", "_threads", "_virtqueue", "fuse"},
+    "_jobs": {"_memory", "_pool", "_replies", "_ring", "_threads", "_virtqueue", "fuse"},
+    "_parks": {"_memory", "_replies", "_ring", "_threads", "_virtqueue", "fuse"},
+    "_bounce": {"_memory", "_replies", "_ring", "_virtqueue", "fuse"},
+    "_queue": {
+        "_bounce", "_jobs", "_memory", "_parks", "_pool", "_replies", "_ring", "_threads", "_virtqueue", "fuse",
+    },
     "share": {"_dax", "_pool", "_queue", "fuse", "hostfs", "vhost", "errors"},
     "options": {"errors", "fuse", "hostfs", "sandbox", "share"},
     "sandbox": {"errors"},
     "daemon": {"errors", "hostfs", "options", "sandbox", "share"},
-    "guest": {"_dax", "_ring", "_threads", "_wire", "fuse", "vhost", "errors"},
-}
+    "guest": {"_dax", "_memory", "_ring", "_threads", "_wire", "fuse", "vhost", "errors"},
+}  # fmt: skip
 GUEST_MAY_USE_OF_FUSE = {"abi", "opcodes", "shapes"}
 
 

@@ -3,8 +3,9 @@
 from libc.errno cimport EFAULT
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
+from vfsd._memory cimport iovec
 from vfsd._replies cimport give_back, give_back_unanswered
-from vfsd._ring cimport chain_t, iovec
+from vfsd._ring cimport chain_t
 from vfsd._virtqueue cimport queue_t
 from vfsd.fuse.dispatch cimport request_parse, request_reply, request_run, request_t, span_t
 

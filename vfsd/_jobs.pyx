@@ -4,9 +4,10 @@ from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
+from vfsd._memory cimport iovec
 from vfsd._pool cimport task_t
 from vfsd._replies cimport call_if_wanted, finish
-from vfsd._ring cimport chain_t, iovec
+from vfsd._ring cimport chain_t
 from vfsd._threads cimport (
     pthread_cond_broadcast, pthread_cond_wait, pthread_mutex_lock, pthread_mutex_unlock,
 )

@@ -1,6 +1,6 @@
 """The thread of one virtqueue: wait, pop, dispatch, push, call."""
 
-from vfsd._ring cimport iovec
+from vfsd._memory cimport iovec
 from vfsd._virtqueue cimport queue_t
 
 

@@ -1,7 +1,7 @@
 from typing import final
 
+from vfsd._memory import GuestMemory
 from vfsd._pool import Pool
-from vfsd._ring import GuestMemory
 from vfsd.fuse.dispatch import Dispatch
 
 __all__ = ("Queue",)

@@ -9,10 +9,11 @@ from libc.string cimport memcpy
 from vfsd cimport _ring as ring
 from vfsd._bounce cimport bounce_free, serve_fragile
 from vfsd._jobs cimport jobs_free, jobs_init, make_job, run_job
+from vfsd._memory cimport GuestMemory
 from vfsd._parks cimport answer_ready, cancel_parked, park, parks_free, parks_init
 from vfsd._pool cimport Pool, pool_submit
 from vfsd._replies cimport call_guest, call_if_wanted, finish, give_back_unanswered
-from vfsd._ring cimport GuestMemory, chain_t
+from vfsd._ring cimport chain_t
 from vfsd._threads cimport (
     pthread_cond_broadcast, pthread_cond_destroy, pthread_cond_init, pthread_cond_wait,
     pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,

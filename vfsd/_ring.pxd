@@ -1,21 +1,16 @@
-"""Split virtqueue: guest memory, device side, driver side (virtio 1.3, section 2.7).
+"""Split virtqueue: device side and driver side (virtio 1.3, section 2.7).
 
 Tier 1 (the cdef functions below) is what queue threads call: no GIL, no allocation, nothing
 raised. Each descriptor and each ring field the other side writes is read once into a private
 copy and checked there. The ring knows nothing of FUSE, sockets or threads.
 """
 
-from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
-
-cdef extern from "<sys/uio.h>" nogil:
-    struct iovec:
-        void *iov_base
-        size_t iov_len
+from vfsd._memory cimport GuestMemory, iovec, memory_t
 
 
 cdef enum:
-    REGIONS_MAX = 512     # 509 slots are offered; the rest is head-room for SET_MEM_TABLE
     RING_NUM_MAX = 32768  # virtio 1.3, 2.7: Queue Size
 
 
@@ -34,27 +29,6 @@ cdef enum:
     CHAIN_FRAGMENTS = -11       # crosses memory regions more often than there are iovecs for
     RING_AVAIL = -12            # avail.idx runs ahead by more than the queue size
     RING_ERRORS = 13            # number of codes above + 1: size of a counter array indexed by -code
-
-
-cdef struct region_t:
-    uint64_t gpa   # guest physical address
-    uint64_t size  # bytes
-    uint64_t uva   # front end's user address
-    char *host     # where it is mapped here
-    bint fragile   # the file may end before the region does: only system calls may touch it
-
-
-cdef struct memory_t:
-    uint32_t n
-    uint64_t removals  # regions that have gone
-    bint partial  # the guest has memory that is not mapped here: chain_t.unmapped
-    region_t regions[REGIONS_MAX]  # sorted by gpa
-
-
-# Host address of [uva, uva + size) if one region holds it all and it is aligned to `align`, else NULL.
-cdef char *memory_from_uva(const memory_t *m, uint64_t uva, uint64_t size, uint32_t align) noexcept nogil
-# The same by guest physical address.
-cdef char *memory_from_gpa(const memory_t *m, uint64_t gpa, uint64_t size, uint32_t align) noexcept nogil
 
 
 cdef packed struct vring_desc:
@@ -164,16 +138,6 @@ cdef int driver_pop_used(driver_t *d, uint64_t *token, uint32_t *written) noexce
 cdef void driver_disable_call(driver_t *d) noexcept nogil
 # 1 when used elements are already waiting. Full fence.
 cdef bint driver_enable_call(driver_t *d) noexcept nogil
-
-
-cdef class GuestMemory:
-    cdef memory_t table
-    cdef iovec mapped[REGIONS_MAX]  # whole pages, in the order of table
-    cdef uint32_t views             # memoryviews handed out
-    cdef int check_free(self, uint64_t gpa, uint64_t size, uint64_t uva) except -1
-    cdef int check_unused(self) except -1
-    cdef void unmap(self, uint32_t i) noexcept
-    cdef int copy(self, uint64_t gpa, char *data, uint64_t size, bint to_guest) except -1
 
 
 cdef class DeviceRing:

@@ -1,10 +1,11 @@
 from collections.abc import Sequence
 from typing import Self, final
 
+from vfsd._memory import GuestMemory
+
 __pyx_capi__: dict[str, object]  # Cython's
 __test__: dict[str, object]  # Cython's
 
-REGIONS_MAX: int
 RING_NUM_MAX: int
 CHAIN_LOOP: int
 CHAIN_INDEX: int
@@ -23,20 +24,6 @@ CHAIN_ERRORS: dict[int, str]
 class RingError(OSError):
     code: int
     def __init__(self, code: int) -> None: ...
-
-@final
-class GuestMemory:
-    def __init__(self) -> None: ...
-    def add(
-        self, fd: int, gpa: int, size: int, uva: int, offset: int, fragile: bool = False
-    ) -> None: ...
-    def remove(self, gpa: int, size: int, uva: int) -> None: ...
-    def clear(self) -> None: ...
-    def __len__(self) -> int: ...
-    def set_partial(self, partial: bool) -> None: ...
-    def regions(self) -> list[tuple[int, int, int]]: ...
-    def read(self, gpa: int, size: int) -> bytes: ...
-    def write(self, gpa: int, data: bytes) -> None: ...
 
 @final
 class DeviceRing:

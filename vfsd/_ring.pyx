@@ -1,18 +1,13 @@
-"""Split virtqueue: guest memory, device side, driver side (virtio 1.3, section 2.7)."""
+"""Split virtqueue: device side and driver side (virtio 1.3, section 2.7)."""
 
 cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from cpython.exc cimport PyErr_SetFromErrno
 from libc.errno cimport E2BIG, EFAULT, EINVAL, EIO, ENOSPC
-from libc.stdint cimport INT64_MAX, UINT32_MAX, UINT64_MAX, uintptr_t
+from libc.stdint cimport UINT32_MAX, UINT64_MAX
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy, memset
-from posix.mman cimport (
-    MAP_FAILED, MAP_NORESERVE, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap,
-)
-from posix.stat cimport S_ISREG, fstat, struct_stat
-from posix.unistd cimport _SC_PAGESIZE, sysconf
+from libc.string cimport memset
+
+from vfsd._memory cimport GuestMemory, iovec, memory_find, memory_from_gpa, memory_from_uva, memory_t
 
 import errno
 import os
@@ -38,13 +33,6 @@ cdef extern from * nogil:
     void read_once(void *to, const void *src, size_t n)
 
 
-cdef extern from "<sys/vfs.h>" nogil:
-    struct statfs_t "statfs":
-        long f_type
-        long f_bsize
-    int fstatfs(int fd, statfs_t *buf)
-
-
 cdef enum:
     VRING_DESC_F_NEXT = 1
     VRING_DESC_F_WRITE = 2
@@ -54,8 +42,6 @@ cdef enum:
     INDIRECT_MAX = 1024  # driver: entries of one table, so that a large queue's tables stay small
     FAR = 0x8000         # an event index this far off is not reached before it is set again
 
-
-cdef long HUGETLBFS_MAGIC = 0x958458f6
 
 assert sizeof(vring_desc) == 16 and sizeof(vring_used_elem) == 8
 
@@ -76,7 +62,7 @@ CHAIN_ERRORS = {
 }
 
 globals().update(
-    REGIONS_MAX=REGIONS_MAX, RING_NUM_MAX=RING_NUM_MAX,
+    RING_NUM_MAX=RING_NUM_MAX,
     CHAIN_LOOP=CHAIN_LOOP, CHAIN_INDEX=CHAIN_INDEX, CHAIN_ADDRESS=CHAIN_ADDRESS,
     CHAIN_OVERFLOW=CHAIN_OVERFLOW, CHAIN_ORDER=CHAIN_ORDER, CHAIN_NESTED=CHAIN_NESTED,
     CHAIN_INDIRECT_LENGTH=CHAIN_INDIRECT_LENGTH, CHAIN_TOO_LONG=CHAIN_TOO_LONG,
@@ -91,43 +77,6 @@ class RingError(OSError):
     def __init__(self, code):
         super().__init__(errno.EPROTO, CHAIN_ERRORS[code])
         self.code = code
-
-
-# Guest memory
-
-cdef inline int memory_find(const memory_t *m, uint64_t gpa, uint32_t hint) noexcept nogil:
-    cdef uint32_t low = 0, high = m.n, mid
-    if hint < m.n and gpa - m.regions[hint].gpa < m.regions[hint].size:
-        return <int>hint
-    while low < high:
-        mid = (low + high) >> 1
-        if m.regions[mid].gpa <= gpa:
-            low = mid + 1
-        else:
-            high = mid
-    if low == 0 or gpa - m.regions[low - 1].gpa >= m.regions[low - 1].size:
-        return -1
-    return <int>(low - 1)
-
-
-cdef inline char *region_part(const memory_t *m, int i, uint64_t offset, uint64_t size, uint32_t align) noexcept nogil:
-    cdef char *host = m.regions[i].host + offset
-    if m.regions[i].fragile or offset >= m.regions[i].size or size > m.regions[i].size - offset:
-        return NULL
-    return host if <uintptr_t>host % align == 0 else NULL
-
-
-cdef char *memory_from_uva(const memory_t *m, uint64_t uva, uint64_t size, uint32_t align) noexcept nogil:
-    cdef uint32_t i
-    for i in range(m.n):
-        if uva - m.regions[i].uva < m.regions[i].size:
-            return region_part(m, <int>i, uva - m.regions[i].uva, size, align)
-    return NULL
-
-
-cdef char *memory_from_gpa(const memory_t *m, uint64_t gpa, uint64_t size, uint32_t align) noexcept nogil:
-    cdef int i = memory_find(m, gpa, 0)
-    return NULL if i < 0 else region_part(m, i, gpa - m.regions[i].gpa, size, align)
 
 
 # Both sides
@@ -524,159 +473,6 @@ cdef bint driver_enable_call(driver_t *d) noexcept nogil:
 
 
 # Python classes
-
-@cython.final
-cdef class GuestMemory:
-    """Memory regions of a guest, mapped into this process.
-
-    The table may only be changed while no ring uses it: a ring holds host addresses of its
-    parts, and a chain popped from it those of its data. remove and clear raise BufferError
-    while a memoryview of a DeviceRing exists.
-    """
-
-    def __dealloc__(self):
-        while self.table.n:
-            self.unmap(self.table.n - 1)
-
-    def __len__(self):
-        return self.table.n
-
-    def set_partial(self, bint partial):
-        """Whether the guest may have memory that is not mapped here: an address outside of every region
-        then ends that chain early, not the ring."""
-        self.table.partial = partial
-
-    def add(self, int fd, uint64_t gpa, uint64_t size, uint64_t uva, uint64_t offset, bint fragile=False):
-        """Map size bytes of fd from offset. The descriptor stays the caller's: close it any time.
-
-        fragile: the file may be shorter, or writable for others only. No ring may lie there.
-        """
-        cdef memory_t *m = &self.table
-        cdef uint64_t page, start, length
-        cdef uint32_t i
-        cdef void *base
-        self.check_free(gpa, size, uva)
-        if offset > <uint64_t>INT64_MAX or size > <uint64_t>INT64_MAX - offset:
-            raise ValueError(f"memory region: offset {offset:#x} + size {size:#x} overflows")
-        page = file_page(fd, 0 if fragile else offset + size)
-        start = offset // page * page
-        length = (offset - start + size + page - 1) // page * page
-        base = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, <int64_t>start)
-        if base == MAP_FAILED and fragile:
-            base = mmap(NULL, length, PROT_READ, MAP_SHARED | MAP_NORESERVE, fd, <int64_t>start)
-        if base == MAP_FAILED:
-            PyErr_SetFromErrno(OSError)
-        i = m.n
-        while i > 0 and m.regions[i - 1].gpa > gpa:
-            m.regions[i] = m.regions[i - 1]
-            self.mapped[i] = self.mapped[i - 1]
-            i -= 1
-        m.regions[i] = region_t(gpa, size, uva, <char *>base + (offset - start), fragile)
-        self.mapped[i].iov_base = base
-        self.mapped[i].iov_len = length
-        m.n += 1
-
-    cdef int check_free(self, uint64_t gpa, uint64_t size, uint64_t uva) except -1:
-        cdef uint32_t i
-        if size == 0:
-            raise ValueError(f"memory region at {gpa:#x} has size 0")
-        if size > UINT64_MAX - gpa:
-            raise ValueError(f"memory region: guest address {gpa:#x} + size {size:#x} overflows")
-        if size > UINT64_MAX - uva:
-            raise ValueError(f"memory region: user address {uva:#x} + size {size:#x} overflows")
-        if self.table.n == REGIONS_MAX:
-            raise ValueError(f"more than {REGIONS_MAX} memory regions")
-        for i in range(self.table.n):
-            if overlaps(gpa, self.table.regions[i].gpa, size, self.table.regions[i].size):
-                raise ValueError(f"memory region at guest address {gpa:#x} overlaps another")
-            if overlaps(uva, self.table.regions[i].uva, size, self.table.regions[i].size):
-                raise ValueError(f"memory region at user address {uva:#x} overlaps another")
-        return 0
-
-    def remove(self, uint64_t gpa, uint64_t size, uint64_t uva):
-        """Unmap the region with exactly these numbers."""
-        cdef memory_t *m = &self.table
-        cdef int i = memory_find(m, gpa, 0)
-        if i < 0 or m.regions[i].gpa != gpa or m.regions[i].size != size or m.regions[i].uva != uva:
-            raise ValueError(f"no memory region at {gpa:#x}, size {size:#x}, user address {uva:#x}")
-        self.check_unused()
-        self.unmap(<uint32_t>i)
-
-    def clear(self):
-        """Unmap all regions."""
-        self.check_unused()
-        while self.table.n:
-            self.unmap(self.table.n - 1)
-
-    cdef int check_unused(self) except -1:
-        if self.views:
-            raise BufferError("guest memory is in use by a memoryview")
-        return 0
-
-    cdef void unmap(self, uint32_t i) noexcept:
-        munmap(self.mapped[i].iov_base, self.mapped[i].iov_len)
-        self.table.n -= 1
-        self.table.removals += 1
-        for i in range(i, self.table.n):
-            self.table.regions[i] = self.table.regions[i + 1]
-            self.mapped[i] = self.mapped[i + 1]
-
-    def regions(self):
-        """(gpa, size, uva) of each region, by gpa."""
-        cdef list result = []
-        cdef uint32_t i
-        for i in range(self.table.n):
-            result.append((self.table.regions[i].gpa, self.table.regions[i].size, self.table.regions[i].uva))
-        return result
-
-    def read(self, uint64_t gpa, uint64_t size):
-        """Copy of size bytes at gpa; may cross regions that follow each other."""
-        cdef bytes data
-        self.copy(gpa, NULL, size, False)
-        data = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>size)
-        self.copy(gpa, PyBytes_AS_STRING(data), size, False)
-        return data
-
-    def write(self, uint64_t gpa, bytes data not None):
-        """Copy data to gpa; all or nothing."""
-        self.copy(gpa, NULL, <uint64_t>len(data), True)
-        self.copy(gpa, PyBytes_AS_STRING(data), <uint64_t>len(data), True)
-
-    cdef int copy(self, uint64_t gpa, char *data, uint64_t size, bint to_guest) except -1:
-        """data NULL: only check the range."""
-        cdef const memory_t *m = &self.table
-        cdef uint64_t done = 0, n
-        cdef char *host
-        cdef int i
-        while done < size:
-            i = memory_find(m, gpa + done, 0) if gpa + done >= gpa else -1
-            if i < 0:
-                raise ValueError(f"{size} bytes at {gpa:#x} are not all in guest memory")
-            n = min(size - done, m.regions[i].size - (gpa + done - m.regions[i].gpa))
-            host = m.regions[i].host + (gpa + done - m.regions[i].gpa)
-            if data != NULL and to_guest:
-                memcpy(host, data + done, n)
-            elif data != NULL:
-                memcpy(data + done, host, n)
-            done += n
-        return 0
-
-
-cdef inline bint overlaps(uint64_t a, uint64_t b, uint64_t a_size, uint64_t b_size) noexcept nogil:
-    return a < b + b_size and b < a + a_size
-
-
-cdef uint64_t file_page(int fd, uint64_t end) except 0:
-    """What a mapping's offset and length must be multiples of; the file must reach to end."""
-    cdef struct_stat st
-    cdef statfs_t fs
-    if fstat(fd, &st) < 0 or fstatfs(fd, &fs) < 0:
-        PyErr_SetFromErrno(OSError)
-    if S_ISREG(st.st_mode) and <uint64_t>st.st_size < end:
-        # An access past the end would be a SIGBUS here.
-        raise ValueError(f"memory region ends at {end:#x} of a file of {st.st_size:#x} bytes")
-    return <uint64_t>(fs.f_bsize if fs.f_type == HUGETLBFS_MAGIC else sysconf(_SC_PAGESIZE))
-
 
 @cython.final
 cdef class _View:

@@ -2,8 +2,9 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
+from vfsd._memory cimport iovec
 from vfsd._pool cimport pool_t, task_t
-from vfsd._ring cimport RING_ERRORS, chain_t, iovec, ring_t
+from vfsd._ring cimport RING_ERRORS, chain_t, ring_t
 from vfsd._threads cimport pthread_cond_t, pthread_mutex_t
 from vfsd.fuse.dispatch cimport OPCODES_MAX, dispatch_t, parked_t, request_t
 

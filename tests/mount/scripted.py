@@ -13,7 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from vfsd._ring import DeviceRing, GuestMemory
+from vfsd._memory import GuestMemory
+from vfsd._ring import DeviceRing
 from vfsd.vhost.backend import Backend
 
 IN_HEADER = struct.Struct("=IIQQIIIHH")  # len, opcode, unique, nodeid, uid, gid, pid, extlen, padding

@@ -4,7 +4,8 @@ import os
 import struct
 from collections.abc import Iterable
 
-from vfsd._ring import DeviceRing, DriverRing, GuestMemory
+from vfsd._memory import GuestMemory
+from vfsd._ring import DeviceRing, DriverRing
 
 NEXT, WRITE, INDIRECT = 1, 2, 4
 

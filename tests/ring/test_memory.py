@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vfsd._ring import REGIONS_MAX, GuestMemory
+from vfsd._memory import REGIONS_MAX, GuestMemory
 
 from .layout import DATA_GPA, NEXT, WRITE, Layout, add_region, memfd
 

@@ -18,7 +18,8 @@ import threading
 from collections.abc import Callable
 from typing import Self
 
-from vfsd._ring import DeviceRing, GuestMemory
+from vfsd._memory import GuestMemory
+from vfsd._ring import DeviceRing
 from vfsd.errors import ProtocolError
 from vfsd.vhost import messages
 from vfsd.vhost.backend import Backend

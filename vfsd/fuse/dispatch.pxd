@@ -6,7 +6,7 @@ Knows FUSE and byte streams, nothing of rings: element borders carry no meaning 
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from vfsd._ring cimport iovec
+from vfsd._memory cimport iovec
 from vfsd._wire cimport fuse_in_header
 
 cdef enum:

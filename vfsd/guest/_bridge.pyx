@@ -14,7 +14,7 @@ from libc.stdint cimport int32_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memmove
 
-from vfsd._ring cimport iovec
+from vfsd._memory cimport iovec
 from vfsd._wire cimport (
     FUSE_IN_HEADER, FUSE_OUT_HEADER, fuse_batch_forget_in, fuse_forget_in, fuse_forget_one,
     fuse_in_header, fuse_out_header,

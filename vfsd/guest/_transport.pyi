@@ -3,7 +3,7 @@ from typing import NamedTuple, final
 
 from typing_extensions import Buffer
 
-from vfsd._ring import GuestMemory
+from vfsd._memory import GuestMemory
 
 __all__ = ("RingPlace", "Transport")
 

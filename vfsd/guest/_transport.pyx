@@ -8,7 +8,8 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, strncpy
 
-from vfsd._ring cimport DriverRing, GuestMemory, memory_from_gpa, sg_t
+from vfsd._memory cimport GuestMemory, memory_from_gpa
+from vfsd._ring cimport DriverRing, sg_t
 from vfsd._threads cimport (
     pthread_cond_broadcast, pthread_cond_init, pthread_cond_wait, pthread_mutex_init, pthread_mutex_lock,
     pthread_mutex_unlock,

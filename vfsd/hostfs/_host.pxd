@@ -3,7 +3,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 
-from vfsd._ring cimport iovec
+from vfsd._memory cimport iovec
 
 cdef extern from "<sys/stat.h>" nogil:
     struct statx_timestamp:

@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, Protocol
 
-from vfsd._ring import RING_NUM_MAX, GuestMemory
+from vfsd._memory import GuestMemory
+from vfsd._ring import RING_NUM_MAX
 from vfsd.errors import ProtocolError
 from vfsd.vhost import messages
 from vfsd.vhost.memory import SLOTS_MAX, MemoryTable

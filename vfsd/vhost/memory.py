@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Final
 
-from vfsd._ring import GuestMemory
+from vfsd._memory import GuestMemory
 from vfsd.errors import ProtocolError
 from vfsd.vhost.messages import Region
 
