@@ -282,7 +282,7 @@ SERVE_OPTIONS = (
     Option(
         "--poll-us", "Poll a busy request queue up to this many microseconds before sleeping; 0 never"
         " polls.",
-        check_number(0, POLL_US_MAX), "N", default="50",
+        check_number(0, POLL_US_MAX), "N", default="100",
     ),
     Option("--xattr", "Pass extended attributes through.", o_names=("xattr",)),
     Option("--readonly", "Let the guest change nothing: whatever would is answered with EROFS."),
