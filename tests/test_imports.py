@@ -28,7 +28,8 @@ ALLOWED = {
     "_parks": {"_memory", "_replies", "_ring", "_threads", "_virtqueue", "fuse"},
     "_bounce": {"_memory", "_replies", "_ring", "_virtqueue", "fuse"},
     "_queue": {
-        "_bounce", "_jobs", "_memory", "_parks", "_pool", "_replies", "_ring", "_threads", "_virtqueue", "fuse",
+        "_bounce", "_jobs", "_memory", "_parks", "_pool", "_replies", "_ring", "_threads", "_virtqueue",
+        "fuse",
     },
     "share": {"_dax", "_pool", "_queue", "fuse", "hostfs", "vhost", "errors"},
     "options": {"errors", "fuse", "hostfs", "sandbox", "share"},
