@@ -118,7 +118,7 @@ class RingMachine(RuleBasedStateMachine):
     @rule()
     def ask_for_kick(self) -> None:
         wants = self.driver.wants_kick()
-        if self.device_kicks == "asleep":
+        if self.device_kicks == "asleep" and self.visible:
             assert wants, "the device sleeps and nobody wakes it"
             self.device_kicks = "asked"
         if self.device_kicks == "off":
@@ -162,7 +162,8 @@ class RingMachine(RuleBasedStateMachine):
     @rule()
     def ask_for_call(self) -> None:
         wants = self.device.wants_call()
-        if self.driver_calls == "asleep":
+        # What it has taken before it went to sleep is no reason to wake it.
+        if self.driver_calls == "asleep" and self.used:
             assert wants, "the driver sleeps and nobody wakes it"
             self.driver_calls = "asked"
         if self.driver_calls == "off":
