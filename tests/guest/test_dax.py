@@ -141,10 +141,6 @@ def test_git_clones_what_is_on_the_share(dax_share: Share, repository: Path) -> 
     assert clone(dax_share, "/tmp/clone") == git("rev-parse", "main", directory=repository)
 
 
-@pytest.mark.xfail(
-    reason="git writes out of a mapped file, and the daemon can't reach buffers in the window: EFAULT",
-    strict=True,
-)
 def test_git_clones_onto_the_share(dax_share: Share, repository: Path) -> None:
     assert clone(dax_share, "/tmp/share/clone") == git("rev-parse", "main", directory=repository)
     assert git("fsck", "--full", "--strict", directory=dax_share.host / "clone") == ""
