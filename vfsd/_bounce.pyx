@@ -33,7 +33,7 @@ cdef extern from "<unistd.h>" nogil:
 
 cdef enum:
     IOV_MAX = 1024
-    BOUNCE_BYTES = 1 << 22  # a request of 1 MiB, the most there is, and its headers
+    BOUNCE_BYTES = (1 << 22) + (1 << 16)  # the largest request (MAX_PAGES of fuse/init.py), and its headers
 
 cdef uint32_t READ = OPCODE_NUMBER["READ"]
 cdef uint32_t WRITE = OPCODE_NUMBER["WRITE"]

@@ -18,6 +18,7 @@ from guests import Daemon, StartDaemon, eventually
 
 from vfsd.fuse import abi
 from vfsd.fuse.abi import Init
+from vfsd.fuse.init import MAX_PAGES
 from vfsd.fuse.opcodes import NUMBER
 from vfsd.vhost import messages
 from vfsd.vhost.frontend import SharedRegion
@@ -298,6 +299,21 @@ def send(vmm: Vmm, request: bytes, readable: Elements, writable: Elements) -> in
         if not queue.ring.enable_call():
             assert readable_fd(queue.call_fd, 10), "no call"
     return used[1]
+
+
+def test_the_largest_request_with_its_data_in_the_window(
+    vmm: Vmm, served: Daemon, nodeid: int, content: bytes
+) -> None:
+    size = MAX_PAGES * PAGE
+    vmm.map_file(nodeid, 0, 2 * RANGE, 0, WRITE)
+    (served.shared / "large").write_bytes(content[RANGE:][:size])
+    large = vmm.walk("large")
+    args = wire.read_in(vmm.open(large), 0, size)
+    base = vmm.queues[1].arena
+    request = wire.in_header(NUMBER["READ"], 9, large, len(args)) + args
+    chain = [(base + PAGE, 16), (WINDOW_GPA, 2 * RANGE)]
+    assert send(vmm, request, [(base, len(request))], chain) == 16 + size
+    assert (served.shared / "file").read_bytes()[:size] == content[RANGE:][:size]
 
 
 def test_buffers_in_the_window(vmm: Vmm, served: Daemon, nodeid: int, content: bytes) -> None:
