@@ -8,10 +8,8 @@ from vfsd._memory cimport iovec
 from vfsd._pool cimport task_t
 from vfsd._replies cimport call_if_wanted, finish
 from vfsd._ring cimport chain_t
-from vfsd._threads cimport (
-    pthread_cond_broadcast, pthread_cond_wait, pthread_mutex_lock, pthread_mutex_unlock,
-)
-from vfsd._virtqueue cimport job_t, queue_t
+from vfsd._threads cimport pthread_cond_broadcast, pthread_mutex_lock, pthread_mutex_unlock
+from vfsd._virtqueue cimport job_t, queue_t, wait_open
 from vfsd.fuse.dispatch cimport request_run, request_t, span_t
 
 __all__ = ()
@@ -92,8 +90,7 @@ cdef void leave_job(request_t *r) noexcept nogil:
 cdef void enter_job(request_t *r) noexcept nogil:
     cdef queue_t *q = <queue_t *>r.queue
     pthread_mutex_lock(&q.gate)
-    while q.pauses and not q.stop:
-        pthread_cond_wait(&q.gate_changed, &q.gate)
+    wait_open(q)
     q.jobs_away -= 1
     q.jobs_out += 1
     pthread_mutex_unlock(&q.gate)

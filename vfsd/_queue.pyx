@@ -18,7 +18,7 @@ from vfsd._threads cimport (
     pthread_cond_broadcast, pthread_cond_destroy, pthread_cond_init, pthread_cond_wait,
     pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
 )
-from vfsd._virtqueue cimport BATCH, CALL_BYTES_MAX, job_t, op_count_t, queue_t, wake_queue
+from vfsd._virtqueue cimport BATCH, CALL_BYTES_MAX, job_t, op_count_t, queue_t, wait_open, wake_queue
 from vfsd.fuse.dispatch cimport (
     OPCODES_MAX, WOULD_BLOCK, WOULD_WAIT, Dispatch, request_blocks, request_parse, request_run,
     request_t, span_t,
@@ -159,8 +159,7 @@ cdef void leave_inline(request_t *r) noexcept nogil:
 cdef void enter_inline(request_t *r) noexcept nogil:
     cdef queue_t *q = <queue_t *>r.queue
     pthread_mutex_lock(&q.gate)
-    while q.pauses and not q.stop:
-        pthread_cond_wait(&q.gate_changed, &q.gate)
+    wait_open(q)
     q.away = False
     pthread_mutex_unlock(&q.gate)
 
@@ -287,8 +286,7 @@ cdef int enter(queue_t *q) noexcept nogil:
     """Through the gate, waiting while it is closed: 1 the ring is this thread's, 0 another has it, -1 the end."""
     cdef int rc = 1
     pthread_mutex_lock(&q.gate)
-    while q.pauses and not q.stop:
-        pthread_cond_wait(&q.gate_changed, &q.gate)
+    wait_open(q)
     if q.stop:
         rc = -1
     elif q.working:

@@ -5,7 +5,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from vfsd._memory cimport iovec
 from vfsd._pool cimport pool_t, task_t
 from vfsd._ring cimport RING_ERRORS, chain_t, ring_t
-from vfsd._threads cimport pthread_cond_t, pthread_mutex_t
+from vfsd._threads cimport pthread_cond_t, pthread_cond_wait, pthread_mutex_t
 from vfsd.fuse.dispatch cimport OPCODES_MAX, dispatch_t, parked_t, request_t
 
 cdef extern from "<unistd.h>" nogil:
@@ -91,9 +91,9 @@ cdef struct queue_t:
     uint64_t removals        # of the memory's regions, when the batch was taken
     bint missed              # the other thread has woken meanwhile and gone back to sleep; under the gate
     int jobs_out             # with the pool; the gate is closed only when there are none
+    int jobs_away            # of the pool's, those that use nothing of the queue just now
     int bounce_fd            # a memfd, and where it is mapped: for chains in fragile memory
     char *bounce
-    int jobs_away            # of the pool's, those that use nothing of the queue just now
     op_count_t ops[OPCODES_MAX + 1]  # the last: opcodes past the table
     uint64_t ring_errors[RING_ERRORS]
     uint64_t unanswered      # chains without a whole in header, or without room for an out header
@@ -105,3 +105,9 @@ cdef inline void wake_queue(queue_t *q) noexcept nogil:
     """Have a thread of the queue look at the ring, and at what is ready. By any thread."""
     cdef uint64_t one = 1
     c_write(q.wake_fd, &one, sizeof(one))
+
+
+cdef inline void wait_open(queue_t *q) noexcept nogil:
+    """Wait while the gate is closed, unless the queue is to stop. Under the gate."""
+    while q.pauses and not q.stop:
+        pthread_cond_wait(&q.gate_changed, &q.gate)
