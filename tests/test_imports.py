@@ -13,13 +13,15 @@ IMPORT = re.compile(r"^\s*(?:from|cimport|import) (vfsd[\w.]*)(?: c?import \(?([
 # Below vfsd: what a room may use of ours, besides itself. A name with a dot is one module of a room.
 ALLOWED = {
     "_memory": set(),
-    "_ring": {"_memory"},
+    "_vring": {"_memory"},
+    "_ring": {"_memory", "_vring"},
+    "_driver_ring": {"_memory", "_vring"},
     "_dax": set(),
     "_wire": set(),
     "errors": set(),
     "vhost": {"_memory", "_ring", "errors"},
-    "fuse": {"_memory", "_ring", "_wire"},
-    "hostfs": {"_dax", "_memory", "_ring", "_threads", "_wire", "fuse", "errors"},
+    "fuse": {"_memory", "_wire"},
+    "hostfs": {"_dax", "_memory", "_threads", "_wire", "fuse", "errors"},
     "_threads": set(),
     "_pool": {"_threads"},
     "_virtqueue": {"_memory", "_pool", "_ring", "_threads", "fuse"},
@@ -35,7 +37,7 @@ ALLOWED = {
     "options": {"errors", "fuse", "hostfs", "sandbox", "share"},
     "sandbox": {"errors"},
     "daemon": {"errors", "hostfs", "options", "sandbox", "share"},
-    "guest": {"_dax", "_memory", "_ring", "_threads", "_wire", "fuse", "vhost", "errors"},
+    "guest": {"_dax", "_driver_ring", "_memory", "_threads", "_wire", "fuse", "vhost", "errors"},
 }  # fmt: skip
 GUEST_MAY_USE_OF_FUSE = {"abi", "opcodes", "shapes"}
 

@@ -1,46 +1,20 @@
-"""Split virtqueue: device side and driver side (virtio 1.3, section 2.7)."""
+"""Device side of a split virtqueue (virtio 1.3, section 2.7)."""
 
 cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
-from libc.errno cimport E2BIG, EFAULT, EINVAL, EIO, ENOSPC
+from libc.errno cimport EINVAL
 from libc.stdint cimport UINT32_MAX, UINT64_MAX
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
-from vfsd._memory cimport GuestMemory, iovec, memory_find, memory_from_gpa, memory_from_uva, memory_t
+from vfsd._memory cimport GuestMemory, iovec, memory_find, memory_from_gpa, memory_t
+from vfsd._vring cimport (
+    FAR, RING_NUM_MAX, VRING_AVAIL_F_NO_INTERRUPT, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
+    VRING_USED_F_NO_NOTIFY, avail_event, check_init, full_fence, load_acquire_u16, load_relaxed_u16, need_event,
+    read_once, store_relaxed_u16, store_release_u16, used_event, used_ring, vring_desc, vring_map, vring_used_elem,
+)
 
 import errno
-import os
-
-
-cdef extern from "_atomics.h" nogil:
-    uint16_t load_acquire_u16(const uint16_t *p)
-    uint16_t load_relaxed_u16(const uint16_t *p)
-    void store_release_u16(uint16_t *p, uint16_t v)
-    void store_relaxed_u16(uint16_t *p, uint16_t v)
-    void full_fence()
-
-
-cdef extern from * nogil:
-    """
-    /* The barrier keeps the compiler from reading guest memory again after a check. */
-    static inline void read_once(void *to, const void *from, size_t n)
-    {
-        __builtin_memcpy(to, from, n);
-        __asm__ volatile("" ::: "memory");
-    }
-    """
-    void read_once(void *to, const void *src, size_t n)
-
-
-cdef enum:
-    VRING_DESC_F_NEXT = 1
-    VRING_DESC_F_WRITE = 2
-    VRING_DESC_F_INDIRECT = 4
-    VRING_USED_F_NO_NOTIFY = 1
-    VRING_AVAIL_F_NO_INTERRUPT = 1
-    INDIRECT_MAX = 1024  # driver: entries of one table, so that a large queue's tables stay small
-    FAR = 0x8000         # an event index this far off is not reached before it is set again
 
 
 assert sizeof(vring_desc) == 16 and sizeof(vring_used_elem) == 8
@@ -78,38 +52,6 @@ class RingError(OSError):
         super().__init__(errno.EPROTO, CHAIN_ERRORS[code])
         self.code = code
 
-
-# Both sides
-
-cdef inline bint need_event(uint16_t event, uint16_t new, uint16_t old) noexcept nogil:
-    """vring_need_event, virtio 1.3, 2.7.7.1."""
-    return <uint16_t>(new - event - 1) < <uint16_t>(new - old)
-
-
-cdef int vring_map(const memory_t *m, uint32_t num, uint64_t desc_uva, uint64_t avail_uva, uint64_t used_uva,
-                   bint event_idx, vring_desc **desc, uint16_t **avail, uint16_t **used) noexcept nogil:
-    cdef uint64_t event = 2 if event_idx else 0
-    if num == 0 or num > RING_NUM_MAX or num & (num - 1):
-        return -EINVAL
-    desc[0] = <vring_desc *>memory_from_uva(m, desc_uva, 16 * <uint64_t>num, 16)
-    avail[0] = <uint16_t *>memory_from_uva(m, avail_uva, 4 + 2 * <uint64_t>num + event, 2)
-    used[0] = <uint16_t *>memory_from_uva(m, used_uva, 4 + 8 * <uint64_t>num + event, 4)
-    return 0 if desc[0] != NULL and avail[0] != NULL and used[0] != NULL else -EFAULT
-
-
-cdef inline uint16_t *used_event(uint16_t *avail, uint32_t num) noexcept nogil:
-    return &avail[2 + num]
-
-
-cdef inline uint16_t *avail_event(uint16_t *used, uint32_t num) noexcept nogil:
-    return &used[2 + 4 * num]
-
-
-cdef inline vring_used_elem *used_ring(uint16_t *used) noexcept nogil:
-    return <vring_used_elem *>(used + 2)
-
-
-# Device side
 
 cdef struct walk_t:
     iovec *base  # first iovec of this direction: elements join behind it
@@ -343,135 +285,6 @@ cdef bint ring_enable_kick(ring_t *r) noexcept nogil:
     return load_acquire_u16(&r.avail[1]) != r.last_avail
 
 
-# Driver side
-
-cdef int driver_init(driver_t *d, memory_t *m, uint32_t num, uint64_t desc_uva, uint64_t avail_uva,
-                     uint64_t used_uva, bint event_idx) noexcept nogil:
-    cdef uint32_t i
-    cdef int rc = vring_map(m, num, desc_uva, avail_uva, used_uva, event_idx, &d.desc, &d.avail, &d.used)
-    if rc < 0:
-        return rc
-    d.memory = m
-    d.num = num
-    d.event_idx = event_idx
-    d.num_free = <uint16_t>num
-    for i in range(num):
-        d.next[i] = <uint16_t>((i + 1) & (num - 1))
-    memset(d.avail, 0, 4 + 2 * num + (2 if event_idx else 0))
-    memset(d.used, 0, 4 + 8 * num + (2 if event_idx else 0))
-    return 0
-
-
-cdef inline void desc_set(vring_desc *desc, const sg_t *sg, bint writable, bint last, uint16_t next) noexcept nogil:
-    desc.addr = sg.gpa
-    desc.len = sg.len
-    desc.flags = (VRING_DESC_F_WRITE if writable else 0) | (0 if last else VRING_DESC_F_NEXT)
-    desc.next = 0 if last else next
-
-
-cdef void add_indirect(driver_t *d, const sg_t *sg, uint32_t n_readable, uint32_t total) noexcept nogil:
-    cdef uint64_t first = <uint64_t>d.free_head * d.indirect_max
-    cdef vring_desc *desc = &d.desc[d.free_head]
-    cdef uint32_t i
-    for i in range(total):
-        desc_set(&d.indirect[first + i], &sg[i], i >= n_readable, i + 1 == total, <uint16_t>(i + 1))
-    desc.addr = d.indirect_gpa + first * sizeof(vring_desc)
-    desc.len = total * sizeof(vring_desc)
-    desc.flags = VRING_DESC_F_INDIRECT
-    desc.next = 0
-    d.free_head = d.next[d.free_head]
-
-
-cdef void add_direct(driver_t *d, const sg_t *sg, uint32_t n_readable, uint32_t total) noexcept nogil:
-    cdef uint32_t i
-    for i in range(total):
-        desc_set(&d.desc[d.free_head], &sg[i], i >= n_readable, i + 1 == total, d.next[d.free_head])
-        d.free_head = d.next[d.free_head]
-
-
-cdef int driver_add(driver_t *d, const sg_t *sg, uint32_t n_readable, uint32_t n_writable, uint64_t token) noexcept nogil:
-    cdef uint64_t total = <uint64_t>n_readable + n_writable
-    cdef bint indirect = d.indirect != NULL and 1 < total <= d.indirect_max
-    cdef uint16_t head = d.free_head
-    if total == 0:
-        return -EINVAL
-    if total > d.num:
-        return -E2BIG
-    if (1 if indirect else total) > d.num_free:
-        return -ENOSPC
-    if indirect:
-        add_indirect(d, sg, n_readable, <uint32_t>total)
-        total = 1
-    else:
-        add_direct(d, sg, n_readable, <uint32_t>total)
-    d.chain_len[head] = <uint16_t>total
-    d.token[head] = token
-    d.num_free -= <uint16_t>total
-    store_relaxed_u16(&d.avail[2 + (d.avail_idx & (d.num - 1))], head)
-    d.avail_idx += 1
-    return head
-
-
-cdef void driver_publish(driver_t *d) noexcept nogil:
-    d.published_idx = d.avail_idx
-    store_release_u16(&d.avail[1], d.avail_idx)
-
-
-cdef bint driver_wants_kick(driver_t *d) noexcept nogil:
-    cdef uint16_t old = d.kicked_idx
-    if old == d.published_idx:
-        return False
-    d.kicked_idx = d.published_idx
-    full_fence()
-    if d.event_idx:
-        return need_event(load_relaxed_u16(avail_event(d.used, d.num)), d.published_idx, old)
-    return not load_relaxed_u16(&d.used[0]) & VRING_USED_F_NO_NOTIFY
-
-
-cdef void driver_free(driver_t *d, uint16_t head) noexcept nogil:
-    cdef uint16_t tail = head, n = d.chain_len[head]
-    while n > 1:
-        tail = d.next[tail]
-        n -= 1
-    d.next[tail] = d.free_head
-    d.free_head = head
-    d.num_free += d.chain_len[head]
-    d.chain_len[head] = 0
-
-
-cdef int driver_pop_used(driver_t *d, uint64_t *token, uint32_t *written) noexcept nogil:
-    cdef vring_used_elem elem
-    cdef uint16_t idx = load_acquire_u16(&d.used[1])
-    if idx == d.last_used:
-        return 0
-    if <uint16_t>(idx - d.last_used) > <uint16_t>(d.published_idx - d.last_used):
-        return -EIO
-    read_once(&elem, &used_ring(d.used)[d.last_used & (d.num - 1)], sizeof(elem))
-    if elem.id >= d.num or d.chain_len[elem.id] == 0:
-        return -EIO
-    token[0] = d.token[elem.id]
-    written[0] = elem.len
-    driver_free(d, <uint16_t>elem.id)
-    d.last_used += 1
-    return 1
-
-
-cdef void driver_disable_call(driver_t *d) noexcept nogil:
-    if d.event_idx:
-        store_relaxed_u16(used_event(d.avail, d.num), <uint16_t>(d.last_used + FAR))
-    else:
-        store_relaxed_u16(&d.avail[0], VRING_AVAIL_F_NO_INTERRUPT)
-
-
-cdef bint driver_enable_call(driver_t *d) noexcept nogil:
-    if d.event_idx:
-        store_relaxed_u16(used_event(d.avail, d.num), d.last_used)
-    else:
-        store_relaxed_u16(&d.avail[0], 0)
-    full_fence()
-    return load_acquire_u16(&d.used[1]) != d.last_used
-
-
 # Python classes
 
 @cython.final
@@ -501,14 +314,6 @@ cdef list views(GuestMemory memory, const iovec *iov, uint32_t n, bint writable)
         view.writable = writable
         result.append(memoryview(view))
     return result
-
-
-cdef int check_init(int rc) except -1:
-    if rc == -EINVAL:
-        raise ValueError(f"queue size is no power of two in 1..{RING_NUM_MAX}")
-    if rc == -EFAULT:
-        raise ValueError("a part of the ring is outside memory or not aligned")
-    return rc
 
 
 @cython.final
@@ -577,84 +382,3 @@ cdef class DeviceRing:
     def enable_kick(self):
         """Ask for a kick; True when chains are waiting already, then do not sleep."""
         return ring_enable_kick(&self.ring)
-
-
-@cython.final
-cdef class DriverRing:
-    """Driver side of a split virtqueue, starting on an empty ring.
-
-    desc, avail and used are user addresses as for DeviceRing. indirect is the guest physical
-    address, a multiple of 16, of num tables of min(num, 1024) descriptors, None for none.
-    """
-
-    def __cinit__(self, GuestMemory memory not None, uint32_t num, uint64_t desc, uint64_t avail, uint64_t used,
-                  bint event_idx=False, indirect=None):
-        cdef uint32_t n = min(num, <uint32_t>RING_NUM_MAX) + 1
-        cdef driver_t *d = &self.driver
-        self.memory = memory
-        d.next = <uint16_t *>calloc(n, sizeof(uint16_t))
-        d.chain_len = <uint16_t *>calloc(n, sizeof(uint16_t))
-        d.token = <uint64_t *>calloc(n, sizeof(uint64_t))
-        self.sg = <sg_t *>calloc(n, sizeof(sg_t))
-        if d.next == NULL or d.chain_len == NULL or d.token == NULL or self.sg == NULL:
-            raise MemoryError
-        check_init(driver_init(d, &memory.table, num, desc, avail, used, event_idx))
-        if indirect is not None:
-            d.indirect_gpa = indirect
-            d.indirect_max = min(num, <uint32_t>INDIRECT_MAX)
-            d.indirect = <vring_desc *>memory_from_gpa(
-                &memory.table, d.indirect_gpa, <uint64_t>num * d.indirect_max * sizeof(vring_desc), 16)
-            if d.indirect == NULL:
-                raise ValueError("the indirect tables are outside memory or not aligned")
-
-    def __dealloc__(self):
-        free(self.driver.next)
-        free(self.driver.chain_len)
-        free(self.driver.token)
-        free(self.sg)
-
-    def add(self, readable, writable, uint64_t token):
-        """Put one chain of (gpa, length) elements in the ring, not yet visible to the device.
-
-        OSError: ENOSPC while the ring is full, E2BIG if it never fits, EINVAL without elements.
-        """
-        cdef list elements = list(readable)
-        cdef uint32_t n = 0, n_readable = <uint32_t>len(elements)
-        cdef int rc = -E2BIG
-        elements.extend(writable)
-        if len(elements) <= <Py_ssize_t>self.driver.num:
-            for gpa, length in elements:
-                self.sg[n].gpa = gpa
-                self.sg[n].len = length
-                n += 1
-            rc = driver_add(&self.driver, self.sg, n_readable, n - n_readable, token)
-        if rc < 0:
-            raise OSError(-rc, os.strerror(-rc))
-
-    def publish(self):
-        """Make visible all that was added."""
-        driver_publish(&self.driver)
-
-    def wants_kick(self):
-        """Whether the device asked for a kick for what was published since this was last asked."""
-        return driver_wants_kick(&self.driver)
-
-    def pop_used(self):
-        """(token, written) of a chain the device gave back, None if there is none.
-
-        written is the device's word. OSError EIO when the used ring cannot be true.
-        """
-        cdef uint64_t token = 0
-        cdef uint32_t written = 0
-        cdef int rc = driver_pop_used(&self.driver, &token, &written)
-        if rc < 0:
-            raise OSError(-rc, "used ring names a chain that is not in flight")
-        return (token, written) if rc else None
-
-    def disable_call(self):
-        """Tell the device not to call."""
-        driver_disable_call(&self.driver)
-
-    def enable_call(self):
-        """Ask for a call; True when used elements are waiting already."""
-        return driver_enable_call(&self.driver)

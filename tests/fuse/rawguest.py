@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from vfsd._driver_ring import DriverRing
 from vfsd._memory import GuestMemory
-from vfsd._ring import DriverRing
 from vfsd.fuse.opcodes import NUMBER
 from vfsd.vhost.frontend import Frontend, Setup, SharedRegion, Vring
 from vfsd.vhost.messages import Region, VirtioFeature

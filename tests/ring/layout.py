@@ -4,8 +4,9 @@ import os
 import struct
 from collections.abc import Iterable
 
+from vfsd._driver_ring import DriverRing
 from vfsd._memory import GuestMemory
-from vfsd._ring import DeviceRing, DriverRing
+from vfsd._ring import DeviceRing
 
 NEXT, WRITE, INDIRECT = 1, 2, 4
 

@@ -2,8 +2,8 @@ import errno
 
 import pytest
 
+from vfsd._driver_ring import DriverRing
 from vfsd._memory import GuestMemory
-from vfsd._ring import DriverRing
 
 from .layout import DATA_GPA, INDIRECT, NEXT, UVA_OFFSET, WRITE, Layout, add_region
 

@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from vfsd._driver_ring import DriverRing
 from vfsd._memory import GuestMemory
-from vfsd._ring import DriverRing
 from vfsd.errors import ProtocolError
 from vfsd.vhost import messages
 from vfsd.vhost.backend import Backend

@@ -9,7 +9,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, strncpy
 
 from vfsd._memory cimport GuestMemory, memory_from_gpa
-from vfsd._ring cimport DriverRing, sg_t
+from vfsd._driver_ring cimport DriverRing, sg_t
 from vfsd._threads cimport (
     pthread_cond_broadcast, pthread_cond_init, pthread_cond_wait, pthread_mutex_init, pthread_mutex_lock,
     pthread_mutex_unlock,

@@ -11,8 +11,7 @@ reference): header, in arguments, in pages; out header, out arguments, out pages
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from vfsd._ring cimport driver_t, sg_t
-
+from vfsd._driver_ring cimport driver_t, sg_t
 from vfsd._threads cimport pthread_cond_t, pthread_mutex_t
 
 cdef enum:

@@ -5,7 +5,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport realloc
 from libc.string cimport memcpy, memset
 
-from vfsd._ring cimport (
+from vfsd._driver_ring cimport (
     driver_add, driver_disable_call, driver_enable_call, driver_pop_used, driver_publish, driver_wants_kick,
 )
 from vfsd._threads cimport (

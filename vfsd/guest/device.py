@@ -16,8 +16,8 @@ from functools import partial
 from struct import Struct
 from typing import Self
 
+from vfsd._driver_ring import RING_NUM_MAX
 from vfsd._memory import GuestMemory
-from vfsd._ring import RING_NUM_MAX
 from vfsd.errors import ProtocolError
 from vfsd.fuse import abi
 from vfsd.guest._transport import RingPlace, Transport
