@@ -17,8 +17,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, Protocol
 
-from vfsd._memory import GuestMemory
-from vfsd._ring import RING_NUM_MAX
 from vfsd.errors import ProtocolError
 from vfsd.vhost import messages
 from vfsd.vhost.memory import SLOTS_MAX, MemoryTable
@@ -43,6 +41,7 @@ from vfsd.vhost.messages import (
     VringAddr,
 )
 from vfsd.vhost.shmem import SharedMemory
+from vfsd.vhost.vring import VirtQueue, Vring
 
 log = logging.getLogger("vfsd.vhost")
 
@@ -73,29 +72,6 @@ MESSAGES_PER_CALL: Final = 64  # then the control thread looks at its other conn
 REFUSED: Final = 1  # the u64 of an acknowledgement that is none
 
 
-class VirtQueue(Protocol):
-    """What a ring needs of `vfsd._queue.Queue`; that stub says what each method does."""
-
-    def start(
-        self,
-        memory: GuestMemory,
-        num: int,
-        desc: int,
-        avail: int,
-        used: int,
-        base: int,
-        event_idx: bool,
-    ) -> None: ...
-    def stop(self) -> int: ...
-    def set_kick(self, fd: int) -> None: ...
-    def set_call(self, fd: int, message: bytes = ...) -> None: ...
-    def set_err(self, fd: int) -> None: ...
-    def kick(self) -> None: ...
-    def pause(self, jobs: bool = True) -> None: ...
-    def resume(self) -> None: ...
-    def close(self) -> None: ...
-
-
 class Device(Protocol):
     """The device behind a connection. It may make more than one queue, each only once."""
 
@@ -121,44 +97,10 @@ class Device(Protocol):
         """Forget the session: RESET_DEVICE or status 0. No queue runs."""
 
 
-class _Ring:
-    """One vring as far as the front end has described it."""
-
-    def __init__(self, index: int, queue: VirtQueue) -> None:
-        self.index = index
-        self.queue = queue
-        self.calls_by_fd = False
-        self.running = False  # the queue is started
-        self.forget()
-
-    def forget(self) -> None:
-        """As before the first message, but for the descriptors."""
-        self.num = 0
-        self.addr: VringAddr | None = None
-        self.base = 0  # next available index while the queue does not run
-        self.kicked = False  # started, in the words of the specification
-        self.enabled = False  # by SET_VRING_ENABLE
-
-    def stop(self) -> None:
-        """Stop the queue, if it runs, and keep where it was."""
-        if self.running:
-            self.base = self.queue.stop()
-            self.running = False
-
-
 def _refuse_unoffered(bits: int, offered: int) -> None:
     # The complement of an IntFlag has only the bits it has names for.
     if unoffered := bits & ~int(offered):
         raise ProtocolError(f"bits {unoffered:#x} were not offered")
-
-
-@contextmanager
-def _descriptor(ring: _Ring) -> Iterator[None]:
-    """Around handing one over: a regular file, for one, cannot be waited on."""
-    try:
-        yield
-    except OSError as error:
-        raise ProtocolError(f"queue {ring.index}: unusable descriptor: {error}") from error
 
 
 class Backend:
@@ -189,7 +131,7 @@ class Backend:
         self._sock = sock
         self._device = device
         self._reader = MessageReader(sock, messages.check_frontend_request, messages.frontend_name)
-        self._rings: dict[int, _Ring] = {}
+        self._rings: dict[int, Vring] = {}
         self._features_set = False
         self._status = 0
 
@@ -459,72 +401,45 @@ class Backend:
 
     # ---- rings
 
-    def _ring(self, index: int) -> _Ring:
+    def _ring(self, index: int) -> Vring:
         if index >= self._device.queues_max:
             raise ProtocolError(f"queue {index}: there are {self._device.queues_max}")
         if index not in self._rings:
-            self._rings[index] = _Ring(index, self._device.make_queue(index))
+            self._rings[index] = Vring(index, self._device.make_queue(index))
             self._connect_call(self._rings[index])
         return self._rings[index]
 
-    def _running(self) -> list[_Ring]:
+    def _running(self) -> list[Vring]:
         return [ring for ring in self._rings.values() if ring.running]
 
     def _start_ready(self) -> None:
         for ring in self._rings.values():
             self._start_if_ready(ring)
 
-    def _start_if_ready(self, ring: _Ring) -> None:
-        enabled = ring.enabled or VirtioFeature.PROTOCOL_FEATURES not in self.features
-        ready = ring.kicked and enabled and self._features_set and ring.num and len(self.memory)
-        if ring.running or not ready or ring.addr is None:
-            return
-        addr, event_idx = ring.addr, VirtioFeature.EVENT_IDX in self.features
-        try:
-            ring.queue.start(
-                self.memory.guest, ring.num, addr.desc, addr.avail, addr.used, ring.base, event_idx
-            )
-        except ValueError as error:
-            raise ProtocolError(f"queue {ring.index}: {error}") from error
-        ring.running = True
+    def _start_if_ready(self, ring: Vring) -> None:
+        if self._features_set:
+            ring.start_if_ready(self.memory, self.features)
 
     def _set_vring_num(self, message: Message) -> int:
         index, num = VRING_STATE.unpack(message.payload)
         ring = self._ring(index)
-        if num & (num - 1) or not 0 < num <= RING_NUM_MAX:
-            why = "no power of two" if num & (num - 1) else f"not 1 to {RING_NUM_MAX}"
-            raise ProtocolError(f"queue {index}: size {num} is {why}")
-        self._refuse_if_changed(ring, "size", ring.num, num)
-        ring.num = num
+        ring.set_num(num)
         self._start_if_ready(ring)
         return 0
 
     def _set_vring_addr(self, message: Message) -> int:
         addr = VringAddr(*VRING_ADDR.unpack(message.payload))
         ring = self._ring(addr.queue)
-        if ring.addr is not None:
-            for part in ("desc", "used", "avail"):
-                self._refuse_if_changed(
-                    ring, f"{part} address", getattr(ring.addr, part), getattr(addr, part)
-                )
-        ring.addr = addr
+        ring.set_addr(addr)
         self._start_if_ready(ring)
         return 0
 
     def _set_vring_base(self, message: Message) -> int:
         index, base = VRING_STATE.unpack(message.payload)
         ring = self._ring(index)
-        if base > 0xFFFF:
-            raise ProtocolError(f"queue {index}: index {base} of a split ring has 16 bits")
-        self._refuse_if_changed(ring, "index", ring.base, base)
-        ring.base = base
+        ring.set_base(base)
         self._start_if_ready(ring)
         return 0
-
-    def _refuse_if_changed(self, ring: _Ring, what: str, old: int, new: int) -> None:
-        # Sent again with the same value by QEMU, to turn the dirty log on and off.
-        if ring.running and old != new:
-            raise ProtocolError(f"queue {ring.index}: {what} changes from {old:#x} to {new:#x} while it runs")
 
     def _get_vring_base(self, message: Message) -> bytes:
         index, _ = VRING_STATE.unpack(message.payload)
@@ -551,7 +466,7 @@ class Backend:
 
     # ---- notifications
 
-    def _vring_fd(self, message: Message) -> tuple[_Ring, int]:
+    def _vring_fd(self, message: Message) -> tuple[Vring, int]:
         """The ring and its new descriptor, now the caller's; -1: the message says it has none."""
         (word,) = U64.unpack(message.payload)
         ring = self._ring(word & VRING_INDEX_MASK)
@@ -570,7 +485,7 @@ class Backend:
         ring, fd = self._vring_fd(message)
         if fd < 0 and not self._has(ProtocolFeature.INBAND_NOTIFICATIONS):
             raise ProtocolError(f"queue {ring.index}: no descriptor, rings are not polled here")
-        with _descriptor(ring):
+        with ring.handing_over():
             ring.queue.set_kick(fd)
         ring.kicked = True
         self._start_if_ready(ring)
@@ -579,14 +494,14 @@ class Backend:
     def _set_vring_call(self, message: Message) -> int:
         ring, fd = self._vring_fd(message)
         ring.calls_by_fd = fd >= 0
-        with _descriptor(ring):
+        with ring.handing_over():
             ring.queue.set_call(fd)
         self._connect_call(ring)
         return 0
 
     def _set_vring_err(self, message: Message) -> int:
         ring, fd = self._vring_fd(message)
-        with _descriptor(ring):
+        with ring.handing_over():
             ring.queue.set_err(fd)
         return 0
 
@@ -616,12 +531,12 @@ class Backend:
         for ring in self._rings.values():
             self._connect_call(ring)
 
-    def _connect_call(self, ring: _Ring) -> None:
+    def _connect_call(self, ring: Vring) -> None:
         """Where it was agreed on, call the guest by messages on the back-end channel."""
         inband = self._has(ProtocolFeature.INBAND_NOTIFICATIONS)
         if inband and self.channel is not None and not ring.calls_by_fd:
             call = messages.encode(BackendRequest.VRING_CALL, VRING_STATE.pack(ring.index, 0))
-            with _descriptor(ring):
+            with ring.handing_over():
                 ring.queue.set_call(os.dup(self.channel), call)
 
 
