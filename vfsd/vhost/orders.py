@@ -60,80 +60,56 @@ _STOP: Final = (Each((_DISABLE,)), Each((Step(_F.GET_VRING_BASE),)))
 _QEMU_WANTS: Final = (
     _P.MQ | _P.REPLY_ACK | _P.BACKEND_REQ | _P.BACKEND_SEND_FD | _P.CONFIGURE_MEM_SLOTS | _P.STATUS
 )  # fmt: skip
+_QEMU_CALL: Final = Each((Step(_F.SET_VRING_CALL),))
+_QEMU_CONNECT: Final = (
+    *_FEATURES,
+    _QUEUES,
+    Step(_F.GET_MAX_MEM_SLOTS, needs=_P.CONFIGURE_MEM_SLOTS),
+    Step(_F.SET_BACKEND_REQ_FD, ack=True, needs=_P.BACKEND_REQ),
+    Step(_F.SET_OWNER),
+    Step(_F.GET_FEATURES),
+    Each((Step(_F.SET_VRING_CALL, ack=True), Step(_F.SET_VRING_ERR, ack=True))),
+)
+_QEMU_MEMORY: Final = (
+    Step(_F.SET_FEATURES),
+    Step(_F.GET_STATUS, needs=_P.STATUS),
+    Step(_F.SET_STATUS, needs=_P.STATUS),
+    Step(_F.ADD_MEM_REG, ack=True, needs=_P.CONFIGURE_MEM_SLOTS),
+    Step(_F.SET_MEM_TABLE, ack=True, unless=_P.CONFIGURE_MEM_SLOTS),
+)
+_QEMU_RING: Final = (
+    Step(_F.SET_VRING_NUM),
+    Step(_F.SET_VRING_BASE),
+    Step(_F.SET_VRING_ADDR),
+    Step(_F.SET_VRING_KICK, ack=True),
+)
+_QEMU_ENABLE: Final = Each((Step(_F.SET_VRING_ENABLE, ack=True),))
 
 
 def _qemu() -> Order:
     """QEMU 11.1, vhost-user-fs-pci."""
-    call, slots = Each((Step(_F.SET_VRING_CALL),)), _P.CONFIGURE_MEM_SLOTS
+    reset = Step(_F.RESET_DEVICE, needs=_P.RESET_DEVICE)
     return Order(
         wants=_QEMU_WANTS | _P.RESET_DEVICE,
-        connect=(
-            *_FEATURES,
-            _QUEUES,
-            Step(_F.GET_MAX_MEM_SLOTS, needs=slots),
-            Step(_F.SET_BACKEND_REQ_FD, ack=True, needs=_P.BACKEND_REQ),
-            Step(_F.SET_OWNER),
-            Step(_F.GET_FEATURES),
-            Each((Step(_F.SET_VRING_CALL, ack=True), Step(_F.SET_VRING_ERR, ack=True))),
-            Step(_F.RESET_DEVICE, needs=_P.RESET_DEVICE),
-        ),
-        start=(
-            call,
-            Step(_F.SET_FEATURES),
-            Step(_F.GET_STATUS, needs=_P.STATUS),
-            Step(_F.SET_STATUS, needs=_P.STATUS),
-            Step(_F.ADD_MEM_REG, ack=True, needs=slots),
-            Step(_F.SET_MEM_TABLE, ack=True, unless=slots),
-            Each(
-                (
-                    Step(_F.SET_VRING_NUM),
-                    Step(_F.SET_VRING_BASE),
-                    Step(_F.SET_VRING_ADDR),
-                    Step(_F.SET_VRING_KICK, ack=True),
-                )
-            ),
-            Each((Step(_F.SET_VRING_ENABLE, ack=True),)),
-            call,
-        ),
-        stop=(*_STOP, call, Step(_F.RESET_DEVICE, needs=_P.RESET_DEVICE)),
+        connect=(*_QEMU_CONNECT, reset),
+        start=(_QEMU_CALL, *_QEMU_MEMORY, Each(_QEMU_RING), _QEMU_ENABLE, _QEMU_CALL),
+        stop=(*_STOP, _QEMU_CALL, reset),
     )
 
 
 def _qemu_generic() -> Order:
     """QEMU 11.1, vhost-user-test-device-pci: the config space and the DAX window are the daemon's."""
-    call, slots = Each((Step(_F.SET_VRING_CALL),)), _P.CONFIGURE_MEM_SLOTS
     return Order(
         wants=_QEMU_WANTS | _P.CONFIG | _P.SHMEM,
-        connect=(
-            *_FEATURES,
-            _QUEUES,
-            Step(_F.GET_MAX_MEM_SLOTS, needs=slots),
-            Step(_F.SET_BACKEND_REQ_FD, ack=True, needs=_P.BACKEND_REQ),
-            Step(_F.SET_OWNER),
-            Step(_F.GET_FEATURES),
-            Each((Step(_F.SET_VRING_CALL, ack=True), Step(_F.SET_VRING_ERR, ack=True))),
-            _WINDOW,
-        ),
+        connect=(*_QEMU_CONNECT, _WINDOW),
         start=(
             Step(_F.GET_CONFIG, needs=_P.CONFIG),
-            Step(_F.SET_FEATURES),
-            Step(_F.GET_STATUS, needs=_P.STATUS),
-            Step(_F.SET_STATUS, needs=_P.STATUS),
-            Step(_F.ADD_MEM_REG, ack=True, needs=slots),
-            Step(_F.SET_MEM_TABLE, ack=True, unless=slots),
-            Each(
-                (
-                    Step(_F.SET_VRING_NUM),
-                    Step(_F.SET_VRING_BASE),
-                    Step(_F.SET_VRING_ADDR),
-                    Step(_F.SET_VRING_KICK, ack=True),
-                    Step(_F.SET_VRING_CALL),
-                )
-            ),
-            Each((Step(_F.SET_VRING_ENABLE, ack=True),)),
-            call,
+            *_QEMU_MEMORY,
+            Each((*_QEMU_RING, Step(_F.SET_VRING_CALL))),
+            _QEMU_ENABLE,
+            _QEMU_CALL,
         ),
-        stop=(*_STOP, call),
+        stop=(*_STOP, _QEMU_CALL),
         config_sizes=(40,) * 37,  # all of it for each byte of the tag, and for the number of queues
     )
 
