@@ -65,7 +65,7 @@ lint: $(venv)/tools
 types: $(venv)/tools
 	$(venv)/bin/mypy --strict
 	$(venv)/bin/mypy --strict bench
-	MYPYPATH=tools:tests/guest $(venv)/bin/mypy --strict --explicit-package-bases \
+	MYPYPATH=tools:tests:tests/guest $(venv)/bin/mypy --strict --explicit-package-bases \
 	    tools/guests tools/*.py tests/guest tests/package
 
 # A stub promises what others may use; a module of Cython's has more names than that.

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from guests import StartDaemon, UmlGuest
+from posixcases import QUICK_GROUPS, SUITE, assert_alike, on_host
 from share import Share
 
 pytestmark = pytest.mark.uml
 
-SUITE = Path(__file__).resolve().parent.parent / "mount" / "workloads" / "conformance.py"
-GROUPS = ("special_bits", "files")
 EXCEPTIONS = {
-    r"chown \d+ of \w+ by \w+ mask \d+": "with HANDLE_KILLPRIV_V2 Linux does not tell of a chown(-1, -1)",
     r"(create|mkfifo) 2777 of \w+ by member mask \d+": "Linux before 6.3 does not send the group that counts",
 }
 
@@ -29,11 +23,7 @@ def test_cases_end_as_on_the_host(
         pytest.skip("the options are vfsd's")
     (tmp_path / "own").mkdir()
     (tmp_path / "share").mkdir(mode=0o755)
-    done = subprocess.run(
-        [sys.executable, SUITE, tmp_path / "own", *GROUPS], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    host = json.loads(done.stdout)
+    host = on_host(tmp_path / "own", QUICK_GROUPS, timeout=120)
     with Share(
         tmp_path / "share",
         daemon,
@@ -41,10 +31,5 @@ def test_cases_end_as_on_the_host(
         options=["--xattr"],
     ) as share:
         _, directory = share.ready().directory("d")
-        guest = share.workload(SUITE.name, directory, *GROUPS, timeout=240)
-    differ = {
-        name: (host[name], guest[name])
-        for name in host
-        if host[name] != guest[name] and not any(re.fullmatch(e, name) for e in EXCEPTIONS)
-    }
-    assert not differ, f"{len(differ)} of {len(host)} cases, such as {list(differ.items())[:5]}"
+        guest = share.workload(SUITE.name, directory, *QUICK_GROUPS, timeout=240)
+    assert_alike(host, guest, EXCEPTIONS)

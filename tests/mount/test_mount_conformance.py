@@ -3,24 +3,18 @@
 import contextlib
 import json
 import os
-import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from mounts import WORKLOADS, mounting
+from mounts import mounting
+from posixcases import QUICK_GROUPS, SUITE, assert_alike, on_host
 
-SUITE = WORKLOADS / "conformance.py"
-ALL = ("one_path", "two_paths", "rights", "special_bits", "files")
-FEW = ("special_bits", "files")  # where every case would take minutes: VFSD_CONFORMANCE=all
+ALL = ("one_path", "two_paths", "rights", "special_bits", "files")  # minutes: VFSD_CONFORMANCE=all
 SUITE_TAKES_AT_MOST_S = 180
 
-# Cases whose outcome differs, and why it has to.
 EXCEPTIONS = {
-    r"chown \d+ of \w+ by \w+ mask \d+": "with HANDLE_KILLPRIV_V2 Linux does not tell of a chown(-1, -1)",
     r"fallocate \d+ of \w+ by root mask \d+": "with ALLOW_IDMAP Linux does not say who asks: set-id bits go",
 }
 
@@ -65,32 +59,12 @@ def file_system(kind: str, directory: Path) -> Iterator[Path]:
             subprocess.run(["umount", mounted], check=False, capture_output=True)
 
 
-def results(output: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(output)
-    return found
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_cases_end_as_on_the_host(kind: str, tmp_path: Path) -> None:
-    groups = ALL if kind == "tmpfs" or os.environ.get("VFSD_CONFORMANCE") == "all" else FEW
+    groups = ALL if kind == "tmpfs" or os.environ.get("VFSD_CONFORMANCE") == "all" else QUICK_GROUPS
     with file_system(kind, tmp_path) as place, mounting(place, "vfsd", ("--xattr",)) as mounted:
         own = place / "own"
         own.mkdir()
-        done = subprocess.run(
-            [sys.executable, SUITE, own, *groups],
-            capture_output=True,
-            text=True,
-            timeout=SUITE_TAKES_AT_MOST_S,
-        )
-        assert done.returncode == 0, done.stderr
-        host = results(done.stdout)
-        guest = results(mounted.workload(SUITE.name, mounted.root, *groups, timeout=SUITE_TAKES_AT_MOST_S))
-    assert host["file append"][0] == "[b'content123']"
-    assert host.keys() == guest.keys()
-    differ = {name: (host[name], guest[name]) for name in host if host[name] != guest[name]}
-    unexplained = {
-        name: pair for name, pair in differ.items() if not any(re.fullmatch(e, name) for e in EXCEPTIONS)
-    }
-    assert not unexplained, (
-        f"{len(unexplained)} of {len(host)} cases, such as {list(unexplained.items())[:5]}"
-    )
+        host = on_host(own, groups, SUITE_TAKES_AT_MOST_S)
+        output = mounted.workload(SUITE.name, mounted.root, *groups, timeout=SUITE_TAKES_AT_MOST_S)
+    assert_alike(host, json.loads(output), EXCEPTIONS)
