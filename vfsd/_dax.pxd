@@ -12,22 +12,10 @@ between threads without the GIL has a lock of his own around each call.
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
+from vfsd._intervals cimport mapping_t
+
 cdef enum:
     RANGES_MAX = 1 << 28
-
-
-# Node i + 1 is the mapping that begins with range i; node 0 is none.
-cdef struct mapping_t:     # 48 bytes
-    uint64_t inode
-    uint64_t foffset       # in ranges
-    uint32_t length        # in ranges; 0: no mapping begins here
-    uint32_t references    # busy while > 0: not to be unmapped
-    uint32_t left          # a treap by (inode, foffset, node)
-    uint32_t right
-    uint32_t last          # the node of this subtree that ends last
-    uint32_t priority
-    uint32_t older         # all mappings, by when they were made or touched
-    uint32_t newer
 
 
 cdef struct dax_t:
@@ -44,7 +32,7 @@ cdef struct dax_t:
     uint32_t newest
     uint32_t hint          # where dax_alloc looks first
     uint64_t seed
-    mapping_t *nodes       # n + 1
+    mapping_t *nodes       # n + 1: node i + 1 is the mapping that begins with range i
     uint32_t *first        # node of the mapping that a range is part of, 0: none
     uint64_t *free         # bitmaps, one bit a range: neither claimed nor mapped
     uint64_t *busy         # part of a mapping with references

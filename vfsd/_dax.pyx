@@ -6,6 +6,8 @@ from libc.stdint cimport UINT64_MAX
 from libc.stdlib cimport calloc, free as c_free
 from libc.string cimport memset
 
+from vfsd._intervals cimport interval_erase, interval_find, interval_insert, interval_next, mapping_t
+
 import os
 from typing import NamedTuple
 
@@ -66,95 +68,15 @@ cdef uint64_t next_bit(const uint64_t *words, uint64_t start, uint64_t end, bint
     return end
 
 
-# --- the treap: mappings by (inode, foffset, node), each with the end of its subtree ---
-
-cdef inline bint before(const mapping_t *m, uint32_t a, uint64_t inode, uint64_t foffset, uint32_t node) noexcept nogil:
-    if m[a].inode != inode:
-        return m[a].inode < inode
-    return m[a].foffset < foffset if m[a].foffset != foffset else a < node
-
-
-cdef inline bint ends_behind(const mapping_t *m, uint32_t a, uint64_t inode, uint64_t foffset) noexcept nogil:
-    if m[a].inode != inode:
-        return m[a].inode > inode
-    return m[a].foffset + m[a].length > foffset
-
-
-cdef inline uint32_t later(const mapping_t *m, uint32_t a, uint32_t b) noexcept nogil:
-    """Which of the two nodes ends last."""
-    if a == 0 or b == 0:
-        return a + b
-    return a if ends_behind(m, a, m[b].inode, m[b].foffset + m[b].length) else b
-
-
-cdef inline void update(mapping_t *m, uint32_t t) noexcept nogil:
-    m[t].last = later(m, t, later(m, m[m[t].left].last, m[m[t].right].last))
-
-
-cdef void divide(mapping_t *m, uint32_t t, uint32_t key, uint32_t *low, uint32_t *high) noexcept nogil:
-    """A subtree in two: what comes before the node `key`, which is not in it, and the rest."""
-    if t == 0:
-        low[0] = high[0] = 0
-        return
-    if before(m, t, m[key].inode, m[key].foffset, key):
-        divide(m, m[t].right, key, &m[t].right, high)
-        low[0] = t
-    else:
-        divide(m, m[t].left, key, low, &m[t].left)
-        high[0] = t
-    update(m, t)
-
-
-cdef uint32_t join(mapping_t *m, uint32_t low, uint32_t high) noexcept nogil:
-    if low == 0 or high == 0:
-        return low + high
-    if m[low].priority > m[high].priority:
-        m[low].right = join(m, m[low].right, high)
-        update(m, low)
-        return low
-    m[high].left = join(m, low, m[high].left)
-    update(m, high)
-    return high
-
-
-cdef uint32_t plant(mapping_t *m, uint32_t t, uint32_t node) noexcept nogil:
-    if t == 0 or m[node].priority > m[t].priority:
-        divide(m, t, node, &m[node].left, &m[node].right)
-        update(m, node)
-        return node
-    if before(m, t, m[node].inode, m[node].foffset, node):
-        m[t].right = plant(m, m[t].right, node)
-    else:
-        m[t].left = plant(m, m[t].left, node)
-    update(m, t)
-    return t
-
-
-cdef uint32_t uproot(mapping_t *m, uint32_t t, uint32_t node) noexcept nogil:
-    if t == node:
-        return join(m, m[t].left, m[t].right)
-    if before(m, t, m[node].inode, m[node].foffset, node):
-        m[t].right = uproot(m, m[t].right, node)
-    else:
-        m[t].left = uproot(m, m[t].left, node)
-    update(m, t)
-    return t
-
+# --- by inode and file offset, and by age ---
 
 cdef void insert(dax_t *d, uint32_t node) noexcept nogil:
-    # xorshift64: that the tree stays flat whatever the guest asks for.
-    d.seed ^= d.seed << 13
-    d.seed ^= d.seed >> 7
-    d.seed ^= d.seed << 17
-    d.nodes[node].priority = <uint32_t>(d.seed >> 32)
-    d.root = plant(d.nodes, d.root, node)
+    d.root = interval_insert(d.nodes, d.root, &d.seed, node)
 
 
 cdef void erase(dax_t *d, uint32_t node) noexcept nogil:
-    d.root = uproot(d.nodes, d.root, node)
+    d.root = interval_erase(d.nodes, d.root, node)
 
-
-# --- by age ---
 
 cdef void link_newest(dax_t *d, uint32_t node) noexcept nogil:
     cdef mapping_t *m = d.nodes
@@ -187,19 +109,8 @@ cdef inline uint32_t node_at(dax_t *d, uint64_t index) noexcept nogil:
 
 
 cdef int64_t dax_find(dax_t *d, uint64_t inode, uint64_t foffset) noexcept nogil:
-    cdef mapping_t *m = d.nodes
-    cdef uint32_t t = d.root, left
-    while t:
-        left = m[t].left
-        if left and ends_behind(m, m[left].last, inode, foffset):
-            t = left  # if any mapping holds it, one on this side does
-        elif m[t].inode == inode and foffset - m[t].foffset < m[t].length:
-            return t - 1 + (foffset - m[t].foffset)
-        elif before(m, t, inode, foffset, 0):
-            t = m[t].right
-        else:
-            break
-    return -ENOENT
+    cdef uint32_t node = interval_find(d.nodes, d.root, inode, foffset)
+    return node - 1 + (foffset - d.nodes[node].foffset) if node else -ENOENT
 
 
 cdef int64_t dax_at(dax_t *d, uint64_t index) noexcept nogil:
@@ -220,17 +131,9 @@ cdef int64_t dax_next(dax_t *d, uint64_t start, uint64_t end) noexcept nogil:
 
 
 cdef int64_t dax_next_of(dax_t *d, uint64_t inode, uint64_t foffset, uint64_t index) noexcept nogil:
-    cdef mapping_t *m = d.nodes
-    cdef uint32_t t = d.root, best = 0
-    if index >= d.n:
-        index = d.n
-    while t:
-        if before(m, t, inode, foffset, <uint32_t>index + 1):
-            t = m[t].right
-        else:
-            best = t
-            t = m[t].left
-    return <int64_t>best - 1 if best and m[best].inode == inode else -ENOENT
+    cdef uint32_t from_node = <uint32_t>min(index, <uint64_t>d.n) + 1
+    cdef uint32_t node = interval_next(d.nodes, d.root, inode, foffset, from_node)
+    return <int64_t>node - 1 if node else -ENOENT
 
 
 cdef int dax_map(dax_t *d, uint64_t index, uint64_t n, uint64_t inode, uint64_t foffset, bint writable) noexcept nogil:
