@@ -20,6 +20,7 @@ from pathlib import Path
 
 from vfsd.errors import ConfigError
 
+from .harness import harness
 from .model import Failed, NotOffered, Setting
 
 C_DAEMON = "/usr/lib/qemu/virtiofsd"
@@ -29,7 +30,6 @@ LISTENING = "00010000"  # __SO_ACCEPTCON, the flags column of /proc/net/unix
 SAID_MAX = 65536  # bytes of standard error that are kept
 END_S = 5.0
 HELP_S = 20.0
-UML = "linux.uml"
 UML_EXACT = (6, 2)  # from here on it sends a SET_MEM_TABLE of the length it means
 DAX_WINDOW = "1G"
 TAG = "bench"  # of the share, for front ends that ask the daemon for it
@@ -97,13 +97,18 @@ def c_command(setting: Setting) -> list[str]:
     ]
 
 
+def uml_version() -> tuple[int, ...]:
+    """Of the user-mode Linux that is booted."""
+    return version_numbers(said((*harness().uml_command(), "--version")))
+
+
 def rust_command(program: Sequence[str], handles: str | None, setting: Setting) -> list[str]:
     """The Rust virtiofsd. handles: --inode-file-handles, whose default changed with 1.14."""
     mode = {"none": "never"}.get(setting.cache, setting.cache)
     expect_mode(program, mode)
-    if setting.guest == "uml" and version_numbers(said((UML, "--version"))) < UML_EXACT:
+    if setting.guest == "uml" and uml_version() < UML_EXACT:
         raise NotOffered("refuses the memory table of user-mode Linux 6.1, which is longer than it says;"
-                         " --guest qemu does without")  # fmt: skip
+                         " bench/get-peers fetches a newer one")  # fmt: skip
     for on, option in (
         (setting.writeback, "--writeback"), (setting.locks, "--posix-lock"), (setting.dax, "--dax-window"),
         (setting.guest == "uml", "--tag"), (setting.xattr, "--xattr"),

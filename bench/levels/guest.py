@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import shlex
-import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +15,7 @@ from typing import Any
 
 from ..daemons import TAG, Running, Target
 from ..machine import TICK
+from ..harness import HARNESS, harness
 from ..model import Cell, Errand, Failed, NotOffered, Setting
 from ..profiles import Profile
 from ..tasks import Task
@@ -25,18 +24,10 @@ from .bundle import bundle
 from .kernel import LOOK_S, TOOLS, KernelLevel, KernelSession, spent
 from .place import Place
 
-HARNESS = TOOLS.resolve().parent.parent / "tools"
 MEMORY_MB = 1024
 BOOT = 6  # times the patience is what a guest may take to boot
 IN_QEMU = ("fio", "md5sum", "dd")  # beyond busybox and Python
 GUESTS = ("uml", "qemu")
-
-
-def harness() -> Any:
-    """tools/guests of the checkout. ImportError: this is none."""
-    if str(HARNESS) not in sys.path:
-        sys.path.append(str(HARNESS))
-    return importlib.import_module("guests")
 
 
 class GuestLevel(KernelLevel):

@@ -16,7 +16,7 @@ QUICK = ("untar", "git-status", "npm", "fio-randread-4k", "fio-read-1m")
 QUICK_CACHED = ("find-again",)
 QUICK_GUEST = ("untar", "find", "fio-randread-4k")
 FULL_GUEST = (
-    "untar", "rm", "git-status", "find", "grep", "sqlite",
+    "untar", "rm", "git-status", "git-clone", "find", "grep", "sqlite",
     "fio-randread-4k", "fio-randwrite-4k", "fio-randread-4k-aio-direct", "fio-read-1m", "fio-write-1m",
 )  # fmt: skip
 

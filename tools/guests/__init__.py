@@ -10,7 +10,7 @@ from guests.daemon import Daemon, DaemonError, StartDaemon, eventually
 from guests.dax import DaxGuest
 from guests.guest import Guest, GuestError, GuestTimeout, Result
 from guests.qemu import QemuGuest
-from guests.uml import UmlGuest
+from guests.uml import UmlGuest, uml_command
 
 __all__ = [
     "Daemon",
@@ -24,4 +24,5 @@ __all__ = [
     "StartDaemon",
     "UmlGuest",
     "eventually",
+    "uml_command",
 ]

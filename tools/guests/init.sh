@@ -3,11 +3,12 @@
 # driver, then runs the commands that guest.py sends over a serial line:
 #   in:  ID BASE64-OF-SHELL-SCRIPT
 #   out: the script's output, newline, NONCE ID STATUS, newline
-# From the kernel command line, as environment: GUEST_KIND, GUEST_NONCE, GUEST_FILES, GUEST_PATH.
+# From the kernel command line, as environment: GUEST_KIND, GUEST_NONCE, GUEST_FILES, GUEST_PATH,
+# and GUEST_MODULES of user-mode Linux.
 b=/bin/busybox
-kind=$GUEST_KIND nonce=$GUEST_NONCE files=$GUEST_FILES
+kind=$GUEST_KIND nonce=$GUEST_NONCE files=$GUEST_FILES modules=$GUEST_MODULES
 export PATH="$GUEST_PATH" HOME=/tmp LC_ALL=C.UTF-8 PYTHONDONTWRITEBYTECODE=1
-unset GUEST_KIND GUEST_NONCE GUEST_FILES GUEST_PATH
+unset GUEST_KIND GUEST_NONCE GUEST_FILES GUEST_PATH GUEST_MODULES
 
 $b mount -t proc proc /proc
 if [ "$kind" = uml ]; then
@@ -16,9 +17,9 @@ if [ "$kind" = uml ]; then
     $b mount -t tmpfs tmpfs /mnt
     $b mkdir /mnt/share /mnt/files
     [ -z "$files" ] || $b mount -o bind "$files" /mnt/files
+    modules=$modules/$($b uname -r)/kernel/fs/fuse
+    for name in fuse virtiofs; do $b insmod "$modules/$name.ko"; done  # which may be below /tmp
     for directory in /tmp /run /var/tmp; do $b mount -t tmpfs tmpfs $directory; done
-    modules=/usr/lib/uml/modules/$($b uname -r)/kernel/fs/fuse
-    for name in fuse virtiofs; do $b insmod $modules/$name.ko; done
 else
     channel=/dev/ttyS1
     $b mount -t devtmpfs devtmpfs /dev

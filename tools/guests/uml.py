@@ -5,6 +5,8 @@ Its root is the host's own root directory, mounted read-only, so every program o
 
 from __future__ import annotations
 
+import os
+import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +14,20 @@ from pathlib import Path
 from guests.guest import HERE, Guest, GuestError
 
 BINARY = "linux.uml"
+VARIABLE = "VFSD_UML"  # its command, if it is another one than in PATH; `bench/get-peers` prints it
 VIRTIO_ID_FS = 26
+
+
+def uml_command() -> list[str]:
+    """What runs user-mode Linux; the last word is the program. Empty if there is none."""
+    given = shlex.split(os.environ.get(VARIABLE, ""))
+    found = shutil.which(given[-1] if given else BINARY)
+    return [*given[:-1], found] if found else []
+
+
+def modules() -> Path:
+    """Where the directories of its modules are, one for each release: beside the program, as packages have it."""
+    return Path(uml_command()[-1]).resolve().parent.parent / "lib/uml/modules"
 
 
 class UmlGuest(Guest):
@@ -26,28 +41,31 @@ class UmlGuest(Guest):
     @staticmethod
     def missing() -> str | None:
         """Why user-mode Linux cannot be booted here, or None."""
-        if shutil.which(BINARY) is None:
+        if not uml_command():
+            given = os.environ.get(VARIABLE)
+            if given:
+                return f"{VARIABLE}={given!r} names no program; set it as bench/get-peers prints it"
             return f"{BINARY} is not installed (Debian package user-mode-linux)"
         if not Path("/bin/busybox").exists():
             return "/bin/busybox is not installed (Debian package busybox-static)"
         return None
 
     def _arguments(self, channel: int, work: Path) -> list[str]:
-        binary = shutil.which(BINARY)
-        if binary is None:
+        if not uml_command():
             raise GuestError(self.missing())
         init = HERE / "init.sh"
         sockets = [path for path in (self.socket_path, *self.more_sockets) if path is not None]
         device = [f"{path}:{VIRTIO_ID_FS}" for path in sockets]
-        for path in (str(init), str(self.host_files or ""), *device):
+        for path in (str(init), str(self.host_files or ""), str(modules()), *device):
             if any(character.isspace() for character in path):
                 raise GuestError(f"a kernel command line cannot hold this path: {path!r}")
         return [
-            binary,
+            *uml_command(),
             f"mem={self.memory}M",
             # `ro` is what keeps the guest's root user from writing to this machine's files.
             *("root=/dev/root", "rootfstype=hostfs", "hostfs=/", "ro"),
             f"init={init}",
+            "seccomp=auto",  # how system calls are caught: from 6.16 on twice as fast as by ptrace
             *(f"virtio_uml.device={text}" for text in device),
             *("quiet", "panic=-1", f"uml_dir={work}/"),
             *("con=null", "con0=null,fd:1", "con1=null"),
@@ -55,5 +73,6 @@ class UmlGuest(Guest):
             "GUEST_KIND=uml",
             f"GUEST_NONCE={self._nonce}",
             f"GUEST_FILES={self.host_files or ''}",
+            f"GUEST_MODULES={modules()}",
             "GUEST_PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         ]
