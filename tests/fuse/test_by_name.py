@@ -70,11 +70,17 @@ def overlay(place: Path, files: int) -> Path:
 @contextlib.contextmanager
 def fuse(place: Path, files: int, daemon: StartDaemon) -> Iterator[Path]:
     """What `vfsd mount` mounts: handles are found there only in memory."""
-    for name in ("origin", "mnt"):
-        (place / name).mkdir()
+    (place / "origin").mkdir()
     fill(place / "origin", files)
-    served = daemon(place / "origin")
-    command = [sys.executable, "-m", "vfsd", "mount", "--socket", str(served.socket), str(place / "mnt")]
+    with mounted(daemon(place / "origin"), place / "mnt") as mnt:
+        yield mnt
+
+
+@contextlib.contextmanager
+def mounted(served: Daemon, mnt: Path) -> Iterator[Path]:
+    """What a daemon serves, by `vfsd mount`; another daemon may share it."""
+    mnt.mkdir()
+    command = [sys.executable, "-m", "vfsd", "mount", "--socket", str(served.socket), str(mnt)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         line = process.stderr.readline()
@@ -82,10 +88,10 @@ def fuse(place: Path, files: int, daemon: StartDaemon) -> Iterator[Path]:
         drain = threading.Thread(target=process.stderr.read)
         drain.start()
         try:
-            yield place / "mnt"
+            yield mnt
         finally:
             # The daemon that shares it has it open still.
-            run("umount", "--force", "--lazy", place / "mnt")
+            run("umount", "--force", "--lazy", mnt)
             process.wait(20)
             drain.join()
 

@@ -39,9 +39,6 @@ cdef void unbecome(tables_t *t, const creator_t *c) noexcept nogil
 # Whether it is worth trying once more what failed with -EACCES: the guest has checked, and it alone
 # knows all of the caller's groups.
 cdef bint override(tables_t *t, const creator_t *c, int rc) noexcept nogil
-# Give what was just made its security context: 0, or -errno and it is gone again. fd: open for it if
-# it is a file, else -1. name: NULL if it has none. As the daemon, not as the caller.
-cdef int set_context(tables_t *t, int parent, const char *name, int fd, const creator_t *c) noexcept nogil
 # Whether this thread's changes of a file leave its set-id bits alone (CAP_FSETID): 0 or -errno.
 cdef int keep_setid(tables_t *t, bint keep) noexcept nogil
 # Make /proc/self/fd this thread's directory, so that a descriptor's number is a path: 0 or -errno.

@@ -1,6 +1,6 @@
 """Who makes a file, and what the thread that works is."""
 
-from libc.errno cimport EACCES, EINVAL, EISDIR, EOVERFLOW, errno
+from libc.errno cimport EACCES, EINVAL, EOVERFLOW, errno
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport abort
 from libc.string cimport memchr, memcpy
@@ -8,7 +8,7 @@ from libc.string cimport memchr, memcpy
 from vfsd cimport _wire as w
 from vfsd.fuse.dispatch cimport span_read
 from vfsd.hostfs cimport _host as h
-from vfsd.hostfs._caller cimport FD_BYTES, check_end, fd_name
+from vfsd.hostfs._caller cimport check_end
 from vfsd.hostfs._idmap cimport translate
 from vfsd.hostfs._slots cimport caps_t
 from vfsd.hostfs._xattrmap cimport name_to_host
@@ -210,24 +210,3 @@ cdef bint override(tables_t *t, const creator_t *c, int rc) noexcept nogil:
     caps[0].effective = caps[0].permitted & (<uint32_t>1 << h.CAP_DAC_OVERRIDE)
     caps[1].effective = 0
     return set_caps(caps) == 0
-
-
-cdef int set_context(tables_t *t, int parent, const char *name, int fd, const creator_t *c) noexcept nogil:
-    cdef char path[FD_BYTES]
-    cdef int rc, anchor
-    if c.context_bytes == 0:
-        return 0
-    if fd >= 0:
-        rc = -errno if h.fsetxattr(fd, c.context_name, c.context, c.context_bytes, 0) < 0 else 0
-    else:
-        rc = enter_proc(t)
-        anchor = h.openat(parent, name, h.O_PATH | h.O_NOFOLLOW | h.O_CLOEXEC) if rc == 0 else -1
-        if rc == 0 and anchor < 0:
-            rc = -errno
-        if rc == 0:
-            fd_name(anchor, path)
-            rc = -errno if h.setxattr(path, c.context_name, c.context, c.context_bytes, 0) < 0 else 0
-            h.close(anchor)
-    if rc < 0 and name != NULL and h.unlinkat(parent, name, 0) < 0 and errno == EISDIR:
-        h.unlinkat(parent, name, h.AT_REMOVEDIR)
-    return rc

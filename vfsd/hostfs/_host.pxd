@@ -158,6 +158,7 @@ cdef extern from "<unistd.h>" nogil:
     int linkat(int olddir, const char *old, int newdir, const char *new, int flags)
     int symlinkat(const char *target, int dirfd, const char *path)
     int unlinkat(int dirfd, const char *path, int flags)
+    ssize_t write(int fd, const void *data, size_t size)
     ssize_t readlinkat(int dirfd, const char *path, char *buf, size_t size)
     int fchownat(int dirfd, const char *path, uint32_t uid, uint32_t gid, int flags)
     long syscall(long number, ...)

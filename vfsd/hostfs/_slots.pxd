@@ -219,6 +219,7 @@ cdef struct tables_t:
     bint security_ctx
     bint supp_group
     int proc_fd                # /proc/self/fd: names what an O_PATH descriptor stands for
+    int selinux_proc_fd        # /proc, where SELinux labels what is made and labels are passed on; else -1
     uint32_t uid               # the daemon's own
     uint32_t gid
     caps_t caps[2]

@@ -84,7 +84,7 @@ cdef class Tables:
         pthread_mutex_init(&t.alloc, NULL)
         pthread_mutex_init(&t.evict, NULL)
         pthread_mutex_init(&t.mount, NULL)
-        t.proc_fd = -1
+        t.proc_fd = t.selinux_proc_fd = -1
         t.inodes_top = FUSE_ROOT_ID + 1
         t.handles_top = 1
         t.long_names_top = 1
@@ -201,6 +201,10 @@ cdef class Tables:
         self.t.security_ctx = security_ctx
         self.t.supp_group = supp_group
 
+    def set_selinux(self):
+        """What the guest sends as security.selinux, SELinux itself gives to what is made. Once."""
+        self.t.selinux_proc_fd = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
     def set_readonly(self):
         """Open nothing for writing, change no attribute by ioctl (ACCESS says so too)."""
         self.t.readonly = True
@@ -253,6 +257,9 @@ cdef class Tables:
         if t.proc_fd >= 0:
             h.close(t.proc_fd)
             t.proc_fd = -1
+        if t.selinux_proc_fd >= 0:
+            h.close(t.selinux_proc_fd)
+            t.selinux_proc_fd = -1
         release(<void **>&t.inodes, INODES_MAX * sizeof(inode_t))
         release(<void **>&t.handles, HANDLES_MAX * sizeof(handle_t))
         release(<void **>&t.buckets, BUCKETS * sizeof(uint32_t))

@@ -1,6 +1,6 @@
 """Files: open, read, write, copy, sync, close. READ and WRITE go straight between the file and guest memory."""
 
-from libc.errno cimport EACCES, EAGAIN, EBADF, EEXIST, EINVAL, EMFILE, ENFILE, ENOSYS, EOPNOTSUPP, errno
+from libc.errno cimport EACCES, EAGAIN, EBADF, EEXIST, EINVAL, ENOSYS, EOPNOTSUPP, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
@@ -14,9 +14,8 @@ from vfsd.hostfs._caller cimport (
     fd_name, file_get, place_get, place_put, place_t, read_name, read_string, reopen,
     room_for_handle,
 )
-from vfsd.hostfs._credentials cimport (
-    become, creator_read, creator_t, keep_setid, override, set_context, unbecome,
-)
+from vfsd.hostfs._creation cimport make_file, make_nameless
+from vfsd.hostfs._credentials cimport creator_read, creator_t, keep_setid
 from vfsd.hostfs._handles cimport handle_get, handle_open, handle_put, handle_release
 from vfsd.hostfs._inodes cimport attr_of, entry_at, entry_of_open
 from vfsd.hostfs._kinds cimport closes_quietly
@@ -114,31 +113,6 @@ cdef int op_open(void *fs, request_t *r) noexcept nogil:
     return rc
 
 
-cdef int make(
-    tables_t *t, const creator_t *c, int parent, const char *name, int how, const w.fuse_create_in *arg,
-) noexcept nogil:
-    """A new file of the caller's: its descriptor or -errno. how: the open flags that make it."""
-    cdef int flags = host_flags(t, arg.flags)
-    cdef int fd = -1, rc
-    flags |= how | h.O_NOFOLLOW | h.O_CLOEXEC | h.O_NONBLOCK
-    while fd < 0:
-        rc = become(t, c)
-        if rc < 0:
-            return rc
-        fd = h.openat(parent, name, flags, arg.mode & 0o7777)
-        if fd < 0 and override(t, c, -errno):
-            fd = h.openat(parent, name, flags, arg.mode & 0o7777)
-        rc = errno
-        unbecome(t, c)
-        if fd < 0 and not out_of_descriptors(t, rc):
-            return -ENFILE if rc == EMFILE else -rc
-    rc = set_context(t, parent, name if how & h.O_CREAT else NULL, fd, c)
-    if rc < 0:
-        h.close(fd)
-        return rc
-    return fd
-
-
 cdef int reply_created(tables_t *t, request_t *r, const w.fuse_entry_out *entry, uint32_t flags, int fd) noexcept nogil:
     """Answer with an entry and a new handle that owns fd: 0, or -errno with fd closed."""
     span_write(&r.reply, entry, sizeof(entry[0]))
@@ -182,7 +156,7 @@ cdef int op_create(void *fs, request_t *r) noexcept nogil:
         rc = place_get(t, r.header.nodeid, &p)
     if rc < 0:
         return rc
-    fd = make(t, &c, p.fd, name, h.O_CREAT | h.O_EXCL, &arg)
+    fd = make_file(t, &c, p.fd, name, host_flags(t, arg.flags), arg.mode)
     rc = fd
     # Or the host made the name after the guest had looked.
     if fd >= 0 or (fd == -EEXIST and not arg.flags & h.O_EXCL):
@@ -223,7 +197,7 @@ cdef int op_tmpfile(void *fs, request_t *r) noexcept nogil:
         rc = place_get(t, r.header.nodeid, &p)
     if rc < 0:
         return rc
-    fd = make(t, &c, p.fd, b".", h.O_TMPFILE | (<int>arg.flags & h.O_EXCL), &arg)
+    fd = make_nameless(t, &c, p.fd, host_flags(t, arg.flags) | (<int>arg.flags & h.O_EXCL), arg.mode)
     place_put(t, &p)
     if fd < 0:
         return fd

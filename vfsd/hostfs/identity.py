@@ -1,6 +1,7 @@
 """Whose files are and what is attached to them: the operator's choices, and what INIT has to agree on."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from vfsd.fuse.abi import Init
@@ -10,6 +11,13 @@ from vfsd.hostfs._tables import Tables
 Negotiation = Literal["never", "auto", "always"]  # auto: if the guest can; always: it must
 
 POSIX_ACL = Init.POSIX_ACL | Init.DONT_MASK | Init.SETXATTR_EXT
+
+
+def has_selinux() -> bool:
+    """is_selinux_enabled(3): SELinux is on, and has a policy; without one all of the kernel is `kernel`."""
+    if "selinuxfs" not in Path("/proc/filesystems").read_text().split():
+        return False
+    return Path("/proc/self/attr/current").read_bytes().rstrip(b"\0\n") != b"kernel"
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,8 @@ class IdentityPolicy:
             idmap.pack(gids.to_host), idmap.pack(gids.to_guest),
         )  # fmt: skip
         tables.set_xattr_rules(xattrmap.pack(rules), xattrmap.host_capability(rules))
+        if self.security_label != "never" and has_selinux():
+            tables.set_selinux()
 
     def agree(self, tables: Tables, flags: Init) -> None:
         """What INIT has settled, before the guest's next request."""

@@ -11,7 +11,8 @@ from vfsd.hostfs._caller cimport (
     FD_BYTES, PATH_BYTES, drop_held, fd_name, hold_name, place_get, place_put, place_t, read_last_name, read_name,
     read_string, reply_entry,
 )
-from vfsd.hostfs._credentials cimport become, caller_read, creator_read, creator_t, override, set_context, unbecome
+from vfsd.hostfs._credentials cimport become, caller_read, creator_read, creator_t, unbecome
+from vfsd.hostfs._creation cimport make_file, make_name, make_t
 from vfsd.hostfs._inodes cimport lookup
 from vfsd.hostfs._nodes cimport inode_forget
 from vfsd.hostfs._slots cimport NAME_BYTES, tables_t
@@ -90,8 +91,25 @@ cdef int op_readlink(void *fs, request_t *r) noexcept nogil:
     return span_write(&r.reply, target, n)
 
 
-# How a new name is made: the system call's result.
-ctypedef int (*make_t)(int parent, const char *name, const void *what) noexcept nogil
+cdef int make_node(int parent, const char *name, const void *what) noexcept nogil:
+    cdef const w.fuse_mknod_in *arg = <const w.fuse_mknod_in *>what
+    # new_decode_dev() of linux/kdev_t.h
+    cdef uint64_t device = h.makedev((arg.rdev >> 8) & 0xfff, (arg.rdev & 0xff) | ((arg.rdev >> 12) & 0xfff00))
+    return h.mknodat(parent, name, arg.mode, device)
+
+
+cdef bint is_file(const w.fuse_mknod_in *arg) noexcept nogil:
+    return arg.mode & h.S_IFMT == h.S_IFREG or arg.mode & h.S_IFMT == 0
+
+
+cdef int make_closed(tables_t *t, const creator_t *c, int parent, const char *name,
+                     const w.fuse_mknod_in *arg) noexcept nogil:
+    """A regular file as make_file makes it, closed: a label comes with its name then."""
+    cdef int fd = make_file(t, c, parent, name, h.O_WRONLY, arg.mode)
+    if fd < 0:
+        return fd
+    h.close(fd)
+    return 0
 
 
 cdef int make(tables_t *t, request_t *r, const char *name, uint32_t umask, make_t call,
@@ -107,14 +125,10 @@ cdef int make(tables_t *t, request_t *r, const char *name, uint32_t umask, make_
     rc = place_get(t, r.header.nodeid, &p)
     if rc < 0:
         return rc
-    rc = become(t, &c)
-    if rc == 0:
-        rc = -errno if call(p.fd, name, what) < 0 else 0
-        if override(t, &c, rc):
-            rc = -errno if call(p.fd, name, what) < 0 else 0
-        unbecome(t, &c)
-    if rc == 0:
-        rc = set_context(t, p.fd, name, -1, &c)
+    if call == make_node and c.context_bytes and is_file(<const w.fuse_mknod_in *>what):
+        rc = make_closed(t, &c, p.fd, name, <const w.fuse_mknod_in *>what)
+    else:
+        rc = make_name(t, &c, p.fd, name, call, what)
     if rc == 0:
         rc = reply_entry(t, r, &p, name, True)
     place_put(t, &p)
@@ -132,13 +146,6 @@ cdef int op_symlink(void *fs, request_t *r) noexcept nogil:
     if rc == 0:
         rc = read_string(&r.body, target, PATH_BYTES)
     return rc if rc < 0 else make(<tables_t *>fs, r, name, 0, make_symlink, target)
-
-
-cdef int make_node(int parent, const char *name, const void *what) noexcept nogil:
-    cdef const w.fuse_mknod_in *arg = <const w.fuse_mknod_in *>what
-    # new_decode_dev() of linux/kdev_t.h
-    cdef uint64_t device = h.makedev((arg.rdev >> 8) & 0xfff, (arg.rdev & 0xff) | ((arg.rdev >> 12) & 0xfff00))
-    return h.mknodat(parent, name, arg.mode, device)
 
 
 cdef int op_mknod(void *fs, request_t *r) noexcept nogil:
