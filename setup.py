@@ -16,7 +16,7 @@ WERROR = os.environ.get("VFSD_WERROR") == "1"
 if BUILD not in ("release", "debug", "asan"):
     raise SystemExit(f"VFSD_BUILD={BUILD}: use release, debug or asan")
 
-cflags = ["-O2", "-Wall", "-Wextra", "-fno-strict-aliasing"]
+cflags = ["-O2", "-DNDEBUG", "-Wall", "-Wextra", "-fno-strict-aliasing"]
 ldflags: list[str] = []
 if BUILD != "release":
     cflags += ["-O1", "-g", "-UNDEBUG"]

@@ -79,6 +79,10 @@ def open_root(path: str) -> int:
         os.close(anchor)
 
 
+def tell(counts: dict[str, int]) -> str:
+    return ", ".join(f"{n} {what}" for what, n in counts.items() if what != "evicted")
+
+
 class Share:
     """A directory, or one regular file, to serve. OSError when it can't be opened."""
 
@@ -183,7 +187,10 @@ class Connection:
         if counts:
             log.debug("the session had %s", ", ".join(counts))
         self._told = requests
+        held = self._fs.tables.counts()
         self._fs.clear()
+        if counts:
+            log.debug("the session held %s, which leaves %s", tell(held), tell(self._fs.tables.counts()))
 
     def _offer(self) -> Offer:
         identity = self._fs.policy.identity

@@ -26,6 +26,14 @@ from vfsd.hostfs.idmap import FORBID, RANGE, SHIFT, SQUASH
 
 __all__ = ("Tables", "file_handles_work")
 
+cdef extern from * nogil:
+    """
+    #include <assert.h>
+    /* Of debug builds: what is left over ends the process. */
+    #define expect_none(n) ((void)(n), assert((n) == 0))
+    """
+    void expect_none(uint64_t n)
+
 assert sizeof(id_range_t) == RANGE.size
 assert (ID_SHIFT, ID_SQUASH, ID_FORBID) == (SHIFT, SQUASH, FORBID)
 
@@ -58,6 +66,16 @@ cdef int get_caps(caps_t *caps) except -1:
     if h.syscall(h.SYS_capget, &header, caps) < 0:
         raise OSError(errno, os.strerror(errno))
     return 0
+
+
+cdef void check_empty(const tables_t *t) noexcept:
+    """Every reference and descriptor has come back."""
+    expect_none(t.n_inodes)
+    expect_none(t.n_handles)
+    expect_none(t.n_anchors)
+    expect_none(t.n_by_name)
+    expect_none(t.n_locks)
+    expect_none(t.n_ranges)
 
 
 def file_handles_work(int fd):
@@ -248,6 +266,7 @@ cdef class Tables:
         cdef uint32_t i
         if t.buckets != NULL:
             self.clear()
+            check_empty(t)
             if t.inodes[FUSE_ROOT_ID].state:
                 h.close(t.inodes[FUSE_ROOT_ID].fd)
         for i in range(1, t.n_mounts):  # the first is the root's own

@@ -1,6 +1,6 @@
 """Files: open, read, write, copy, sync, close. READ and WRITE go straight between the file and guest memory."""
 
-from libc.errno cimport EACCES, EAGAIN, EBADF, EEXIST, EINVAL, ENOSYS, EOPNOTSUPP, errno
+from libc.errno cimport EACCES, EAGAIN, EBADF, EEXIST, EINVAL, ENOSYS, EOPNOTSUPP, ESTALE, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
@@ -121,12 +121,19 @@ cdef int reply_created(tables_t *t, request_t *r, const w.fuse_entry_out *entry,
 
 
 cdef int open_existing(tables_t *t, w.fuse_entry_out *entry, const w.fuse_create_in *arg) noexcept nogil:
-    """As OPEN would, following nothing; the entry then says what the file has become."""
+    """As OPEN would; the entry then says what the file has become.
+
+    ESTALE for a symlink or a special file: the guest looks again, and opens or follows it itself.
+    """
     cdef w.fuse_attr_out now
     cdef place_t p
+    cdef uint32_t mode
     cdef int fd = place_get(t, entry.nodeid, &p)
     if fd == 0:
-        fd = open_for_guest(t, &p, arg.flags, arg.open_flags)
+        mode = t.inodes[p.index].mode
+        fd = -ESTALE
+        if mode == h.S_IFREG or mode == h.S_IFDIR:
+            fd = open_for_guest(t, &p, arg.flags, arg.open_flags)
         if fd >= 0 and attr_of(t, fd, &now) == 0:
             entry.attr = now.attr
         place_put(t, &p)
