@@ -17,5 +17,9 @@ def measure(
     size: int = 0,
     start: int = 0,
     scattered_order: bool = False,
-) -> tuple[int, tuple[int, int, int, int, bytes]]:
-    """Run one kind: (ns it took, a histogram as _measure.count). Descriptors as in work_t. OSError."""
+    depth: int = 1,
+) -> tuple[int, int, tuple[int, int, int, int, bytes]]:
+    """Run one kind: (ns it took, ns of CPU time, a histogram as _measure.count). OSError.
+
+    Descriptors as in work_t. depth: buffers of `block` bytes that take turns.
+    """

@@ -116,24 +116,24 @@ def names(report: Report) -> list[str]:
 def rows(report: Report) -> list[Row]:
     """In the order of the cells."""
     found: dict[Cell, Row] = {}
-    floors: dict[tuple[str, str, str], Figure | None] = {}
+    floors: dict[tuple[str, str, str, int], Figure | None] = {}
     for result in report.results:
         value = figure(result.samples, items(report, result.cell.workload))
         if result.who == FLOOR:
-            floors[floor_key(result.cell)] = value
+            floors[floor_key(result.cell, result.cell.depth)] = value
             continue
         row = found.setdefault(result.cell, Row(result.cell, None, {}, {}))
         row.results[result.who] = result
         row.figures[result.who] = value
     for row in found.values():
-        row.floor = floors.get(floor_key(row.cell))
+        row.floor = floors.get(floor_key(row.cell, row.cell.depth)) or floors.get(floor_key(row.cell, 1))
     return list(found.values())
 
 
-def floor_key(cell: Cell) -> tuple[str, str, str]:
-    """Cells with the same one have the same floor; a mount's is a guest's too."""
+def floor_key(cell: Cell, depth: int) -> tuple[str, str, str, int]:
+    """Cells with the same one have the same floor; a mount's is a guest's too. Most have depth 1 alone."""
     level = "mount" if cell.setting.level == "guest" else cell.setting.level
-    return level, cell.workload, cell.setting.backing
+    return level, cell.workload, cell.setting.backing, depth
 
 
 def by_setting(report: Report) -> dict[Setting, list[Row]]:

@@ -70,15 +70,16 @@ class WireLevel:
             session.close()
 
     def floor_cell(self, cell: Cell) -> Cell:
-        """One thread, whatever the depth and the daemon's setting."""
-        return Cell(Setting(backing=cell.setting.backing), cell.workload)
+        """One thread, whatever the daemon's setting; only data takes more room with more under way."""
+        depth = cell.depth if WORKLOADS[cell.workload].block else 1
+        return Cell(Setting(backing=cell.setting.backing), cell.workload, depth)
 
     def floor(self, cell: Cell, seconds: float, warm: float) -> Sample:
         workload = WORKLOADS[cell.workload]
         if workload.floor is None:
             raise NotOffered("no system calls do the same")
         with self._place.pinning.use(self._place.pinning.daemon):
-            return floor(workload, self._place.trees[cell.setting.backing], seconds, warm)
+            return floor(workload, self._place.trees[cell.setting.backing], seconds, warm, cell.depth)
 
 
 class WireErrands(WireSession):
@@ -111,7 +112,7 @@ class WireErrands(WireSession):
         return Memory(len(opened), grown)
 
 
-def floor(workload: Workload, tree: Tree, seconds: float, warm: float) -> Sample:
+def floor(workload: Workload, tree: Tree, seconds: float, warm: float, depth: int) -> Sample:
     """Bare system calls, on the same files."""
     assert workload.floor is not None
     own = tree.base / FLOOR
@@ -138,17 +139,18 @@ def floor(workload: Workload, tree: Tree, seconds: float, warm: float) -> Sample
         blocks = blocks_of(tree.big, workload.block) if workload.block and not workload.at_end else 1
         others = Foreign()
         try:
-            took, raw = _floor.measure(
+            took, cpu, raw = _floor.measure(
                 workload.floor, seconds, warm, files=opened(files, os.O_RDONLY),
                 scratch=opened(own, os.O_RDONLY), fd=opened(fd, flags), count=count, entries=entries,
                 block=workload.block, blocks=blocks, size=tree.big,
                 start=tree.big if workload.at_end else 0, scattered_order=workload.order == Order.SCATTERED,
+                depth=depth,
             )  # fmt: skip
         except OSError as problem:
             raise NotOffered(f"the floor can't be measured: {problem.strerror}") from problem
     found = Histogram.of(raw)
     sample = Sample(found.n, took / 1e9, found.n * workload.block * (not workload.at_end))
-    sample.daemon_cpu = sample.elapsed
+    sample.daemon_cpu = cpu / 1e9
     sample.foreign = others.share(0)
     sample.latencies(found)
     return sample
