@@ -114,10 +114,18 @@ cdef int op_open(void *fs, request_t *r) noexcept nogil:
 
 
 cdef int reply_created(tables_t *t, request_t *r, const w.fuse_entry_out *entry, uint32_t flags, int fd) noexcept nogil:
-    """Answer with an entry and a new handle that owns fd: 0, or -errno with fd closed."""
-    span_write(&r.reply, entry, sizeof(entry[0]))
-    r.reply_bytes = sizeof(entry[0])
-    return reply_open(t, r, <uint32_t>entry.nodeid, flags, fd)
+    """Answer with an entry and a new handle that owns fd: 0, or -errno with both given up.
+
+    fd: or why there is none, -errno.
+    """
+    cdef int rc = fd
+    if fd >= 0:
+        span_write(&r.reply, entry, sizeof(entry[0]))
+        r.reply_bytes = sizeof(entry[0])
+        rc = reply_open(t, r, <uint32_t>entry.nodeid, flags, fd)
+    if rc < 0:
+        inode_forget(t, entry.nodeid, 1)  # the guest never sees this entry
+    return rc
 
 
 cdef int open_existing(tables_t *t, w.fuse_entry_out *entry, const w.fuse_create_in *arg) noexcept nogil:
@@ -140,6 +148,17 @@ cdef int open_existing(tables_t *t, w.fuse_entry_out *entry, const w.fuse_create
     return fd
 
 
+cdef int place_to_create(tables_t *t, request_t *r, uint32_t umask, creator_t *c, place_t *p) noexcept nogil:
+    """Who makes a file that is opened, and where, held: 0, or -errno before anything is made."""
+    cdef int rc = creator_read(t, r, umask, c)
+    if rc < 0:
+        return rc
+    if r.reply.bytes < sizeof(w.fuse_entry_out) + sizeof(w.fuse_open_out):
+        return -EINVAL
+    rc = room_for_handle(t)
+    return rc if rc < 0 else place_get(t, r.header.nodeid, p)
+
+
 cdef int op_create(void *fs, request_t *r) noexcept nogil:
     cdef tables_t *t = <tables_t *>fs
     cdef w.fuse_create_in arg
@@ -153,14 +172,7 @@ cdef int op_create(void *fs, request_t *r) noexcept nogil:
         return -EINVAL
     rc = read_name(r, name)
     if rc == 0:
-        rc = creator_read(t, r, arg.umask, &c)
-    if rc < 0:
-        return rc
-    if r.reply.bytes < sizeof(entry) + sizeof(w.fuse_open_out):
-        return -EINVAL
-    rc = room_for_handle(t)
-    if rc == 0:
-        rc = place_get(t, r.header.nodeid, &p)
+        rc = place_to_create(t, r, arg.umask, &c, &p)
     if rc < 0:
         return rc
     fd = make_file(t, &c, p.fd, name, host_flags(t, arg.flags), arg.mode)
@@ -169,15 +181,10 @@ cdef int op_create(void *fs, request_t *r) noexcept nogil:
     if fd >= 0 or (fd == -EEXIST and not arg.flags & h.O_EXCL):
         rc = entry_at(t, &p, name, fd >= 0, &entry)
     place_put(t, &p)
-    if rc >= 0 and fd < 0:
-        fd = open_existing(t, &entry, &arg)
-        rc = fd
     if rc >= 0:
-        rc = reply_created(t, r, &entry, arg.flags, fd)
-    elif fd >= 0:
+        return reply_created(t, r, &entry, arg.flags, fd if fd >= 0 else open_existing(t, &entry, &arg))
+    if fd >= 0:
         h.close(fd)
-    if rc < 0 and entry.nodeid:
-        inode_forget(t, entry.nodeid, 1)  # the guest never sees this entry
     return rc
 
 
@@ -194,14 +201,9 @@ cdef int op_tmpfile(void *fs, request_t *r) noexcept nogil:
     if span_read(&r.body, &arg, sizeof(arg)) < 0:
         return -EINVAL
     # d_tmpfile's name, "/" from Linux, stands for nothing.
-    rc = read_string(&r.body, name, NAME_BYTES)
-    if rc < 0 or r.reply.bytes < sizeof(entry) + sizeof(w.fuse_open_out):
+    if read_string(&r.body, name, NAME_BYTES) < 0:
         return -EINVAL
-    rc = creator_read(t, r, arg.umask, &c)
-    if rc == 0:
-        rc = room_for_handle(t)
-    if rc == 0:
-        rc = place_get(t, r.header.nodeid, &p)
+    rc = place_to_create(t, r, arg.umask, &c, &p)
     if rc < 0:
         return rc
     fd = make_nameless(t, &c, p.fd, host_flags(t, arg.flags) | (<int>arg.flags & h.O_EXCL), arg.mode)
@@ -212,10 +214,7 @@ cdef int op_tmpfile(void *fs, request_t *r) noexcept nogil:
     if rc < 0:
         h.close(fd)
         return rc
-    rc = reply_created(t, r, &entry, arg.flags, fd)
-    if rc < 0:
-        inode_forget(t, entry.nodeid, 1)  # the guest never sees this entry
-    return rc
+    return reply_created(t, r, &entry, arg.flags, fd)
 
 
 # --- the data ---
