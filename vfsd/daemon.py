@@ -35,7 +35,7 @@ RETRY_S = 0.1  # between two tries to accept where only time can help
 # Of the process's descriptors, those for guests' inodes and open files; queues and memory need the rest.
 BUDGET_SHARE = 0.75
 BUDGET_SHARE_MAX = 0.9
-# 8 bytes each of the kernel's memory. Linux doubles the table as it fills, and threads wait for each other then.
+# 8 bytes each of the kernel's memory.
 TABLE_MAX = 1 << 16
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..daemons import TAG, Running, Target
-from ..machine import TICK
 from ..harness import HARNESS, harness
+from ..machine import TICK
 from ..model import Cell, Errand, Failed, NotOffered, Setting
 from ..profiles import Profile
 from ..tasks import Task

@@ -249,7 +249,7 @@ def test_destroy_after_evictions(guest: Guest, few: Daemon) -> None:
     check_file(guest, guest.walk("dir/file 0005"), 5)
 
 
-def test_the_table_of_descriptors_need_not_grow_while_guests_wait(daemon: StartDaemon, tmp_path: Path) -> None:
+def test_the_table_of_descriptors_need_not_grow_for_guests(daemon: StartDaemon, tmp_path: Path) -> None:
     """Linux makes it anew, for which all threads wait, unless it has room already."""
     served = daemon(tmp_path, options=["--fd-budget", "900"])
     status = Path(f"/proc/{served.pid}/status").read_text()
