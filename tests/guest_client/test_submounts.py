@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from vfsd.guest import Device, Filesystem, mount_device, objects
+from vfsd.guest.files import sync_filesystem
 from vfsd.guest.superblock import SUBMOUNT_STEPS
 
 from .conftest import StartPeer, requests
@@ -131,7 +132,7 @@ def test_syncfs_is_skipped_without_wait(fs: Filesystem) -> None:
     fs.listdir("/one")
     since = requests(fs)
     for mount in fs.root.walk():
-        mount.sb.sync(wait=False)
+        sync_filesystem(mount.sb, wait=False)
     assert since("SYNCFS") == 0
 
 

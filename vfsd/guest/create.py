@@ -10,10 +10,11 @@ from vfsd.fuse.abi import Fopen
 from vfsd.fuse.opcodes import Opcode
 from vfsd.guest import namei
 from vfsd.guest.attributes import MAY_EXEC, MAY_WRITE, check_writable, daemon_kills, permission
-from vfsd.guest.files import OpenFile, finish_open, open_dentry
+from vfsd.guest.files import finish_open, open_dentry
 from vfsd.guest.inodes import NEVER, Dentry, Entry
 from vfsd.guest.mountpoints import Mount
 from vfsd.guest.namei import LOOKUP_EXCL, Place, cross, error
+from vfsd.guest.openfile import OpenFile
 
 TMPFILE: Final = os.O_TMPFILE & ~os.O_DIRECTORY
 

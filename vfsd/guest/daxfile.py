@@ -9,23 +9,20 @@ import threading
 from collections.abc import Callable
 from errno import EACCES, EIO, ENODEV
 from os import strerror
-from typing import TYPE_CHECKING
 
 from vfsd.fuse.abi import PAGE_SIZE
 from vfsd.guest.attributes import getattr_now, update_attributes
 from vfsd.guest.dax import RANGE, Dax, InodeDax
 from vfsd.guest.inodes import STATX_MODIFY, STATX_SIZE
+from vfsd.guest.openfile import OpenFile
 
-if TYPE_CHECKING:
-    from vfsd.guest.files import OpenFile
-
-Direct = Callable[["OpenFile", int, memoryview], int]
+Direct = Callable[[OpenFile, int, memoryview], int]
 
 
 class Copy:
     """One read or write. direct: by request, for what the window can't do."""
 
-    def __init__(self, file: "OpenFile", write: bool, direct: Direct) -> None:
+    def __init__(self, file: OpenFile, write: bool, direct: Direct) -> None:
         assert file.conn.dax is not None and file.inode.dax is not None
         self.file = file
         self.inode = file.inode
@@ -86,7 +83,7 @@ class Copy:
             raise OSError(EIO, strerror(EIO))
 
 
-def read(file: "OpenFile", position: int, into: memoryview, direct: Direct) -> int:
+def read(file: OpenFile, position: int, into: memoryview, direct: Direct) -> int:
     """fuse_dax_read_iter. Past the end as it is known, the size is asked for once it has expired."""
     inode = file.inode
     if position + len(into) > inode.size:
@@ -96,7 +93,7 @@ def read(file: "OpenFile", position: int, into: memoryview, direct: Direct) -> i
         return Copy(file, False, direct).run(position, into)
 
 
-def write(file: "OpenFile", position: int, data: memoryview, direct: Direct) -> int:
+def write(file: OpenFile, position: int, data: memoryview, direct: Direct) -> int:
     """fuse_dax_write_iter, with inode.lock: what makes the file longer is one WRITE."""
     inode = file.inode
     assert inode.dax is not None
@@ -111,7 +108,7 @@ def write(file: "OpenFile", position: int, data: memoryview, direct: Direct) -> 
 class Hold:
     """What a view keeps: its ranges, and its file as if it were open."""
 
-    def __init__(self, file: "OpenFile", dax: Dax, first: int, last: int) -> None:
+    def __init__(self, file: OpenFile, dax: Dax, first: int, last: int) -> None:
         """Ranges that have the bytes first to last of the file."""
         self.dax = dax
         self.inode = file.inode
@@ -156,7 +153,7 @@ class Hold:
         self.dentry.sb.tree.put(self.dentry)
 
 
-def mmap(file: "OpenFile", offset: int, length: int) -> memoryview:
+def mmap(file: OpenFile, offset: int, length: int) -> memoryview:
     """That part of the file as memory, shared; writable if the file is.
 
     ValueError: not within the file. OSError ENODEV: no DAX; EACCES: not open for reading; ENOMEM: more

@@ -11,8 +11,8 @@ from vfsd.fuse.abi import Fopen, Init
 from vfsd.fuse.opcodes import Opcode
 from vfsd.guest.attributes import update_attributes
 from vfsd.guest.connection import NAME_MAX
-from vfsd.guest.files import OpenFile
 from vfsd.guest.inodes import STATX_MTIME, Dentry, Entry, Listing
+from vfsd.guest.openfile import OpenFile
 
 GETDENTS_SIZE = 32768  # what glibc's readdir(3) asks for at a time
 

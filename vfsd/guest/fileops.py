@@ -23,9 +23,10 @@ from vfsd.fuse.opcodes import Opcode
 from vfsd.guest.attributes import remove_privileges, size_changing, update_attributes
 from vfsd.guest.connection import current
 from vfsd.guest.dax import layout_alone
-from vfsd.guest.files import OpenFile, flush_dirty, read_at, scrambled, write_at
+from vfsd.guest.files import flush_dirty, read_at, scrambled, write_at
 from vfsd.guest.inodes import STATX_MODSIZE, STATX_SIZE
 from vfsd.guest.locks import OFFSET_MAX, Range
+from vfsd.guest.openfile import OpenFile
 
 FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE = 1, 2, 0x10
 COPY_MAX = 0xFFFFF000  # of COPY_FILE_RANGE, which answers with 32 bits

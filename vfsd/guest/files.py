@@ -5,10 +5,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from errno import EBADF, EINVAL, EIO, EISDIR, ELOOP, ENOSYS, ENXIO
+from errno import EINVAL, EIO, EISDIR, ELOOP, ENOSYS, ENXIO
 from functools import partial
 from os import strerror
-from typing import TYPE_CHECKING
 
 from vfsd.fuse import abi
 from vfsd.fuse.abi import PAGE_SIZE, Fattr, Fopen, Init
@@ -37,58 +36,13 @@ from vfsd.guest.inodes import (
     Dentry,
     Inode,
 )
-
-if TYPE_CHECKING:
-    from vfsd.guest.mountpoints import Mount
+from vfsd.guest.mountpoints import Mount
+from vfsd.guest.openfile import OpenFile
+from vfsd.guest.superblock import Superblock
 
 DIRTY_PAGES_MAX = 4096  # of one file, before a write waits for them to be written
 FETCH_MAX = 4096  # pages at a time, less than are kept
 NOT_FOR_OPEN = os.O_CREAT | os.O_EXCL | os.O_NOCTTY
-
-
-class OpenFile:
-    """An open file or directory (struct file with its struct fuse_file). Holds its dentry and its mount."""
-
-    def __init__(self, mount: "Mount", dentry: Dentry, flags: int, fh: int, open_flags: Fopen) -> None:
-        """Takes over the caller's reference to the dentry."""
-        assert dentry.inode is not None
-        self.mount = mount
-        self.dentry = dentry
-        self.inode: Inode = dentry.inode
-        self.conn: Connection = dentry.sb.conn
-        self.flags = flags
-        self.fh = fh
-        self.open_flags = open_flags
-        self.position = 0
-        self.position_lock = threading.RLock()
-        self.next_read = 0  # where a sequential reader goes on
-        self.flocked = False
-        self.closed = False
-        with mount.lock:
-            mount.busy += 1
-        if self.writable and self.inode.is_reg:
-            with self.inode.guard:
-                self.inode.writable.append(fh)
-        objects.born("open files")
-
-    @property
-    def readable(self) -> bool:
-        return self.flags & os.O_ACCMODE != os.O_WRONLY
-
-    @property
-    def writable(self) -> bool:
-        return self.flags & os.O_ACCMODE != os.O_RDONLY
-
-    @property
-    def direct(self) -> bool:
-        return bool(self.open_flags & Fopen.DIRECT_IO or self.flags & os.O_DIRECT)
-
-    def check(self, *, write: bool) -> None:
-        self.inode.check_good()
-        if self.inode.is_dir:
-            raise OSError(EBADF if write else EISDIR, strerror(EBADF if write else EISDIR))
-        if not (self.writable if write else self.readable):
-            raise OSError(EBADF, strerror(EBADF))
 
 
 # ---- open and close
@@ -133,7 +87,7 @@ def check_open(inode: Inode, flags: int, readonly: bool) -> None:
     permission(inode, wanted | (MAY_WRITE if writes else 0))
 
 
-def open_dentry(mount: "Mount", dentry: Dentry, flags: int) -> OpenFile:
+def open_dentry(mount: Mount, dentry: Dentry, flags: int) -> OpenFile:
     """Open what exists; takes over the reference to the dentry also if it fails."""
     inode = dentry.inode
     assert inode is not None
@@ -576,3 +530,16 @@ def fsync(file: OpenFile, datasync: bool) -> None:
     opcode = Opcode.FSYNCDIR if inode.is_dir else Opcode.FSYNC
     args = abi.FSYNC_IN.pack(file.fh, abi.FSYNC_FDATASYNC if datasync else 0, 0)
     file.conn.try_call(opcode, inode.nodeid, args, instead=0)
+
+
+def sync_filesystem(sb: Superblock, wait: bool = True) -> None:
+    """What is dirty is written, then SYNCFS for this superblock (fuse_sync_fs)."""
+    with sb.tree.lock:
+        inodes = [inode for inode in sb.tree.by_nodeid.values() if inode.pages.dirty]
+    for inode in inodes:
+        flush_dirty(inode)
+    if not wait or sb.root is None or not sb.conn.sync_fs:
+        return
+    assert sb.root.inode is not None
+    sb.conn.try_call(Opcode.SYNCFS, sb.root.inode.nodeid, abi.SYNCFS_IN.pack(0), instead=0)
+    sb.conn.sync_fs = not sb.conn.lacks(Opcode.SYNCFS)

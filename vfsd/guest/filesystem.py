@@ -20,10 +20,10 @@ from vfsd.guest.attributes import MAY_WRITE, Times, check_writable, permission, 
 from vfsd.guest.connection import acting_as
 from vfsd.guest.create import open_path
 from vfsd.guest.directories import Dirent
-from vfsd.guest.files import OpenFile
 from vfsd.guest.inodes import Inode
 from vfsd.guest.mountpoints import Mount
 from vfsd.guest.namei import Place, error, masked
+from vfsd.guest.openfile import OpenFile
 from vfsd.guest.rawfile import RawFile
 
 StrPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
@@ -258,13 +258,13 @@ class Filesystem:
         """The superblock of that file, or of the root."""
         sb = self.sb if file is None else file.file.inode.sb
         with self.errors("/" if file is None else file.name):
-            sb.sync()
+            files.sync_filesystem(sb)
 
     def sync(self) -> None:
         """sync(2): the root and every submount."""
         for mount in self.root.walk():
             with suppress(OSError):
-                mount.sb.sync()
+                files.sync_filesystem(mount.sb)
 
     def lseek(self, file: RawFile, offset: int, whence: int) -> int:
         return file.seek(offset, whence)

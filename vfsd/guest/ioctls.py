@@ -9,8 +9,9 @@ from vfsd.fuse.abi import PAGE_SIZE, Init
 from vfsd.fuse.opcodes import Opcode
 from vfsd.guest.attributes import check_writable, owner_or_capable
 from vfsd.guest.connection import current
-from vfsd.guest.files import OpenFile, send_open, send_release
+from vfsd.guest.files import send_open, send_release
 from vfsd.guest.inodes import Inode
+from vfsd.guest.openfile import OpenFile
 
 IOC_WRITE, IOC_READ = 1, 2
 # linux/fs.h

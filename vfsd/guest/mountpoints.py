@@ -4,11 +4,17 @@ import threading
 from contextlib import AbstractContextManager
 from errno import EBUSY
 from os import strerror
+from typing import Protocol
 
 from vfsd.guest import objects
-from vfsd.guest.daxfile import Hold
 from vfsd.guest.inodes import Dentry
 from vfsd.guest.superblock import Instance, Steps, Superblock, deactivate, get_tree_submount, no_steps
+
+
+class View(Protocol):
+    """Memory of a file, which keeps its mount busy as an open file does."""
+
+    def release(self) -> None: ...
 
 
 class Mount:
@@ -29,7 +35,7 @@ class Mount:
         self.below: dict[Dentry, Mount] = {}
         self.lock: AbstractContextManager[bool] = threading.RLock() if parent is None else parent.lock
         self.busy: int = 0  # open files and views
-        self.views: set[Hold] = set()
+        self.views: set[View] = set()
         self.automount_steps: Steps = parent.automount_steps if parent is not None else no_steps
         objects.born("mount points")
 

@@ -10,7 +10,7 @@ from typing_extensions import Buffer
 from vfsd.fuse import abi
 from vfsd.fuse.abi import Fopen
 from vfsd.guest import daxfile, fileops, files
-from vfsd.guest.files import OpenFile
+from vfsd.guest.openfile import OpenFile
 
 if TYPE_CHECKING:
     from vfsd.guest.filesystem import Filesystem

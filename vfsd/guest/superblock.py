@@ -17,12 +17,10 @@ from dataclasses import dataclass
 from errno import EEXIST, EINVAL, EIO
 
 from vfsd.fuse import abi
-from vfsd.fuse.opcodes import Opcode
 from vfsd.guest import objects
 from vfsd.guest.connection import HEADER_OVERHEAD, Connection
 from vfsd.guest.dax import Dax
 from vfsd.guest.device import Device
-from vfsd.guest.files import flush_dirty
 from vfsd.guest.inodes import NEVER, Attr, Dentry, Inode, Tree
 from vfsd.guest.options import MountOptions
 
@@ -153,18 +151,6 @@ class Superblock:
             raise
         self.mounts.append(self.mount)
         return inode
-
-    def sync(self, wait: bool = True) -> None:
-        """sync_filesystem: what is dirty is written, then SYNCFS for this superblock (fuse_sync_fs)."""
-        with self.tree.lock:
-            inodes = [inode for inode in self.tree.by_nodeid.values() if inode.pages.dirty]
-        for inode in inodes:
-            flush_dirty(inode)
-        if not wait or self.root is None or not self.conn.sync_fs:
-            return
-        assert self.root.inode is not None
-        self.conn.try_call(Opcode.SYNCFS, self.root.inode.nodeid, abi.SYNCFS_IN.pack(0), instead=0)
-        self.conn.sync_fs = not self.conn.lacks(Opcode.SYNCFS)
 
 
 def get_tree(instance: Instance, settings: MountSettings) -> Superblock:
