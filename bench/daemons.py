@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import os
 import re
 import shlex
@@ -32,6 +33,8 @@ END_S = 5.0
 HELP_S = 20.0
 UML_EXACT = (6, 2)  # from here on it sends a SET_MEM_TABLE of the length it means
 DAX_WINDOW = "1G"
+MODES = ("never", "none", "auto", "always", "metadata")
+SPELLINGS = {"none": MODES[:2]}  # of modes with more than one
 TAG = "bench"  # of the share, for front ends that ask the daemon for it
 
 
@@ -53,11 +56,23 @@ def expect_offered(words: Sequence[str], option: str, what: str) -> None:
         raise NotOffered(f"has no {what}")
 
 
-def expect_mode(words: Sequence[str], mode: str) -> None:
-    """NotOffered: it is not in the list of cache modes that a command's --help has."""
+def lists_mode(words: Sequence[str], mode: str) -> bool:
+    """Whether it is in the list of cache modes that a command's --help has."""
     listed = rf"(?:[|(]|, ){mode}(?:[|),]|\s)|\b{mode}[|]"
-    if not re.search(listed, said((*words, "--help"))):
+    return re.search(listed, said((*words, "--help"))) is not None
+
+
+def own_mode(words: Sequence[str], mode: str) -> str:
+    """How a command spells a cache mode: by its --help, as it is if that lists none.
+
+    NotOffered: that lists others.
+    """
+    for name in SPELLINGS.get(mode, (mode,)):
+        if lists_mode(words, name):
+            return name
+    if any(lists_mode(words, name) for name in MODES):
         raise NotOffered(f"has no cache mode {mode}")
+    return mode
 
 
 VFSD = (sys.executable, "-m", "vfsd", "serve")
@@ -65,8 +80,7 @@ VFSD = (sys.executable, "-m", "vfsd", "serve")
 
 def vfsd_command(setting: Setting) -> list[str]:
     """`vfsd serve`, by the interpreter that runs this."""
-    mode = {"none": "never"}.get(setting.cache, setting.cache)
-    expect_mode(VFSD, mode)
+    mode = own_mode(VFSD, setting.cache)
     words = [*VFSD, "--socket", "{socket}", "--shared-dir", "{dir}", "--cache", mode]
     for on, option, more in (
         (setting.xattr, "--xattr", ()),
@@ -104,8 +118,7 @@ def uml_version() -> tuple[int, ...]:
 
 def rust_command(program: Sequence[str], handles: str | None, setting: Setting) -> list[str]:
     """The Rust virtiofsd. handles: --inode-file-handles, whose default changed with 1.14."""
-    mode = {"none": "never"}.get(setting.cache, setting.cache)
-    expect_mode(program, mode)
+    mode = own_mode(program, setting.cache)
     if setting.guest == "uml" and uml_version() < UML_EXACT:
         raise NotOffered("refuses the memory table of user-mode Linux 6.1, which is longer than it says;"
                          " bench/get-peers fetches a newer one")  # fmt: skip
@@ -164,7 +177,10 @@ class Target:
                 raise NotOffered(f"its command is as it is given: not measured with {on}")
         if setting.guest == "uml" and "{tag}" not in text:
             raise NotOffered("its command has no {tag}, which user-mode Linux asks for")
-        return [word.replace("{cache}", setting.cache) for word in self.words]
+        if "{cache}" not in text:
+            return list(self.words)
+        mode = own_mode(self.program(), setting.cache)
+        return [word.replace("{cache}", mode) for word in self.words]
 
     def version(self) -> str:
         """The first line that --version says."""
@@ -173,18 +189,16 @@ class Target:
         elif self.kind == "c":
             words = [C_DAEMON]
         else:
-            words = list(self.words[: self._program()])
+            words = self.program()
         lines = said((*words, "--version")).strip().splitlines()
         return lines[0][:120] if lines else "unknown"
 
-    def _program(self) -> int:
-        """How many of the words name the program."""
-        if self.kind == "rust":
-            return len(self.words)
-        for at, word in enumerate(self.words):
-            if word.startswith("-") or "{" in word:
-                return max(1, at)
-        return len(self.words)
+    def program(self) -> list[str]:
+        """The words before the first option that has a placeholder: what answers --help."""
+        words = list(itertools.takewhile(lambda word: "{" not in word, self.words))
+        if len(words) > 1 and words[-1].startswith("-"):
+            words.pop()
+        return words or list(self.words[:1])
 
 
 def parse_target(text: str) -> Target:

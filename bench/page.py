@@ -12,7 +12,7 @@ from .figures import Figure, Row, amount, by_setting, names, times
 from .levels.blocking import TITLES
 from .model import FLOOR, Blocking, Report, Setting
 from .plots import Bar, Marks, Series, short
-from .terminal import problems, setting_title, weights
+from .terminal import PAGE_CACHE, PAGE_CACHE_TITLE, page_cache_cells, problems, setting_title, weights
 
 COLOURS = 5
 EXPLAINED = (
@@ -350,7 +350,9 @@ def facts(report: Report) -> str:
     )
 
 
-LEVELS = {"wire": "On the wire", "mount": "Mounted by /dev/fuse", "guest": "In a guest"}
+LEVELS = {
+    "wire": "On the wire", "dax": "In a DAX window", "mount": "Mounted by /dev/fuse", "guest": "In a guest",
+}  # fmt: skip
 ONE_PLOT = (
     "<p class='soft'>A second: files, or operations of fio, that are done. Requests: what reaches the daemon"
     " for one of them, counted at our own driver, for every daemon in the same way. Old for: the longest that"
@@ -400,6 +402,17 @@ def guests_see(report: Report, level: str) -> str:
     return table((element("tr", "".join(element("th", escape(head)) for head in heads)),), body)
 
 
+def page_cache(report: Report) -> str:
+    """How often a file that a guest has read is in memory, without a DAX window and with it."""
+    if not report.pagecache:
+        return ""
+    body = []
+    for one in report.pagecache:
+        who, *cells = map(escape, page_cache_cells(one))
+        body.append(element("th", who) + "".join(element("td", cell) for cell in cells))
+    return table((element("tr", "".join(element("th", escape(head)) for head in PAGE_CACHE)),), body)
+
+
 def page(report: Report) -> str:
     """The whole page."""
     daemons = names(report)
@@ -419,6 +432,8 @@ def page(report: Report) -> str:
         *of_level(report, "wire", daemons),
         ("A getattr beside something slow on its queue", beside),
         ("Cache modes on the wire: what replies let a guest keep", replies),
+        *of_level(report, "dax", daemons),
+        (PAGE_CACHE_TITLE.capitalize(), page_cache(report)),
         *of_level(report, "mount", daemons),
         *of_level(report, "guest", daemons),
         ("Commands", commands(report)),

@@ -13,7 +13,7 @@ from . import cachetable
 from .compare import changes, differences
 from .figures import Figure, Row, amount, by_setting, names, times
 from .levels.blocking import TITLES
-from .model import FLOOR, Contestant, Memory, Report, Setting
+from .model import FLOOR, Contestant, Memory, PageCache, Report, Setting
 
 TITLE_WIDTH = 40
 DAEMON_WIDTH = 46
@@ -131,17 +131,25 @@ def report(console: Console, found: Report) -> None:
         console.print(line, highlight=False, markup=False)
 
 
+PAGE_CACHE_TITLE = "a file that a guest has read, in memory"
+PAGE_CACHE = ("daemon", "MB of the file", "MB more in the guest", "MB more with DAX", "counted")
+
+
+def page_cache_cells(one: PageCache) -> tuple[str, ...]:
+    """Under PAGE_CACHE. Counted: how often the file is in memory, without a window and with it."""
+    if one.failed or one.missing:
+        return one.who, "FAILED" if one.failed else "-", "", "", ""
+    sizes = (f"{size / 1e6:.1f}" for size in (one.size, one.copied, one.own))
+    times = (1 + round(size / max(one.size, 1)) for size in (one.copied, one.own))
+    return one.who, *sizes, " -> ".join(map(str, times))
+
+
 def page_cache(found: Report) -> Table:
-    shown = titled("a file that a guest has read, in memory")
-    for heading in ("daemon", "MB of the file", "MB more in the guest", "MB more with DAX", "counted"):
+    shown = titled(PAGE_CACHE_TITLE)
+    for heading in PAGE_CACHE:
         shown.add_column(heading, justify="left" if heading == "daemon" else "right")
     for one in found.pagecache:
-        if one.failed or one.missing:
-            shown.add_row(one.who, "FAILED" if one.failed else "-", "", "", "")
-            continue
-        sizes = (f"{size / 1e6:.1f}" for size in (one.size, one.copied, one.own))
-        times = (1 + round(size / max(one.size, 1)) for size in (one.copied, one.own))
-        shown.add_row(one.who, *sizes, " -> ".join(map(str, times)))
+        shown.add_row(*page_cache_cells(one))
     return shown
 
 

@@ -223,6 +223,29 @@ def test_a_given_command_is_measured_only_as_it_is() -> None:
     assert target.command(Setting(cache="always"), Path("s"), Path("d")) == ["y", "s", "d", "--cache=always"]
 
 
+@pytest.mark.parametrize(
+    ("says", "word"),
+    [
+        ("--cache <CACHE> the policy (auto, always, never, metadata)", "never"),
+        ("-o cache=<mode> could be one of 'auto, always, none'\n--sandbox=namespace|none", "none"),
+        ("--cache never|auto  --sandbox none|chroot", "never"),
+        ("nothing about it", "none"),
+        ("--cache <CACHE> (auto, metadata)", None),
+    ],
+)
+def test_a_cache_mode_is_spelled_as_the_daemon_does(tmp_path: Path, says: str, word: str | None) -> None:
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\n[ \"$*\" = '--long --help' ] && cat <<'EOF'\n{says}\nEOF\n")
+    program.chmod(0o755)
+    target = parse_target(f"x={program} --long --socket {{socket}} --dir={{dir}} --cache={{cache}}")
+    if word is None:
+        with pytest.raises(NotOffered, match="cache mode none"):
+            target.command(Setting(cache="none"), Path("s"), Path("d"))
+        return
+    found = target.command(Setting(cache="none"), Path("s"), Path("d"))
+    assert found[1:] == ["--long", "--socket", "s", "--dir=d", f"--cache={word}"]
+
+
 def test_vfsd_is_always_found() -> None:
     assert found_targets()[0].name == "vfsd"
 

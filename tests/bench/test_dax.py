@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from vfsd_bench import levels, reportfile, runner, terminal
+from vfsd_bench import levels, page, reportfile, runner, terminal
 from vfsd_bench.daemons import Pinning, found_targets
 from vfsd_bench.fixture import Tree
 from vfsd_bench.levels.place import Place
@@ -31,3 +31,6 @@ def test_every_cell_has_a_figure_and_the_page_cache_is_not_copied(tmp_path: Path
     assert (found.size, found.copied, found.own, found.shared) == (TINY.big, TINY.big, 0, TINY.big)
     assert reportfile.parse(report.plain()) == report
     assert terminal.page_cache(report).row_count == 1
+    shown = page.page(report)
+    assert "<h2>In a DAX window: " in shown
+    assert "<td>4.2</td><td>4.2</td><td>0.0</td><td>2 -&gt; 1</td>" in shown

@@ -26,7 +26,7 @@ def uml_command() -> list[str]:
 
 
 def modules() -> Path:
-    """Where its modules are, a directory for each release: beside the program, as packages have it."""
+    """Where its modules are, a directory for each release: beside the program, as in its package."""
     return Path(uml_command()[-1]).resolve().parent.parent / "lib/uml/modules"
 
 
