@@ -16,6 +16,7 @@ from vfsd_bench import levels, reportfile, runner, sources
 from vfsd_bench.catalogue import TASKS
 from vfsd_bench.daemons import Pinning, Target, found_targets, parse_target
 from vfsd_bench.fixture import Tree
+from vfsd_bench.harness import harness
 from vfsd_bench.levels import programplan
 from vfsd_bench.levels.guest import GuestLevel
 from vfsd_bench.levels.kernel import run_here
@@ -112,13 +113,23 @@ def test_what_a_guest_sees_late_is_measured(mounted: Report) -> None:
 
 
 def test_programs_run_in_user_mode_linux(place: Place) -> None:
-    found = measured(place, "guest", [VFSD, parse_target(f"plain={SERVED}")], BOOTED, [])
+    others = [target for target in found_targets() if target.kind == "rust"]  # if there is one
+    found = measured(place, "guest", [VFSD, parse_target(f"plain={SERVED}"), *others], BOOTED, [])
     for cell in BOOTED:
         result = find(found, "vfsd", cell.workload)
         assert result.failed is None and len(result.samples) == 1, (result.failed, result.missing)
         assert result.samples[0].ops == TASKS[cell.workload].items(TINY)
         assert "{tag}" in (find(found, "plain", cell.workload).missing or "")
+        for target in others:
+            assert find(found, target.name, cell.workload).failed is None
         assert find(found, FLOOR, cell.workload).cell.setting.level == "mount"
+
+
+def test_user_mode_linux_is_taken_from_the_environment(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VFSD_UML", "env A=b /no/such/linux.uml")
+    assert "VFSD_UML" in (levels.make("guest", place).missing() or "")
+    monkeypatch.setenv("VFSD_UML", "env A=b /bin/true")
+    assert harness().uml_command() == ["env", "A=b", "/bin/true"]
 
 
 # --- checks that find something ---
