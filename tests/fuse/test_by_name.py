@@ -261,11 +261,51 @@ def test_one_the_host_has_moved_is_found_where_it_is(it: Evicting, share: Path) 
     (share / "before" / "inner" / "file").write_bytes(b"moved")
     outer, nodeid = it.guest.walk("before"), it.guest.walk("before/inner/file")
     it.evict("before", "before/inner", "before/inner/file")
-    (share / "before").rename(share / "after")
+    (share / "elsewhere").mkdir()
+    (share / "before").rename(share / "elsewhere" / "after")
     with refused(ESTALE):
         it.guest.getattr(nodeid)
-    assert it.guest.lookup(ROOT, b"after").nodeid == outer
+    assert it.guest.lookup(it.guest.walk("elsewhere"), b"after").nodeid == outer
     assert it.guest.getattr(nodeid).size == 5, "below it nothing has changed"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/fuse"), reason="there is no /dev/fuse")
+@pytest.mark.parametrize("cache", ["auto", "always", "always --zero-message-open"])
+def test_a_program_stays_in_what_the_host_renames(place: Path, cache: str) -> None:
+    """Linux looks nothing up again for the directory a program is in: an error there would last."""
+    share = place / "share"
+    (share / "before" / "inner").mkdir(parents=True)
+    (share / "before" / "inner" / "file").write_bytes(b"moved")
+    (share / "pushers").mkdir()
+    for i in range(PUSHERS):
+        (share / "pushers" / str(i)).touch()
+    cache, *options = cache.split()
+    options += ["--inode-file-handles", "never", "--fd-budget", str(BUDGET)]
+    with Daemon(share, cache=cache, options=options) as served, mounted(served, place / "mnt") as mnt:
+        outer = os.open(mnt / "before", os.O_PATH)
+        inner = os.open("inner", os.O_PATH, dir_fd=outer)
+        file = os.open("file", os.O_RDONLY, dir_fd=inner)
+        for _ in range(2):
+            for i in range(PUSHERS):
+                os.chmod(mnt / "pushers" / str(i), 0o600)
+        held = [path for path in served.descriptors() if path.startswith(f"{share}/before")]
+        assert held in ([], [f"{share}/before/inner/file"])
+        (share / "before").rename(share / "after")
+        (share / "before").mkdir()
+        assert sorted(os.listdir(f"/proc/self/fd/{inner}")) == ["file"]
+        (share / "after" / "inner").rename(share / "after" / "within")
+        for name in ("file", "new"):
+            fd = os.open(name, os.O_CREAT | os.O_RDWR, dir_fd=inner)
+            assert os.read(fd, 10) == (b"moved" if name == "file" else b"")
+            os.close(fd)
+        assert (share / "after/within/new").exists()
+        # By path it is what the host has now.
+        assert os.listdir(mnt / "after") == ["within"]
+        (share / "after/within/file").rename(share / "after/within/other")
+        assert os.pread(file, 10, 0) == b"moved"
+        assert sorted(os.listdir(f"/proc/self/fd/{inner}")) == ["new", "other"]
+        for fd in (file, inner, outer):
+            os.close(fd)
 
 
 def test_one_the_guest_moves_is_kept_in_sight(it: Evicting, share: Path) -> None:

@@ -5,7 +5,7 @@ than root) by parent and name, if what is found there is the same inode; and if 
 any more, by a file that the guest has it open as.
 """
 
-from libc.errno cimport EACCES, EINTR, EIO, EMFILE, ENFILE, ENOMEM, EPERM, ESTALE, errno
+from libc.errno cimport EACCES, EINTR, EIO, EMFILE, ENFILE, ENOENT, ENOMEM, EPERM, ESTALE, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset, strlen, strrchr
 
@@ -30,6 +30,8 @@ cdef enum:
     FAILURES_MAX = 64    # of notes in one call
     LIVES_OF_FAILED = 64 # rounds until a note is tried again
     AGAIN_AFTER = 64     # descriptors beyond the budget until the evictor tries again that found none
+    SEARCH_MAX = 1 << 16 # names that are compared in one directory
+    SEARCH_BYTES = 2048  # of names at a time; on the stack of DEPTH_MAX ancestors
     DEPTH_MAX = 256      # ancestors that are opened again for one inode; a LOOKUP of each goes further
 
 
@@ -181,6 +183,36 @@ cdef int by_handle(tables_t *t, const inode_t *inode) noexcept nogil:
             return -rc
 
 
+cdef int by_number(tables_t *t, const inode_t *inode, int directory) noexcept nogil:
+    """The same inode by another name in its directory: the host has renamed it there."""
+    cdef char entries[SEARCH_BYTES]
+    cdef const h.linux_dirent64 *entry
+    cdef ssize_t n, at
+    cdef uint32_t seen = 0
+    cdef int found = -1, listed = -1, rc
+    while listed < 0:
+        listed = h.openat(directory, b".", h.O_RDONLY | h.O_DIRECTORY | h.O_CLOEXEC)
+        rc = errno
+        if listed < 0 and not out_of_descriptors(t, rc):
+            return -rc
+    while found < 0 and seen < SEARCH_MAX:
+        n = h.syscall(h.SYS_getdents64, listed, entries, sizeof(entries))
+        at = 0
+        while at < n and found < 0:
+            entry = <const h.linux_dirent64 *>(entries + at)
+            at += entry.d_reclen
+            seen += 1
+            if entry.d_ino == inode.ino:
+                found = h.openat(listed, <const char *>entry + sizeof(entry[0]), h.O_PATH | h.O_NOFOLLOW | h.O_CLOEXEC)
+            if found >= 0 and not is_same(t, inode, found):
+                h.close(found)
+                found = -1
+        if n <= 0:
+            break
+    h.close(listed)
+    return found if found >= 0 else -ESTALE
+
+
 cdef int by_name(tables_t *t, const inode_t *inode, int depth) noexcept nogil:
     cdef const named_t *named = <const named_t *>inode.note.bytes
     cdef int64_t parent = inode_get(t, named.parent)
@@ -195,13 +227,16 @@ cdef int by_name(tables_t *t, const inode_t *inode, int depth) noexcept nogil:
             rc = -errno
             if out_of_descriptors(t, -rc):
                 rc = 0
+    if fd >= 0 and not is_same(t, inode, fd):
+        h.close(fd)
+        rc = -ENOENT
+    # Linux looks a file's path up again upon ESTALE; but not the directory a program is in, nor what
+    # it has open without having told us.
+    if rc == -ENOENT and directory >= 0 and (t.zero_open or inode.mode == h.S_IFDIR):
+        rc = by_number(t, inode, directory)
+        fd = rc
     inode_put(t, parent)
-    if rc < 0:
-        return rc
-    if is_same(t, inode, fd):
-        return fd
-    h.close(fd)
-    return -ESTALE
+    return rc if rc < 0 else fd
 
 
 cdef int by_open_file(tables_t *t, uint32_t index) noexcept nogil:
