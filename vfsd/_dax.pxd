@@ -1,9 +1,9 @@
 """The DAX window: which of its ranges hold which part of which file, for the daemon and the guest.
 
-A window of n ranges of the same size. A index is free, claimed (taken by somebody, holds nothing),
+A window of n ranges of the same size. A range is free, claimed (taken by somebody, holds nothing),
 or mapped: part of a mapping, which is a run of ranges that hold as long a part of one inode. A
 mapping is known by the number of its first range. The guest's ranges are 2 MiB and its mappings one
-index each; the daemon's are pages and its mappings as long as the guest asked for.
+range each; the daemon's are pages and its mappings as long as the guest asked for.
 
 Tier 1 (the cdef functions below) takes no GIL, allocates nothing and raises nothing: >= 0 is success,
 < 0 is -errno. File offsets and lengths are in ranges. Nothing here locks: whoever shares a table
@@ -56,7 +56,7 @@ cdef int64_t dax_next_of(dax_t *d, uint64_t inode, uint64_t foffset, uint64_t in
 cdef int dax_map(dax_t *d, uint64_t index, uint64_t n, uint64_t inode, uint64_t foffset, bint writable) noexcept nogil
 # The mapping that begins there is gone; its ranges are free, or claimed if keep. 0; -ENOENT, -EBUSY.
 cdef int dax_unmap(dax_t *d, uint64_t index, bint keep) noexcept nogil
-# The mapping around `range` becomes two, the second begins there. 0, also when it does already;
+# The mapping around that range becomes two, the second begins there. 0, also when it does already;
 # -ENOENT, -EBUSY.
 cdef int dax_split(dax_t *d, uint64_t index) noexcept nogil
 # The mapping and the one before it become one, if they adjoin in the window and in the file, and are

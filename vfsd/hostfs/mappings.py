@@ -12,15 +12,12 @@ from dataclasses import dataclass
 from errno import EINVAL, ENOSPC, ENOSYS, ESTALE
 from mmap import PAGESIZE
 from threading import Lock
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from vfsd._dax import Mapping, Window
 from vfsd.fuse import abi
 from vfsd.fuse.dispatch import Request
 from vfsd.hostfs._tables import Tables
-
-if TYPE_CHECKING:
-    from vfsd.hostfs.fs import HostFs
 
 log = logging.getLogger("vfsd.fuse")
 
@@ -220,13 +217,19 @@ def is_empty(fd: int) -> bool:
 # ---- operations
 
 
-def mappings_of(fs: "HostFs") -> Mappings:
+class HasMappings(Protocol):
+    """What these operations need of `vfsd.hostfs.fs.HostFs`."""
+
+    mappings: Mappings | None
+
+
+def mappings_of(fs: HasMappings) -> Mappings:
     if fs.mappings is None or not fs.mappings.connected:
         raise OSError(ENOSYS, "there is no window")
     return fs.mappings
 
 
-def setupmapping(fs: "HostFs", request: Request) -> None:
+def setupmapping(fs: HasMappings, request: Request) -> None:
     mappings = mappings_of(fs)
     # Linux names no handle: the file is that of the nodeid.
     _fh, foffset, length, flags, moffset = request.take(abi.SETUPMAPPING_IN)
@@ -236,7 +239,7 @@ def setupmapping(fs: "HostFs", request: Request) -> None:
     mappings.setup(request.nodeid, foffset, length, moffset, write)
 
 
-def removemapping(fs: "HostFs", request: Request) -> None:
+def removemapping(fs: HasMappings, request: Request) -> None:
     mappings = mappings_of(fs)
     (count,) = request.take(abi.REMOVEMAPPING_IN)
     mappings.remove([request.take(abi.REMOVEMAPPING_ONE) for _ in range(count)])

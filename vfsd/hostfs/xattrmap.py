@@ -14,7 +14,7 @@ from typing import NamedTuple
 from vfsd.errors import ConfigError
 
 NAME_MAX = 255  # XATTR_NAME_MAX of linux/limits.h
-RULE = Struct("=BBHH256s256s")  # xattr_rule_t of _xattrmap.pxd
+RULE = Struct("=BBHH256s256s")  # xattr_rule_t of _slots.pxd
 CAPABILITY = b"security.capability"
 
 
