@@ -15,8 +15,8 @@ cdef enum:
     TOGETHER = 64  # small copies that are timed together, because the clock takes as long as one
 
 
-cdef uint64_t batch(const char *memory, char *into, size_t block, uint64_t blocks, unsigned bits, bint scatter,
-                    uint64_t first, unsigned n, uint64_t seed) noexcept nogil:
+cdef uint64_t batch(const char *memory, char *into, size_t block, uint64_t blocks, unsigned bits,
+                    bint scatter, uint64_t first, unsigned n, uint64_t seed) noexcept nogil:
     """Copies n blocks; how many of their pages were wrong."""
     cdef uint64_t i, at, wrong = 0
     cdef size_t page
@@ -64,4 +64,5 @@ def measure(memory, size_t block, bint scattered_order, double seconds, uint64_t
     finally:
         PyBuffer_Release(&b)
         free(into)
-    return now - start, wrong, (h.n, h.sum, h.min, h.max, PyBytes_FromStringAndSize(<char *>h.counts, HIST_BUCKETS * 8))
+    counts = PyBytes_FromStringAndSize(<char *>h.counts, HIST_BUCKETS * 8)
+    return now - start, wrong, (h.n, h.sum, h.min, h.max, counts)

@@ -53,7 +53,8 @@ cdef int64_t dax_next(dax_t *d, uint64_t start, uint64_t end) noexcept nogil
 cdef int64_t dax_next_of(dax_t *d, uint64_t inode, uint64_t foffset, uint64_t index) noexcept nogil
 # n ranges, free or claimed, hold the inode from foffset on. 0; -EINVAL outside or empty, -EEXIST
 # one of them is mapped. Time grows with n.
-cdef int dax_map(dax_t *d, uint64_t index, uint64_t n, uint64_t inode, uint64_t foffset, bint writable) noexcept nogil
+cdef int dax_map(dax_t *d, uint64_t index, uint64_t n, uint64_t inode, uint64_t foffset,
+                 bint writable) noexcept nogil
 # The mapping that begins there is gone; its ranges are free, or claimed if keep. 0; -ENOENT, -EBUSY.
 cdef int dax_unmap(dax_t *d, uint64_t index, bint keep) noexcept nogil
 # The mapping around that range becomes two, the second begins there. 0, also when it does already;

@@ -136,7 +136,8 @@ cdef int64_t dax_next_of(dax_t *d, uint64_t inode, uint64_t foffset, uint64_t in
     return <int64_t>node - 1 if node else -ENOENT
 
 
-cdef int dax_map(dax_t *d, uint64_t index, uint64_t n, uint64_t inode, uint64_t foffset, bint writable) noexcept nogil:
+cdef int dax_map(dax_t *d, uint64_t index, uint64_t n, uint64_t inode, uint64_t foffset,
+                 bint writable) noexcept nogil:
     cdef uint32_t node = <uint32_t>index + 1
     cdef mapping_t *m
     cdef uint64_t i

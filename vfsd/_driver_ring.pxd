@@ -43,7 +43,8 @@ cdef int driver_init(driver_t *d, memory_t *m, uint32_t num, uint64_t desc_uva, 
 # Head of the new chain, or -ENOSPC (ring full now), -E2BIG (never fits), -EINVAL (no elements).
 # With indirect tables a chain of more than one element takes one ring slot. Not yet visible:
 # driver_publish releases all that was added.
-cdef int driver_add(driver_t *d, const sg_t *sg, uint32_t n_readable, uint32_t n_writable, uint64_t token) noexcept nogil
+cdef int driver_add(driver_t *d, const sg_t *sg, uint32_t n_readable, uint32_t n_writable,
+                    uint64_t token) noexcept nogil
 cdef void driver_publish(driver_t *d) noexcept nogil
 # Whether the device asked for a kick for what was published since this was last asked. Full fence.
 cdef bint driver_wants_kick(driver_t *d) noexcept nogil

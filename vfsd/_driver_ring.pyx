@@ -7,9 +7,10 @@ from libc.string cimport memset
 
 from vfsd._memory cimport GuestMemory, memory_from_gpa
 from vfsd._vring cimport (
-    FAR, RING_NUM_MAX, VRING_AVAIL_F_NO_INTERRUPT, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
-    VRING_USED_F_NO_NOTIFY, avail_event, check_init, full_fence, load_acquire_u16, load_relaxed_u16, need_event,
-    read_once, store_relaxed_u16, store_release_u16, used_event, used_ring, vring_map, vring_used_elem,
+    FAR, RING_NUM_MAX, VRING_AVAIL_F_NO_INTERRUPT, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT,
+    VRING_DESC_F_WRITE, VRING_USED_F_NO_NOTIFY, avail_event, check_init, full_fence, load_acquire_u16,
+    load_relaxed_u16, need_event, read_once, store_relaxed_u16, store_release_u16, used_event, used_ring,
+    vring_map, vring_used_elem,
 )
 
 import os
@@ -37,7 +38,8 @@ cdef int driver_init(driver_t *d, memory_t *m, uint32_t num, uint64_t desc_uva, 
     return 0
 
 
-cdef inline void desc_set(vring_desc *desc, const sg_t *sg, bint writable, bint last, uint16_t next) noexcept nogil:
+cdef inline void desc_set(vring_desc *desc, const sg_t *sg, bint writable, bint last,
+                          uint16_t next) noexcept nogil:
     desc.addr = sg.gpa
     desc.len = sg.len
     desc.flags = (VRING_DESC_F_WRITE if writable else 0) | (0 if last else VRING_DESC_F_NEXT)
@@ -64,7 +66,8 @@ cdef void add_direct(driver_t *d, const sg_t *sg, uint32_t n_readable, uint32_t 
         d.free_head = d.next[d.free_head]
 
 
-cdef int driver_add(driver_t *d, const sg_t *sg, uint32_t n_readable, uint32_t n_writable, uint64_t token) noexcept nogil:
+cdef int driver_add(driver_t *d, const sg_t *sg, uint32_t n_readable, uint32_t n_writable,
+                    uint64_t token) noexcept nogil:
     cdef uint64_t total = <uint64_t>n_readable + n_writable
     cdef bint indirect = d.indirect != NULL and 1 < total <= d.indirect_max
     cdef uint16_t head = d.free_head
@@ -155,8 +158,8 @@ cdef class DriverRing:
     address, a multiple of 16, of num tables of min(num, 1024) descriptors, None for none.
     """
 
-    def __cinit__(self, GuestMemory memory not None, uint32_t num, uint64_t desc, uint64_t avail, uint64_t used,
-                  bint event_idx=False, indirect=None):
+    def __cinit__(self, GuestMemory memory not None, uint32_t num, uint64_t desc, uint64_t avail,
+                  uint64_t used, bint event_idx=False, indirect=None):
         cdef uint32_t n = min(num, <uint32_t>RING_NUM_MAX) + 1
         cdef driver_t *d = &self.driver
         self.memory = memory

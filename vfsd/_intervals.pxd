@@ -25,7 +25,8 @@ cdef struct mapping_t:     # 48 bytes
 cdef uint32_t interval_insert(mapping_t *m, uint32_t root, uint64_t *seed, uint32_t node) noexcept nogil
 cdef uint32_t interval_erase(mapping_t *m, uint32_t root, uint32_t node) noexcept nogil
 # A node that holds foffset of the inode, or 0.
-cdef uint32_t interval_find(const mapping_t *m, uint32_t root, uint64_t inode, uint64_t foffset) noexcept nogil
+cdef uint32_t interval_find(const mapping_t *m, uint32_t root, uint64_t inode,
+                            uint64_t foffset) noexcept nogil
 # The first node of the inode at or behind (foffset, node), or 0.
 cdef uint32_t interval_next(const mapping_t *m, uint32_t root, uint64_t inode, uint64_t foffset,
                             uint32_t node) noexcept nogil

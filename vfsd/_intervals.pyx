@@ -1,7 +1,8 @@
 """An interval tree over (inode, foffset): a treap in the table's array of mappings."""
 
 
-cdef inline bint before(const mapping_t *m, uint32_t a, uint64_t inode, uint64_t foffset, uint32_t node) noexcept nogil:
+cdef inline bint before(const mapping_t *m, uint32_t a, uint64_t inode, uint64_t foffset,
+                        uint32_t node) noexcept nogil:
     if m[a].inode != inode:
         return m[a].inode < inode
     return m[a].foffset < foffset if m[a].foffset != foffset else a < node
@@ -83,7 +84,8 @@ cdef uint32_t interval_erase(mapping_t *m, uint32_t root, uint32_t node) noexcep
     return root
 
 
-cdef uint32_t interval_find(const mapping_t *m, uint32_t root, uint64_t inode, uint64_t foffset) noexcept nogil:
+cdef uint32_t interval_find(const mapping_t *m, uint32_t root, uint64_t inode,
+                            uint64_t foffset) noexcept nogil:
     cdef uint32_t t = root, left
     while t:
         left = m[t].left

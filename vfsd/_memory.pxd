@@ -51,14 +51,16 @@ cdef inline int memory_find(const memory_t *m, uint64_t gpa, uint32_t hint) noex
     return <int>(low - 1)
 
 
-cdef inline char *region_part(const memory_t *m, int i, uint64_t offset, uint64_t size, uint32_t align) noexcept nogil:
+cdef inline char *region_part(const memory_t *m, int i, uint64_t offset, uint64_t size,
+                              uint32_t align) noexcept nogil:
     cdef char *host = m.regions[i].host + offset
     if m.regions[i].fragile or offset >= m.regions[i].size or size > m.regions[i].size - offset:
         return NULL
     return host if <uintptr_t>host % align == 0 else NULL
 
 
-cdef inline char *memory_from_gpa(const memory_t *m, uint64_t gpa, uint64_t size, uint32_t align) noexcept nogil:
+cdef inline char *memory_from_gpa(const memory_t *m, uint64_t gpa, uint64_t size,
+                                  uint32_t align) noexcept nogil:
     """memory_from_uva() by guest physical address."""
     cdef int i = memory_find(m, gpa, 0)
     return NULL if i < 0 else region_part(m, i, gpa - m.regions[i].gpa, size, align)

@@ -26,7 +26,8 @@ cdef inline void finish(queue_t *q, request_t *r, uint32_t head, uint64_t bytes_
     give_back(q, r, head, bytes_in, request_reply(r, rc), rc)
 
 
-cdef inline void give_back(queue_t *q, request_t *r, uint32_t head, uint64_t bytes_in, uint32_t written, int rc) noexcept nogil:
+cdef inline void give_back(queue_t *q, request_t *r, uint32_t head, uint64_t bytes_in, uint32_t written,
+                           int rc) noexcept nogil:
     cdef uint32_t opcode = r.header.opcode
     cdef op_count_t *count = &q.ops[opcode if opcode < OPCODES_MAX else OPCODES_MAX]
     pthread_mutex_lock(&q.used_lock)

@@ -61,7 +61,8 @@ cdef struct ring_t:
 # 0, or -EINVAL (num not a power of two in 1..32768), -EFAULT (a ring part outside memory or unaligned).
 # Addresses are user addresses. iov is the caller's array of iov_max >= num entries, kept.
 cdef int ring_init(ring_t *r, const memory_t *m, uint32_t num, uint64_t desc_uva, uint64_t avail_uva,
-                   uint64_t used_uva, uint16_t base, bint event_idx, iovec *iov, uint32_t iov_max) noexcept nogil
+                   uint64_t used_uva, uint16_t base, bint event_idx, iovec *iov,
+                   uint32_t iov_max) noexcept nogil
 # Up to max chains: number taken, 0 ring empty, < 0 one of the codes above. Chains before a bad
 # one are returned first; the bad one stays at the front and is reported by the next call.
 cdef int ring_pop_batch(ring_t *r, chain_t *chains, int max) noexcept nogil

@@ -9,9 +9,10 @@ from libc.string cimport memset
 
 from vfsd._memory cimport GuestMemory, iovec, memory_find, memory_from_gpa, memory_t
 from vfsd._vring cimport (
-    FAR, RING_NUM_MAX, VRING_AVAIL_F_NO_INTERRUPT, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
-    VRING_USED_F_NO_NOTIFY, avail_event, check_init, full_fence, load_acquire_u16, load_relaxed_u16, need_event,
-    read_once, store_relaxed_u16, store_release_u16, used_event, used_ring, vring_desc, vring_map, vring_used_elem,
+    FAR, RING_NUM_MAX, VRING_AVAIL_F_NO_INTERRUPT, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT,
+    VRING_DESC_F_WRITE, VRING_USED_F_NO_NOTIFY, avail_event, check_init, full_fence, load_acquire_u16,
+    load_relaxed_u16, need_event, read_once, store_relaxed_u16, store_release_u16, used_event, used_ring,
+    vring_desc, vring_map, vring_used_elem,
 )
 
 import errno
@@ -63,7 +64,8 @@ cdef struct walk_t:
 
 
 cdef int ring_init(ring_t *r, const memory_t *m, uint32_t num, uint64_t desc_uva, uint64_t avail_uva,
-                   uint64_t used_uva, uint16_t base, bint event_idx, iovec *iov, uint32_t iov_max) noexcept nogil:
+                   uint64_t used_uva, uint16_t base, bint event_idx, iovec *iov,
+                   uint32_t iov_max) noexcept nogil:
     cdef int rc
     memset(r, 0, sizeof(ring_t))
     rc = vring_map(m, num, desc_uva, avail_uva, used_uva, event_idx, &r.desc, &r.avail, &r.used)
@@ -296,7 +298,8 @@ cdef class _View:
     cdef bint writable
 
     def __getbuffer__(self, Py_buffer *buffer, int flags):
-        PyBuffer_FillInfo(buffer, self, self.iov.iov_base, <Py_ssize_t>self.iov.iov_len, not self.writable, flags)
+        PyBuffer_FillInfo(
+            buffer, self, self.iov.iov_base, <Py_ssize_t>self.iov.iov_len, not self.writable, flags)
         self.memory.views += 1
 
     def __releasebuffer__(self, Py_buffer *buffer):
@@ -320,8 +323,8 @@ cdef list views(GuestMemory memory, const iovec *iov, uint32_t n, bint writable)
 cdef class DeviceRing:
     """Device side of a split virtqueue. desc, avail and used are user addresses."""
 
-    def __cinit__(self, GuestMemory memory not None, uint32_t num, uint64_t desc, uint64_t avail, uint64_t used,
-                  uint16_t base=0, bint event_idx=False):
+    def __cinit__(self, GuestMemory memory not None, uint32_t num, uint64_t desc, uint64_t avail,
+                  uint64_t used, uint16_t base=0, bint event_idx=False):
         cdef uint32_t iov_max = 2 * min(num, <uint32_t>RING_NUM_MAX) + 64
         self.memory = memory
         self.iov = <iovec *>calloc(iov_max, sizeof(iovec))
@@ -329,7 +332,8 @@ cdef class DeviceRing:
         self.elems = <vring_used_elem *>calloc(iov_max, sizeof(vring_used_elem))
         if self.iov == NULL or self.chains == NULL or self.elems == NULL:
             raise MemoryError
-        check_init(ring_init(&self.ring, &memory.table, num, desc, avail, used, base, event_idx, self.iov, iov_max))
+        check_init(ring_init(
+            &self.ring, &memory.table, num, desc, avail, used, base, event_idx, self.iov, iov_max))
 
     def __dealloc__(self):
         free(self.iov)

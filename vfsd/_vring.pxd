@@ -53,8 +53,9 @@ cdef inline bint need_event(uint16_t event, uint16_t new, uint16_t old) noexcept
     return <uint16_t>(new - event - 1) < <uint16_t>(new - old)
 
 
-cdef inline int vring_map(const memory_t *m, uint32_t num, uint64_t desc_uva, uint64_t avail_uva, uint64_t used_uva,
-                          bint event_idx, vring_desc **desc, uint16_t **avail, uint16_t **used) noexcept nogil:
+cdef inline int vring_map(const memory_t *m, uint32_t num, uint64_t desc_uva, uint64_t avail_uva,
+                          uint64_t used_uva, bint event_idx, vring_desc **desc, uint16_t **avail,
+                          uint16_t **used) noexcept nogil:
     cdef uint64_t event = 2 if event_idx else 0
     if num == 0 or num > RING_NUM_MAX or num & (num - 1):
         return -EINVAL

@@ -141,9 +141,9 @@ class Connection:
         self.backend = Backend(sock, self)
 
     def make_queue(self, index: int) -> Queue:
-        name = "hiprio" if index == 0 else f"requests.{index - 1}"
-        # Nobody waits for a forget: hiprio need not poll, and gathers them.
         hiprio = index == 0
+        name = "hiprio" if hiprio else f"requests.{index - 1}"
+        # Nobody waits for a forget: hiprio need not poll, and gathers them.
         poll_us = 0 if hiprio else self._poll_us
         self._queues[index] = Queue(index, name, self._dispatch, self._pool, poll_us, hiprio)
         return self._queues[index]

@@ -39,12 +39,17 @@ def guest() -> None:
     """
 
 
+with_socket = click.option("--socket", required=True, metavar="PATH",
+                           help="The daemon's socket.  [required]")  # fmt: skip
+with_order = click.option("--order", type=click.Choice(sorted(ORDERS)), default="qemu", show_default=True,
+                          help="The front end whose order of messages to follow.")  # fmt: skip
+
+
 def with_share(command: Callable[..., None]) -> click.Command:
     """A command on a mounted share: options to reach it, errors as one line."""
 
-    @click.option("--socket", required=True, metavar="PATH", help="The daemon's socket.  [required]")
-    @click.option("--order", type=click.Choice(sorted(ORDERS)), default="qemu", show_default=True,
-                  help="The front end whose order of messages to follow.")  # fmt: skip
+    @with_socket
+    @with_order
     @wraps(command)
     def run(socket: str, order: str, dax: bool = False, **given: Any) -> None:
         if dax and order == "qemu":
@@ -77,9 +82,8 @@ def failures() -> Iterator[None]:
 
 
 @guest.command()
-@click.option("--socket", required=True, metavar="PATH", help="The daemon's socket.  [required]")
-@click.option("--order", type=click.Choice(sorted(ORDERS)), default="qemu", show_default=True,
-              help="The front end whose order of messages to follow.")  # fmt: skip
+@with_socket
+@with_order
 def info(socket: str, order: str) -> None:
     """What the daemon says of itself: vhost-user, INIT, limits, round-trip time."""
     with failures():

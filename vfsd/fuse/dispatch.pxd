@@ -59,7 +59,8 @@ cdef struct request_t:
     uint32_t n_head
 
 
-# 0, -errno, NO_REPLY, if not r.may_wait WOULD_BLOCK, WOULD_WAIT or WAITS. On 0 reply_bytes of r.reply have been filled.
+# 0, -errno, NO_REPLY, if not r.may_wait WOULD_BLOCK, WOULD_WAIT or WAITS. On 0 reply_bytes of r.reply have
+# been filled.
 ctypedef int (*hot_op_t)(void *fs, request_t *r) noexcept nogil
 
 

@@ -63,7 +63,8 @@ cdef class Pending:
         own_thread = s.flags & REQ_MAY_BLOCK or t.worker_gone  # without a worker this is who submitted
         slot_put(t, s)
         if own_thread:
-            thread = threading.Thread(target=self._run, args=(result, queue), name="virtiofs-end", daemon=True)
+            thread = threading.Thread(
+                target=self._run, args=(result, queue), name="virtiofs-end", daemon=True)
             try:
                 thread.start()
             except RuntimeError:  # no more threads: better here than never

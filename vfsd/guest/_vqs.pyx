@@ -100,7 +100,8 @@ cdef uint32_t odd(transport_t *t) noexcept nogil:
     return t.scramble
 
 
-cdef uint32_t add_part(transport_t *t, vq_t *q, uint32_t n, uint64_t gpa, uint32_t size, uint32_t most) noexcept nogil:
+cdef uint32_t add_part(transport_t *t, vq_t *q, uint32_t n, uint64_t gpa, uint32_t size,
+                       uint32_t most) noexcept nogil:
     """Elements of at most `most` bytes for one part of a request: the number there are then."""
     cdef uint32_t length
     while size:
@@ -121,7 +122,8 @@ cdef uint32_t add_part(transport_t *t, vq_t *q, uint32_t n, uint64_t gpa, uint32
     return n
 
 
-cdef uint32_t add_head(transport_t *t, vq_t *q, uint32_t n, uint64_t gpa, uint32_t header, uint32_t args) noexcept nogil:
+cdef uint32_t add_head(transport_t *t, vq_t *q, uint32_t n, uint64_t gpa, uint32_t header,
+                       uint32_t args) noexcept nogil:
     """A header and the arguments behind it: an element each, unless scrambled."""
     if t.scramble:
         return add_part(t, q, n, gpa, header + args, SLOT_ARGS)

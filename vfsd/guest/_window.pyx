@@ -164,7 +164,8 @@ cdef class WindowMemory:
         # A mapping of the guest's is one range.
         dax_get(&table.d, range)
         try:
-            return self.copy((<uint64_t>range << table.shift) + (position & (table.range_size - 1)), buffer, out)
+            return self.copy(
+                (<uint64_t>range << table.shift) + (position & (table.range_size - 1)), buffer, out)
         finally:
             dax_put(&table.d, range)
 

@@ -175,7 +175,8 @@ cdef int by_handle(tables_t *t, const inode_t *inode) noexcept nogil:
     handle.handle_type = inode.note.handle_type
     memcpy(handle.bytes, inode.note.bytes, inode.note.handle_bytes)
     while True:
-        fd = h.open_by_handle_at(t.mounts[inode.note.how - 1].fd, <h.file_handle *>&handle, h.O_PATH | h.O_CLOEXEC)
+        fd = h.open_by_handle_at(
+            t.mounts[inode.note.how - 1].fd, <h.file_handle *>&handle, h.O_PATH | h.O_CLOEXEC)
         if fd >= 0:
             return fd
         rc = errno

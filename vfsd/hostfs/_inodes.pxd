@@ -8,7 +8,8 @@ from vfsd.hostfs._slots cimport place_t, tables_t
 
 # The entry of a checked name in a directory; adds one to its lookup count. fresh: nobody is likely
 # to know the inode yet, so open it first and ask then. Whether that was so, 0 or 1, or -errno.
-cdef int entry_at(tables_t *t, const place_t *parent, const char *name, bint fresh, fuse_entry_out *out) noexcept nogil
+cdef int entry_at(tables_t *t, const place_t *parent, const char *name, bint fresh,
+                  fuse_entry_out *out) noexcept nogil
 # The entry of a file that may have no name, by the name of its descriptor below t.proc_fd; adds one
 # to its lookup count. 0 or -errno.
 cdef int entry_of_open(tables_t *t, const char *fd_name, fuse_entry_out *out) noexcept nogil

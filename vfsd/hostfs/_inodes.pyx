@@ -55,7 +55,8 @@ cdef int adopt(tables_t *t, int fd, const h.statx_t *st, uint32_t *index) noexce
         inode_put(t, index[0])
 
 
-cdef int lookup_at(tables_t *t, int parent, const char *name, bint fresh, h.statx_t *st, uint32_t *index) noexcept nogil:
+cdef int lookup_at(tables_t *t, int parent, const char *name, bint fresh, h.statx_t *st,
+                   uint32_t *index) noexcept nogil:
     """The slot of a name, referenced and with one more lookup. 0 or -errno.
 
     An anchor keeps (dev, ino) from being reused: who has it is known. An evicted inode must prove it.

@@ -49,7 +49,8 @@ cdef void note_root(tables_t *t) noexcept nogil:
 cdef int mount_open(tables_t *t, const inode_t *inode) noexcept nogil:
     """A readable descriptor of a directory, if file handles work there; -1, or -EMFILE for not now."""
     cdef char name[h.FD_BYTES]
-    cdef int fd = h.openat(t.proc_fd, h.fd_name(inode.fd, name), h.O_RDONLY | h.O_DIRECTORY | h.O_CLOEXEC | h.O_NONBLOCK)
+    cdef int flags = h.O_RDONLY | h.O_DIRECTORY | h.O_CLOEXEC | h.O_NONBLOCK
+    cdef int fd = h.openat(t.proc_fd, h.fd_name(inode.fd, name), flags)
     if fd < 0:
         return -EMFILE if errno == EMFILE or errno == ENFILE else -1
     if handles_work(fd):

@@ -148,7 +148,8 @@ cdef int op_access(void *fs, request_t *r) noexcept nogil:
     if rc == 0:
         rc = become(t, &c)
     if rc == 0:
-        rc = -errno if h.syscall(h.SYS_faccessat2, p.fd, b"", arg.mask, h.AT_EMPTY_PATH | h.AT_EACCESS) < 0 else 0
+        if h.syscall(h.SYS_faccessat2, p.fd, b"", arg.mask, h.AT_EMPTY_PATH | h.AT_EACCESS) < 0:
+            rc = -errno
         unbecome(t, &c)
     place_put(t, &p)
     return rc

@@ -70,8 +70,8 @@ cdef void add_entry(tables_t *t, const place_t *parent, const char *name, bint *
         fresh[0] = rc
 
 
-cdef bint add_record(tables_t *t, request_t *r, const place_t *parent, const h.linux_dirent64 *entry, bint plus,
-                     bint *fresh) noexcept nogil:
+cdef bint add_record(tables_t *t, request_t *r, const place_t *parent, const h.linux_dirent64 *entry,
+                     bint plus, bint *fresh) noexcept nogil:
     """One host entry as a record of the reply. False: it does not fit."""
     cdef const char *name = <const char *>(entry + 1)
     cdef record_t record
