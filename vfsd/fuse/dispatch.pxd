@@ -47,7 +47,7 @@ cdef struct request_t:
     int close_fd            # to be closed once the reply is out, -1 for none
     bint in_python
     bint may_wait           # the operation may block: no queue waits for it
-    bint resumed            # run again; its arguments are in scratch, the body is consumed
+    bint resumed            # run again; its arguments are in scratch or name, the body is consumed
     # Around work on copies alone, while may_wait: the control thread may change what the queue uses,
     # on which what is waited for may depend. NULL: it waits. enter() returns once it has.
     void *queue
@@ -55,6 +55,7 @@ cdef struct request_t:
     void (*enter)(request_t *r) noexcept nogil
     parked_t *parked        # NULL: the operation may not wait for others yet
     char scratch[SCRATCH_BYTES]
+    char name[NAME_MAX + 1]  # checked, of an operation that is run again for it
     iovec head[FUSE_OUT_PIECES]  # where the out header goes: at most 16 pieces of one byte
     uint32_t n_head
 

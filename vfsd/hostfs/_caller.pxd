@@ -14,7 +14,7 @@ from vfsd.hostfs cimport _host as h
 from vfsd.hostfs._anchors cimport inode_fd, inode_hold, make_room, out_of_descriptors
 from vfsd.hostfs._handles cimport handle_close, handle_get, handle_open, unopened_get, unopened_keep
 from vfsd.hostfs._host cimport FD_BYTES, PATH_BYTES, fd_name
-from vfsd.hostfs._inodes cimport entry_at
+from vfsd.hostfs._inodes cimport WAIT, entry_at
 from vfsd.hostfs._nodes cimport inode_get, inode_put
 from vfsd.hostfs._slots cimport NAME_BYTES, load_acquire_u64, place_t, tables_t
 
@@ -88,7 +88,7 @@ cdef inline int reply_entry(tables_t *t, request_t *r, const place_t *parent, co
                             bint fresh) noexcept nogil:
     """Answer with the entry of a name: 0 or -errno. Its room was checked before anything was made."""
     cdef fuse_entry_out out
-    cdef int rc = entry_at(t, parent, name, fresh, &out)
+    cdef int rc = entry_at(t, parent, name, fresh, WAIT, &out)
     if rc < 0:
         return rc
     r.reply_bytes += sizeof(out)

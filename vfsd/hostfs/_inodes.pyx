@@ -1,7 +1,7 @@
 """Names to inodes, and their attributes."""
 
-from libc.errno cimport EBADF, EMFILE, ENFILE, errno
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.errno cimport EBADF, EMFILE, ENFILE, ENOENT, errno
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from vfsd._wire cimport FUSE_ATTR_DAX, FUSE_ATTR_SUBMOUNT
 from vfsd.hostfs cimport _host as h
@@ -10,17 +10,30 @@ from vfsd.hostfs._idmap cimport id_to_guest
 from vfsd.hostfs._nodes cimport (
     ATTR_MASK, anchor_set, drop_lookups, find, inode_get, inode_put, insert, unhash,
 )
-from vfsd.hostfs._slots cimport generation_of, inode_t, load_acquire_int, load_acquire_u64, place_t
+from vfsd.hostfs._slots cimport (
+    SEEN_NAMES, generation_of, inode_t, load_acquire_int, load_acquire_u64, place_t, store_release_u64,
+)
+
+
+cdef enum:
+    ABSENT = 0xffffffff  # in place of the inode of a name that was not there
 
 
 # --- lookup ---
 
-cdef int open_anchor(tables_t *t, int parent, const char *name, int flags, h.statx_t *st) noexcept nogil:
-    """A new O_PATH descriptor of a name and its attributes, or -errno. flags: O_NOFOLLOW or 0."""
+cdef int open_anchor(tables_t *t, int parent, const char *name, int flags, bint cached,
+                     h.statx_t *st) noexcept nogil:
+    """A new O_PATH descriptor of a name and its attributes, or -errno. flags: O_NOFOLLOW or 0.
+
+    cached: -EAGAIN if the disk would have to be waited for.
+    """
     cdef int fd = -1, rc
     make_room(t)
     while fd < 0:
-        fd = h.openat(parent, name, h.O_PATH | flags | h.O_CLOEXEC)
+        if cached:
+            fd = h.open_cached(parent, name, h.O_PATH | flags | h.O_CLOEXEC)
+        else:
+            fd = h.openat(parent, name, h.O_PATH | flags | h.O_CLOEXEC)
         if fd < 0:
             rc = errno
             if not out_of_descriptors(t, rc):
@@ -55,7 +68,7 @@ cdef int adopt(tables_t *t, int fd, const h.statx_t *st, uint32_t *index) noexce
         inode_put(t, index[0])
 
 
-cdef int lookup_at(tables_t *t, int parent, const char *name, bint fresh, h.statx_t *st,
+cdef int lookup_at(tables_t *t, int parent, const char *name, bint fresh, bint cached, h.statx_t *st,
                    uint32_t *index) noexcept nogil:
     """The slot of a name, referenced and with one more lookup. 0 or -errno.
 
@@ -73,7 +86,7 @@ cdef int lookup_at(tables_t *t, int parent, const char *name, bint fresh, h.stat
         if index[0]:
             drop_lookups(t, index[0], 1)
             inode_put(t, index[0])
-    fd = open_anchor(t, parent, name, h.O_NOFOLLOW, st)
+    fd = open_anchor(t, parent, name, h.O_NOFOLLOW, cached, st)
     return fd if fd < 0 else adopt(t, fd, st, index)
 
 
@@ -92,7 +105,7 @@ cdef void entry_fill(tables_t *t, uint32_t index, const h.statx_t *st, fuse_entr
 cdef int entry_of_open(tables_t *t, const char *fd_name, fuse_entry_out *out) noexcept nogil:
     cdef h.statx_t st
     cdef uint32_t index = 0
-    cdef int fd = open_anchor(t, t.proc_fd, fd_name, 0, &st)
+    cdef int fd = open_anchor(t, t.proc_fd, fd_name, 0, False, &st)
     cdef int rc = fd if fd < 0 else adopt(t, fd, &st, &index)
     if rc < 0:
         return rc
@@ -108,34 +121,75 @@ cdef bint is_mount(const inode_t *parent, const inode_t *inode) noexcept nogil:
     return inode.mode == h.S_IFDIR and (inode.mnt_id != parent.mnt_id or inode.dev != parent.dev)
 
 
-cdef int entry_at(tables_t *t, const place_t *parent, const char *name, bint fresh,
+cdef int entry_at(tables_t *t, const place_t *parent, const char *name, bint fresh, walk_t walk,
                   fuse_entry_out *out) noexcept nogil:
     cdef h.statx_t st
     cdef uint32_t index = 0
-    cdef int rc = lookup_at(t, parent.fd, name, fresh, &st, &index)
+    cdef int rc = lookup_at(t, parent.fd, name, fresh, walk == CACHED_ONLY, &st, &index)
     if rc < 0:
         return rc
     entry_fill(t, index, &st, out)
     if t.submounts and is_mount(&t.inodes[parent.index], &t.inodes[index]):
         out.attr.flags |= FUSE_ATTR_SUBMOUNT
     rc = t.inodes[index].nlookup == 1
+    if rc and walk == WAIT_COLD:
+        t.inodes[index].unread = t.inodes[index].mode == h.S_IFDIR
     inode_put(t, index)
     return rc
 
 
-cdef int lookup(tables_t *t, uint64_t parent, const char *name, fuse_entry_out *out) noexcept nogil:
+cdef inline uint64_t hash_of(uint32_t parent, const char *name) noexcept nogil:
+    """FNV-1a"""
+    cdef uint64_t x = 0xCBF29CE484222325ULL ^ parent
+    while name[0]:
+        x = (x ^ <uint8_t>name[0]) * 0x100000001B3ULL
+        name += 1
+    return x ^ (x >> 29)
+
+
+cdef inline bint was_seen(tables_t *t, uint64_t hash) noexcept nogil:
+    """Whether a name led to an inode whose anchor is still there, which keeps the name in memory, too; or
+    was not there lately, which Linux remembers until it is short of memory.
+    """
+    cdef uint64_t seen = load_acquire_u64(&t.seen_names[hash % SEEN_NAMES])
+    if seen == 0 or seen >> 32 != hash >> 32:
+        return False
+    return <uint32_t>seen == ABSENT or load_acquire_int(&t.inodes[<uint32_t>seen].fd) >= 0
+
+
+cdef inline void note_seen(tables_t *t, uint64_t hash, uint32_t index) noexcept nogil:
+    store_release_u64(&t.seen_names[hash % SEEN_NAMES], (hash >> 32 << 32) | index)
+
+
+cdef int lookup(tables_t *t, uint64_t parent, const char *name, bint may_wait,
+                fuse_entry_out *out) noexcept nogil:
+    """A known name costs statx(2) alone. That could wait for a disk, of which only openat2(2) can tell
+    beforehand: so the first time, it is opened.
+    """
     cdef int64_t index = inode_get(t, parent)
+    cdef uint64_t hash = 0
+    cdef walk_t walk = WAIT
     cdef place_t p
+    cdef bint fresh
     cdef int rc
     if index < 0:
         return <int>index
     p.index = <uint32_t>index
     p.fd = rc = inode_fd(t, index)
     if rc >= 0:
-        rc = entry_at(t, &p, name, t.inodes[index].cold, out)
+        fresh = t.inodes[index].cold
+        if t.walks_wait:
+            walk = WAIT_COLD if may_wait else CACHED_ONLY
+            hash = hash_of(p.index, name)
+            fresh = fresh or not t.names_last or not was_seen(t, hash)
+        rc = entry_at(t, &p, name, fresh, walk, out)
     if rc >= 0:
         t.inodes[index].cold = rc
+        if t.walks_wait:
+            note_seen(t, hash, <uint32_t>out.nodeid)
         rc = 0
+    elif rc == -ENOENT and t.walks_wait:
+        note_seen(t, hash, ABSENT)
     inode_put(t, index)
     return rc
 

@@ -19,6 +19,11 @@ cdef inline bint in_memory(long kind) noexcept nogil:
     return kind == TMPFS_MAGIC or kind == RAMFS_MAGIC
 
 
+cdef inline bint keeps_names(long kind) noexcept nogil:
+    """A name that is in memory is believed: no d_revalidate(), which may ask a server."""
+    return closes_quietly(kind)
+
+
 cdef inline bint forgets(long kind) noexcept nogil:
     """File handles are found in memory alone, unless the server has ways of its own (fuse_get_dentry())."""
     return kind == FUSE_SUPER_MAGIC

@@ -13,6 +13,8 @@ cdef void inode_put(tables_t *t, uint32_t index) noexcept nogil
 cdef uint32_t find(tables_t *t, const statx_t *st) noexcept nogil
 # The nodeid of that identity, 0 when there is none. Takes no reference.
 cdef uint64_t find_nodeid(tables_t *t, const statx_t *st) noexcept nogil
+# Whether an inode of that identity is known and has its anchor, now. Takes no reference.
+cdef bint is_anchored(tables_t *t, uint64_t dev, uint64_t ino, uint64_t mnt_id) noexcept nogil
 # The slot of that identity as find() gives it, or else a new one whose anchor is fd: its `fd` tells
 # which. 0: the table is full.
 cdef uint32_t insert(tables_t *t, int fd, const statx_t *st) noexcept nogil

@@ -168,6 +168,22 @@ cdef uint64_t find_nodeid(tables_t *t, const h.statx_t *st) noexcept nogil:
     return nodeid
 
 
+cdef bint is_anchored(tables_t *t, uint64_t dev, uint64_t ino, uint64_t mnt_id) noexcept nogil:
+    cdef uint32_t bucket = bucket_of(dev, ino, mnt_id)
+    cdef uint32_t index
+    cdef inode_t *inode
+    cdef bint found = False
+    pthread_mutex_lock(shard_of(t, bucket))
+    index = t.buckets[bucket]
+    while index and not found:
+        inode = &t.inodes[index]
+        found = inode.ino == ino and inode.dev == dev and inode.mnt_id == mnt_id
+        found = found and load_acquire_int(&inode.fd) >= 0
+        index = inode.next
+    pthread_mutex_unlock(shard_of(t, bucket))
+    return found
+
+
 cdef uint32_t insert(tables_t *t, int fd, const h.statx_t *st) noexcept nogil:
     cdef uint32_t bucket = bucket_of(device_of(st), st.stx_ino, st.stx_mnt_id)
     cdef uint32_t index, mine = slot_alloc(t)
@@ -181,7 +197,7 @@ cdef uint32_t insert(tables_t *t, int fd, const h.statx_t *st) noexcept nogil:
     inode.mode = st.stx_mode & h.S_IFMT
     inode.fd = fd
     inode.used = DIRECTORY_LIVES if inode.mode == h.S_IFDIR else 1
-    inode.cold = 0
+    inode.cold = inode.unread = 0
     inode.nlookup = 1
     pthread_mutex_lock(shard_of(t, bucket))
     index = find_locked(t, bucket, st)

@@ -56,6 +56,7 @@ cdef enum:
     SHORT_NAME = 44            # bytes of a name within a note, with the NUL
     LONG_NAME = 256
     BY_NAME = 0xffff
+    SEEN_NAMES = 1 << 16       # names that are likely to be in the host's memory
 
 
 cdef struct note_t:            # 72 bytes: what brings an evicted inode back
@@ -88,7 +89,8 @@ cdef struct inode_t:           # 128 bytes
     int fd                     # O_PATH anchor, -1 while evicted
     uint32_t mode              # S_IFMT bits
     uint16_t used              # how often the evictor's hand passes before it takes the anchor
-    uint16_t cold              # a directory whose last name looked up was new: open first, ask then
+    uint8_t cold               # a directory whose last name looked up was new: open first, ask then
+    uint8_t unread             # a directory that came from the disk and has not been listed since
     note_t note                # written by the evictor alone
 
 
@@ -159,6 +161,7 @@ cdef struct tables_t:
     listing_t *listings
     uint64_t *anchored         # a bit for each inode: it has an anchor that could be evicted
     long_name_t *long_names
+    uint64_t *seen_names       # by hash: its upper half, and the inode found or ABSENT; see lookup()
     uint32_t inodes_top        # slots ever used
     uint32_t inodes_free       # head of the free list, 0 = empty
     uint32_t handles_top
@@ -197,6 +200,8 @@ cdef struct tables_t:
     bint dax_marked            # and for those with FS_XFLAG_DAX
     bint submounts             # mark directories that are mounts of their own
     bint in_memory             # the share lies on a file system without a disk: nothing blocks
+    bint walks_wait            # it does not, and the kernel can tell of a name that it would have to wait
+    bint names_last            # a name in the host's memory is not asked for anywhere
     bint quiet                 # closing a file there reports nothing
     id_map_t uid_to_host
     id_map_t gid_to_host

@@ -1,7 +1,7 @@
 """The tables of one guest: made, counted, cleared."""
 
 cimport cython
-from libc.errno cimport errno
+from libc.errno cimport EAGAIN, errno
 from libc.stdint cimport UINT64_MAX, int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
@@ -10,13 +10,14 @@ from vfsd._threads cimport pthread_mutex_init
 from vfsd.hostfs cimport _host as h
 from vfsd.hostfs._caller cimport place_get, place_put, place_t, reopen
 from vfsd.hostfs._handles cimport handle_close
-from vfsd.hostfs._kinds cimport closes_quietly, in_memory
+from vfsd.hostfs._kinds cimport closes_quietly, in_memory, keeps_names
 from vfsd.hostfs._locks cimport Locks, locks_drop
 from vfsd.hostfs._nodes cimport ATTR_MASK, device_of, inode_forget, inode_get, inode_put
 from vfsd.hostfs._notes cimport handles_work, note_root
 from vfsd.hostfs._slots cimport (
     BUCKETS, HANDLES_MAX, ID_FORBID, ID_SHIFT, ID_SQUASH, INODES_MAX, LISTINGS, LONG_NAMES_MAX, OPEN, REFERENCES,
-    SHARDS, UNOPENED_MAX, caps_t, generation_of, handle_t, id_map_t, id_range_t, inode_t, listing_t,
+    SEEN_NAMES, SHARDS, UNOPENED_MAX, caps_t, generation_of, handle_t, id_map_t, id_range_t, inode_t,
+    listing_t,
     load_acquire_u64, long_name_t, tables_t, xattr_rule_t,
 )
 
@@ -56,6 +57,14 @@ cdef void release(void **at, size_t size) noexcept:
     if at[0] != NULL:
         h.munmap(at[0], size)
         at[0] = NULL
+
+
+cdef bint can_open_cached(int directory) noexcept:
+    """Whether openat2(2) with RESOLVE_CACHED is there, and allowed."""
+    cdef int fd = h.open_cached(directory, b"/", h.O_PATH | h.O_CLOEXEC)
+    if fd >= 0:
+        h.close(fd)
+    return fd >= 0 or errno == EAGAIN
 
 
 cdef int get_caps(caps_t *caps) except -1:
@@ -116,6 +125,7 @@ cdef class Tables:
         t.listings = <listing_t *>reserve(LISTINGS * sizeof(listing_t))
         t.anchored = <uint64_t *>reserve(INODES_MAX // 8)
         t.long_names = <long_name_t *>reserve(LONG_NAMES_MAX * sizeof(long_name_t))
+        t.seen_names = <uint64_t *>reserve(SEEN_NAMES * sizeof(uint64_t))
         t.uid = os.geteuid()
         t.gid = os.getegid()
         self.kept = []
@@ -133,6 +143,8 @@ cdef class Tables:
             raise OSError(errno, os.strerror(errno))
         self.t.in_memory = in_memory(fs.f_type)
         self.t.quiet = closes_quietly(fs.f_type)
+        self.t.names_last = keeps_names(fs.f_type)
+        self.t.walks_wait = not self.t.in_memory and can_open_cached(root_fd)
         root.fd = h.c_dup(root_fd)
         if root.fd < 0:
             raise OSError(errno, os.strerror(errno))
@@ -285,6 +297,7 @@ cdef class Tables:
         release(<void **>&t.listings, LISTINGS * sizeof(listing_t))
         release(<void **>&t.anchored, INODES_MAX // 8)
         release(<void **>&t.long_names, LONG_NAMES_MAX * sizeof(long_name_t))
+        release(<void **>&t.seen_names, SEEN_NAMES * sizeof(uint64_t))
         t.inodes_top = t.handles_top = 0
 
     def clear(self):

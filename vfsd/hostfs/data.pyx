@@ -17,7 +17,7 @@ from vfsd.hostfs._caller cimport (
 from vfsd.hostfs._creation cimport make_file, make_nameless
 from vfsd.hostfs._credentials cimport creator_read, creator_t, keep_setid
 from vfsd.hostfs._handles cimport handle_get, handle_open, handle_put, handle_release
-from vfsd.hostfs._inodes cimport attr_of, entry_at, entry_of_open
+from vfsd.hostfs._inodes cimport WAIT, attr_of, entry_at, entry_of_open
 from vfsd.hostfs._kinds cimport closes_quietly
 from vfsd.hostfs._locks cimport locks_flush, locks_release
 from vfsd.hostfs._nodes cimport inode_forget, inode_get, inode_put
@@ -179,7 +179,7 @@ cdef int op_create(void *fs, request_t *r) noexcept nogil:
     rc = fd
     # Or the host made the name after the guest had looked.
     if fd >= 0 or (fd == -EEXIST and not arg.flags & h.O_EXCL):
-        rc = entry_at(t, &p, name, fd >= 0, &entry)
+        rc = entry_at(t, &p, name, fd >= 0, WAIT, &entry)
     place_put(t, &p)
     if rc >= 0:
         return reply_created(t, r, &entry, arg.flags, fd if fd >= 0 else open_existing(t, &entry, &arg))

@@ -1,17 +1,20 @@
 """OPENDIR, READDIR, READDIRPLUS. RELEASEDIR and FSYNCDIR are those of files (`data`)."""
 
-from libc.errno cimport EINVAL, errno
+from libc.errno cimport EAGAIN, EINVAL, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset, strlen
 
 from vfsd cimport _wire as w
 from vfsd._wire cimport FUSE_ROOT_ID
-from vfsd.fuse.dispatch cimport Dispatch, request_t, span_limit, span_read, span_write
+from vfsd.fuse.dispatch cimport (
+    WOULD_BLOCK, Dispatch, request_args, request_t, span_limit, span_write,
+)
 from vfsd.hostfs cimport _host as h
 from vfsd.hostfs._caller cimport NAME_BYTES, place_get, place_put, place_t, reopen, room_for_handle
 from vfsd.hostfs._handles cimport handle_get, handle_open, handle_put
-from vfsd.hostfs._inodes cimport entry_at
-from vfsd.hostfs._slots cimport LISTINGS, cas_int, listing_t, store_release_int, tables_t
+from vfsd.hostfs._inodes cimport CACHED_ONLY, WAIT, WAIT_COLD, entry_at
+from vfsd.hostfs._nodes cimport is_anchored
+from vfsd.hostfs._slots cimport LISTINGS, cas_int, inode_t, listing_t, store_release_int, tables_t
 from vfsd.hostfs._tables cimport Tables
 
 from vfsd.fuse.opcodes import NUMBER
@@ -56,32 +59,53 @@ cdef inline bint is_dot(const char *name) noexcept nogil:
     return name[0] == c'.' and (name[1] == 0 or (name[1] == c'.' and name[2] == 0))
 
 
-cdef void add_entry(tables_t *t, const place_t *parent, const char *name, bint *fresh,
-                    w.fuse_entry_out *out) noexcept nogil:
-    """The lookup in front of a READDIRPLUS record; nodeid 0 where there is none.
+cdef int entry_on_disk(tables_t *t, const place_t *parent, const h.linux_dirent64 *entry, const char *name,
+                       bint may_wait, w.fuse_entry_out *out) noexcept nogil:
+    """entry_at where the name may have to be read. -EAGAIN: it has, and may_wait is false."""
+    cdef const inode_t *inode = &t.inodes[parent.index]
+    # Who is known is in memory. What is mounted over it has another number, and is opened first.
+    cdef bint fresh = not t.names_last or not is_anchored(t, inode.dev, entry.d_ino, inode.mnt_id)
+    cdef int rc = entry_at(t, parent, name, fresh, CACHED_ONLY, out)
+    if rc == -EAGAIN and may_wait:
+        rc = entry_at(t, parent, name, fresh, WAIT_COLD, out)
+    return rc
+
+
+cdef bint add_entry(tables_t *t, const place_t *parent, const h.linux_dirent64 *entry, const char *name,
+                    bint may_wait, bint *fresh, w.fuse_entry_out *out) noexcept nogil:
+    """The lookup in front of a READDIRPLUS record; nodeid 0 where there is none. False: it would wait.
 
     Gone since, or out of descriptors: the name is listed all the same, the guest may ask. fresh:
     whether the last entry's inode was new, as the next one's will be then.
     """
-    cdef int rc = -1 if is_dot(name) else entry_at(t, parent, name, fresh[0], out)
+    cdef int rc
+    if is_dot(name):
+        rc = -1
+    elif t.walks_wait:
+        rc = entry_on_disk(t, parent, entry, name, may_wait, out)
+        if rc == -EAGAIN and not may_wait:
+            return False
+    else:
+        rc = entry_at(t, parent, name, fresh[0], WAIT, out)
     if rc < 0:
         memset(out, 0, sizeof(out[0]))
     else:
         fresh[0] = rc
+    return True
 
 
-cdef bint add_record(tables_t *t, request_t *r, const place_t *parent, const h.linux_dirent64 *entry,
-                     bint plus, bint *fresh) noexcept nogil:
-    """One host entry as a record of the reply. False: it does not fit."""
+cdef int add_record(tables_t *t, request_t *r, const place_t *parent, const h.linux_dirent64 *entry,
+                    bint plus, bint *fresh) noexcept nogil:
+    """One host entry as a record of the reply: 1, 0 if it does not fit, -EAGAIN if it would have to wait."""
     cdef const char *name = <const char *>(entry + 1)
     cdef record_t record
     cdef uint32_t n = <uint32_t>strlen(name)
     cdef uint32_t padded = (n + 7) & ~<uint32_t>7
     cdef uint32_t size = sizeof(record.head) + padded + (sizeof(record.entry) if plus else 0)
     if size > r.reply.bytes:
-        return False
-    if plus:
-        add_entry(t, parent, name, fresh, &record.entry)
+        return 0
+    if plus and not add_entry(t, parent, entry, name, r.may_wait, fresh, &record.entry):
+        return -EAGAIN
     record.head.ino = entry.d_ino
     if r.header.nodeid == FUSE_ROOT_ID and is_dot(name):
         record.head.ino = t.inodes[FUSE_ROOT_ID].ino  # what lies above the share is nobody's business
@@ -92,7 +116,7 @@ cdef bint add_record(tables_t *t, request_t *r, const place_t *parent, const h.l
     memcpy(record.name, name, n)
     span_write(&r.reply, &record if plus else <void *>&record.head, size)
     r.reply_bytes += size
-    return True
+    return 1
 
 
 cdef listing_t *take_listing(tables_t *t, uint64_t fh, listing_t *own) noexcept nogil:
@@ -109,9 +133,13 @@ cdef listing_t *take_listing(tables_t *t, uint64_t fh, listing_t *own) noexcept 
 
 cdef int list_from(tables_t *t, request_t *r, const place_t *p, listing_t *l, int64_t offset,
                    bint plus) noexcept nogil:
-    """Whole records from a position of the directory on, until the reply is full: 0 or -errno."""
+    """Whole records from a position of the directory on, until the reply is full or the next would wait.
+
+    0, -errno, or WOULD_BLOCK if that is so of the first.
+    """
     cdef h.linux_dirent64 *entry
     cdef long n
+    cdef int rc
     cdef bint fresh = False
     # The beginning is read anew: rewinddir(3) shows what has changed.
     if offset == 0 or l.offset != offset:
@@ -123,12 +151,15 @@ cdef int list_from(tables_t *t, request_t *r, const place_t *p, listing_t *l, in
             if h.lseek(p.fd, l.offset, h.SEEK_SET) < 0:
                 return -errno
             n = h.syscall(h.SYS_getdents64, p.fd, l.entries, sizeof(l.entries))
+            if n == 0:
+                t.inodes[p.index].unread = 0
             if n <= 0:
                 return -errno if n < 0 and r.reply_bytes == 0 else 0
             l.n = <uint32_t>n
         entry = <h.linux_dirent64 *>(l.entries + l.at)
-        if not add_record(t, r, p, entry, plus, &fresh):
-            return 0
+        rc = add_record(t, r, p, entry, plus, &fresh)
+        if rc <= 0:
+            return WOULD_BLOCK if rc < 0 and r.reply_bytes == 0 else 0
         l.at += entry.d_reclen
         l.offset = entry.d_off
 
@@ -142,7 +173,7 @@ cdef int read_directory(void *fs, request_t *r, bint plus) noexcept nogil:
     cdef int64_t index
     cdef int rc
     memset(&arg, 0, sizeof(arg))
-    if span_read(&r.body, &arg, sizeof(arg)) < 0:
+    if request_args(r, &arg, sizeof(arg)) < 0:
         return -EINVAL
     p.index = 0
     p.fd = -1
@@ -150,6 +181,9 @@ cdef int read_directory(void *fs, request_t *r, bint plus) noexcept nogil:
     if index < 0:
         return <int>index
     p.index = t.handles[index].inode
+    if t.inodes[p.index].unread and not r.may_wait:
+        handle_put(t, index)
+        return WOULD_BLOCK
     span_limit(&r.reply, arg.size)
     listing = take_listing(t, arg.fh, &own)
     rc = list_from(t, r, &p, listing, arg.offset, plus)

@@ -1,11 +1,11 @@
 """LOOKUP and FORGET, and the operations that make, remove and move names."""
 
-from libc.errno cimport EINVAL, ENOENT, errno
+from libc.errno cimport EAGAIN, EINVAL, ENOENT, errno
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
 from vfsd cimport _wire as w
-from vfsd.fuse.dispatch cimport NO_REPLY, Dispatch, request_t, span_read, span_write
+from vfsd.fuse.dispatch cimport NO_REPLY, WOULD_BLOCK, Dispatch, request_t, span_read, span_write
 from vfsd.hostfs cimport _host as h
 from vfsd.hostfs._caller cimport (
     FD_BYTES, PATH_BYTES, drop_held, fd_name, hold_name, place_get, place_put, place_t, read_last_name, read_name,
@@ -37,14 +37,15 @@ cdef int no_entry(tables_t *t, w.fuse_entry_out *out) noexcept nogil:
 
 cdef int op_lookup(void *fs, request_t *r) noexcept nogil:
     cdef tables_t *t = <tables_t *>fs
-    cdef char name[NAME_BYTES]
     cdef w.fuse_entry_out out
-    cdef int rc = read_last_name(r, name)
+    cdef int rc = 0 if r.resumed else read_last_name(r, r.name)
     if rc < 0:
         return rc
     if r.reply.bytes < sizeof(out):
         return -EINVAL
-    rc = lookup(t, r.header.nodeid, name, &out)
+    rc = lookup(t, r.header.nodeid, r.name, r.may_wait, &out)
+    if rc == -EAGAIN and not r.may_wait:
+        return WOULD_BLOCK
     if rc == -ENOENT:
         rc = no_entry(t, &out)
     if rc < 0:
