@@ -8,14 +8,15 @@ from vfsd._virtqueue cimport job_t, queue_t
 from vfsd.fuse.dispatch cimport request_t
 
 cdef enum:
-    JOBS_MAX = 64       # requests of one queue that the pool has at a time; the next waits inline
+    JOBS_MIN = 64
+    JOBS_BYTES = 1 << 25  # of all iovecs: where a job needs many there are less jobs than heads
 
 
-# Room for what the pool may have at a time, each with iov_max iovecs. False: no memory.
-# Memory is taken as it is touched.
-cdef bint jobs_init(queue_t *q, uint32_t iov_max) noexcept nogil
+# Room for as many requests as the ring has heads, each with iov_max iovecs; of a ring over 1024 for fewer.
+# False: no memory. Memory is taken as it is touched.
+cdef bint jobs_init(queue_t *q, uint32_t num, uint32_t iov_max) noexcept nogil
 cdef void jobs_free(queue_t *q) noexcept nogil
-# A request that may wait, with all it needs kept. NULL: enough of this queue's are out already.
+# A request that may wait, with all it needs kept, for the pool, which may have others to do first. NULL: no room.
 cdef job_t *make_job(queue_t *q, chain_t *chain, request_t *r) noexcept nogil
 # What the pool does with job.task: run it, reply, call.
 cdef void run_job(task_t *task) noexcept nogil

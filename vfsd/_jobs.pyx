@@ -15,21 +15,15 @@ from vfsd.fuse.dispatch cimport request_run, request_t, span_t
 __all__ = ()
 
 
-cdef bint jobs_init(queue_t *q, uint32_t iov_max) noexcept nogil:
-    cdef uint32_t i
+cdef bint jobs_init(queue_t *q, uint32_t num, uint32_t iov_max) noexcept nogil:
     jobs_free(q)
-    q.jobs = <job_t *>calloc(JOBS_MAX, sizeof(job_t))
-    q.job_iov = <iovec *>calloc(<size_t>JOBS_MAX * iov_max, sizeof(iovec))
-    if q.jobs == NULL or q.job_iov == NULL:
-        return False
+    q.jobs_max = min(num, max(<uint32_t>JOBS_MIN, <uint32_t>(JOBS_BYTES // (iov_max * sizeof(iovec)))))
+    q.job_iov_max = iov_max
+    q.jobs = <job_t *>calloc(q.jobs_max, sizeof(job_t))
+    q.job_iov = <iovec *>calloc(<size_t>q.jobs_max * iov_max, sizeof(iovec))
     q.free_jobs = NULL
-    for i in range(<uint32_t>JOBS_MAX):
-        q.jobs[i].task.run = run_job
-        q.jobs[i].queue = q
-        q.jobs[i].iov = q.job_iov + <size_t>i * iov_max
-        q.jobs[i].next = q.free_jobs
-        q.free_jobs = &q.jobs[i]
-    return True
+    q.jobs_top = 0
+    return q.jobs != NULL and q.job_iov != NULL
 
 
 cdef void jobs_free(queue_t *q) noexcept nogil:
@@ -46,15 +40,25 @@ cdef uint32_t keep_iov(span_t *s, iovec *to) noexcept nogil:
     return s.n
 
 
-cdef job_t *make_job(queue_t *q, chain_t *chain, request_t *r) noexcept nogil:
-    """A request that may wait, with all it needs kept. NULL: enough of this queue's are out already."""
+cdef job_t *take_job(queue_t *q) noexcept nogil:
     cdef job_t *job
-    cdef uint32_t n
     pthread_mutex_lock(&q.used_lock)
     job = q.free_jobs
     if job != NULL:
         q.free_jobs = job.next
+    elif q.jobs_top < q.jobs_max:
+        job = &q.jobs[q.jobs_top]
+        job.task.run = run_job
+        job.queue = q
+        job.iov = q.job_iov + <size_t>q.jobs_top * q.job_iov_max
+        q.jobs_top += 1
     pthread_mutex_unlock(&q.used_lock)
+    return job
+
+
+cdef job_t *make_job(queue_t *q, chain_t *chain, request_t *r) noexcept nogil:
+    cdef job_t *job = take_job(q)
+    cdef uint32_t n
     if job == NULL:
         return NULL
     job.request = r[0]

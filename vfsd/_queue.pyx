@@ -60,6 +60,9 @@ cdef extern from "_atomics.h" nogil:
     uint64_t load_relaxed_u64(const uint64_t *p)
     void count_u64(uint64_t *p, uint64_t v)
 
+cdef extern from "<sched.h>" nogil:
+    int sched_yield()
+
 cdef extern from "<sys/epoll.h>" nogil:
     struct epoll_event:
         uint32_t events
@@ -91,7 +94,12 @@ cdef enum:
     KICK = 1
     POLL_MIN_NS = 4000
     CLOCK_EVERY = 32  # looks at the ring for one at the clock
+    YIELD_NS = 4000   # of polling; from then on whoever else wants the CPU has it
+    BUSY_NS = 200000  # somebody else had it for so long
+    HOLD_NS = 20000000  # no polling for so long then, and twice as long each time it happens again
+    HOLD_MAX_NS = 640000000
     LINGER_NS = 200000  # what nobody waits for (FORGET) is gathered for so long
+    CALL_EVERY = 1 << 19  # bytes in the middle of a batch: the guest has work while the rest is copied
     IOV_SLACK = 1024  # iovecs beyond one per element: a batch, and elements that cross regions
 
 cdef uint64_t ONE = 1
@@ -207,32 +215,49 @@ cdef bint linger(queue_t *q) noexcept nogil:
 cdef bint look_for_more(queue_t *q) noexcept nogil:
     """Poll the ring for a while before sleeping: a wake-up costs far more. True: there is more.
 
-    The driver does not kick meanwhile.
+    The driver does not kick meanwhile. Only a CPU that nobody else wants is polled on: what the guest's
+    own threads do there would come later.
     """
-    cdef uint64_t until
+    cdef uint64_t began, before, now
     cdef int spins
     if q.lingers:
         return linger(q)
     if q.poll_ns == 0:
         return False
-    until = clock_ns() + q.poll_ns
+    began = now = clock_ns()
     while not closing(q):
+        before = now
         spins = CLOCK_EVERY
         while spins:
             if ring.ring_has_chains(&q.ring):
                 return True
             cpu_relax()
             spins -= 1
-        if clock_ns() >= until:
+        now = clock_ns()
+        if now - began >= q.poll_ns:
             return False
+        if now - began >= YIELD_NS:
+            sched_yield()
+            now = clock_ns()
+            if now - before >= BUSY_NS:
+                hold(q, now)
+                return False
     return False
 
 
-cdef void adapt(queue_t *q, uint64_t slept_ns) noexcept nogil:
-    """Poll longer where that would have caught the kick, less where the guest was away for long."""
+cdef void hold(queue_t *q, uint64_t now) noexcept nogil:
+    """Somebody else has much to do on this CPU: no polling for a while, for longer each time that comes again."""
+    q.hold_ns = min(2 * q.hold_ns, <uint64_t>HOLD_MAX_NS) if now < q.poll_again + q.hold_ns else HOLD_NS
+    q.poll_again = now + q.hold_ns
+    q.poll_ns = 0
+
+
+cdef void adapt(queue_t *q, uint64_t now) noexcept nogil:
+    """After sleep: poll longer where that would have caught the kick, less where the guest was away for long."""
+    cdef uint64_t slept_ns = now - q.idle_since
     if slept_ns > q.poll_max_ns:
         q.poll_ns = q.poll_ns // 2 if q.poll_ns > POLL_MIN_NS else 0
-    elif slept_ns > q.poll_ns:
+    elif slept_ns > q.poll_ns and now >= q.poll_again:
         q.poll_ns = min(q.poll_max_ns, max(<uint64_t>POLL_MIN_NS, 2 * q.poll_ns))
 
 
@@ -241,6 +266,7 @@ cdef bint work(queue_t *q) noexcept nogil:
 
     False: this thread has lent the ring, and is not the one to leave it.
     """
+    cdef uint64_t moved
     cdef int n, i
     if load_acquire_int(&q.any_ready):
         answer_ready(q)
@@ -252,9 +278,14 @@ cdef bint work(queue_t *q) noexcept nogil:
     while not closing(q):
         q.removals = q.ring.memory.removals
         n = ring.ring_pop_batch(&q.ring, q.chains, BATCH)
+        moved = 0
         for i in range(n):
             if not serve_chain(q, &q.chains[i], i == n - 1):
                 return False
+            moved += q.chains[i].readable_bytes + q.chains[i].writable_bytes
+            if moved >= CALL_EVERY and i < n - 1:
+                call_if_wanted(q)
+                moved = 0
         if load_acquire_int(&q.any_ready):
             answer_ready(q)
         if n > 0:
@@ -347,7 +378,7 @@ cdef void serve(queue_t *q) noexcept nogil:
             return
         if rc > 0:
             if slept:
-                adapt(q, clock_ns() - q.idle_since)
+                adapt(q, clock_ns())
             slept = False
             if not work(q):
                 continue
@@ -430,7 +461,7 @@ cdef class Queue:
         assert not self.started
         free(self.iov)
         self.iov = <iovec *>calloc(iov_max, sizeof(iovec))
-        if self.iov == NULL or not jobs_init(&self.q, iov_max) or not parks_init(&self.q, num):
+        if self.iov == NULL or not jobs_init(&self.q, num, iov_max) or not parks_init(&self.q, num):
             raise MemoryError
         if ring.ring_init(&self.q.ring, &memory.table, num, desc, avail, used, base, event_idx,
                           self.iov, iov_max) < 0:

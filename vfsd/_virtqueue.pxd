@@ -54,6 +54,9 @@ cdef struct queue_t:
     job_t *jobs
     iovec *job_iov           # of all jobs
     job_t *free_jobs         # under used_lock
+    uint32_t jobs_top        # ever used since the start, under used_lock
+    uint32_t jobs_max
+    uint32_t job_iov_max     # iovecs of each
     park_t *parks
     park_t *free_parks
     uint32_t parks_top       # ever used since the start
@@ -61,6 +64,8 @@ cdef struct queue_t:
     int any_ready
     uint64_t poll_ns         # how long to look for more before sleeping, now
     uint64_t poll_max_ns
+    uint64_t poll_again      # ns: not before, because others want the CPU
+    uint64_t hold_ns         # how long that was, the last time
     uint64_t idle_since      # ns, when the ring was left
     bint lingers
     void *owner              # the Queue: borrowed

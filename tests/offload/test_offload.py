@@ -22,6 +22,7 @@ from vfsd.guest.device import Device
 INIT = struct.pack("=IIIII44x", 7, 45, 131072, 0x73FFFFFB, 0x5FD)
 ATTR_OUT = 104
 WAIT_S = 20
+THREADS = 64  # that may wait at a time
 
 
 def command(*words: str | Path) -> None:
@@ -91,17 +92,18 @@ def test_the_same_queue_goes_on_while_a_request_waits(
     share.device.remove()
 
 
-def test_many_waiting_requests_are_all_answered(disk: Path, daemon: StartDaemon) -> None:
+@pytest.mark.parametrize("n", [50, THREADS + 40])
+def test_many_waiting_requests_are_all_answered(disk: Path, daemon: StartDaemon, n: int) -> None:
     share = Share(daemon(disk).socket)
     command("fsfreeze", "-f", disk)
-    for _ in range(50):
+    for _ in range(n):
         share.begin_fallocate()
     for _ in range(100):
         share.getattr()
     assert not share.ended
     command("fsfreeze", "-u", disk)
     share.transport.drain()
-    assert share.ended == [0] * 50
+    assert share.ended == [0] * n
     share.device.remove()
 
 
