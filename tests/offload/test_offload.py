@@ -8,7 +8,9 @@ import os
 import struct
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
+from fcntl import ioctl
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,8 @@ from vfsd.guest.device import Device
 INIT = struct.pack("=IIIII44x", 7, 45, 131072, 0x73FFFFFB, 0x5FD)
 ATTR_OUT = 104
 WAIT_S = 20
+SLOW_S = 0.1  # for a write: as if the kernel throttled it
+FIFREEZE, FITHAW = 0xC0045877, 0xC0045878  # linux/fs.h
 THREADS = 64  # that may wait at a time
 
 
@@ -71,6 +75,10 @@ class Share:
         args = abi.WRITE_IN.pack(self.fh, 0, 4096, 0, 0, os.O_DSYNC, 0)
         self.transport.submit(self._done, NUMBER["WRITE"], self.nodeid, args, data=bytes(4096), out=8)
 
+    def begin_write(self) -> None:
+        args = abi.WRITE_IN.pack(self.fh, 0, 4096, 0, 0, 0, 0)
+        self.transport.submit(self._done, NUMBER["WRITE"], self.nodeid, args, data=bytes(4096), out=8)
+
     def getattr(self) -> None:
         self.transport.call(NUMBER["GETATTR"], self.nodeid, bytes(16), out=ATTR_OUT)
 
@@ -89,6 +97,28 @@ def test_the_same_queue_goes_on_while_a_request_waits(
     assert share.end.wait(WAIT_S)
     assert share.ended == [0]
     assert (disk / "file").stat().st_size in (4096, 65536)
+    share.device.remove()
+
+
+def test_where_a_write_was_slow_the_next_ones_keep_nobody_waiting(disk: Path, daemon: StartDaemon) -> None:
+    share = Share(daemon(disk).socket)
+    root = os.open(disk, os.O_RDONLY)
+    try:
+        ioctl(root, FIFREEZE, 0)
+        share.begin_write()
+        time.sleep(SLOW_S)
+        ioctl(root, FITHAW, 0)
+        assert share.end.wait(WAIT_S)
+        ioctl(root, FIFREEZE, 0)
+        for _ in range(3):
+            share.begin_write()
+            share.getattr()
+        assert share.ended == [0], "the disk is frozen: the others can't have been done"
+    finally:
+        ioctl(root, FITHAW, 0)
+        os.close(root)
+    share.transport.drain()
+    assert share.ended == [0] * 4
     share.device.remove()
 
 

@@ -55,6 +55,10 @@ cdef extern from "<sys/stat.h>" nogil:
     long UTIME_NOW
     long UTIME_OMIT
 
+cdef extern from "<time.h>" nogil:
+    int clock_gettime(int clock, timespec *now)
+    int CLOCK_MONOTONIC_COARSE  # the time of the last tick: read for next to nothing
+
 cdef extern from "<sys/sysmacros.h>" nogil:
     uint64_t makedev(unsigned int major, unsigned int minor)
 

@@ -194,6 +194,7 @@ cdef struct tables_t:
     int pass_flags             # what of open(2)'s flags the guest may choose
     uint32_t read_waits        # f_flags with which READ always waits for a disk
     uint32_t write_waits
+    uint64_t writes_slow_until # ms of CLOCK_MONOTONIC_COARSE: WRITE had to wait lately
     bint xattr
     bint readonly              # nothing is opened for writing; Dispatch.refuse keeps out the rest
     uint64_t dax_size_min      # FUSE_ATTR_DAX for regular files of that size, UINT64_MAX: none

@@ -21,7 +21,7 @@ from vfsd.hostfs._inodes cimport WAIT, attr_of, entry_at, entry_of_open
 from vfsd.hostfs._kinds cimport closes_quietly
 from vfsd.hostfs._locks cimport locks_flush, locks_release
 from vfsd.hostfs._nodes cimport inode_forget, inode_get, inode_put
-from vfsd.hostfs._slots cimport NAME_BYTES, tables_t
+from vfsd.hostfs._slots cimport NAME_BYTES, load_acquire_u64, store_release_u64, tables_t
 from vfsd.hostfs._tables cimport Tables
 
 from vfsd.fuse.opcodes import NUMBER
@@ -33,6 +33,8 @@ cdef uint32_t FALLOCATE_MODES = h.FALLOC_FL_KEEP_SIZE | h.FALLOC_FL_PUNCH_HOLE |
 
 cdef enum:
     COPY_MAX = 128 << 20  # bytes of one copy: more would keep its thread, and who stops the queue, for long
+    SLOW_MS = 10          # a WRITE that takes so long was throttled (balance_dirty_pages() pauses for 10 to 200)
+    SLOW_FOR_MS = 2000    # then others are expected to be, for so long
 
 ctypedef ssize_t (*transfer_t)(int fd, const h.iovec *iov, int n, int64_t offset) noexcept nogil
 
@@ -303,18 +305,36 @@ cdef int op_read(void *fs, request_t *r) noexcept nogil:
     return 0
 
 
+cdef inline uint64_t ticks_ms() noexcept nogil:
+    cdef h.timespec now
+    h.clock_gettime(h.CLOCK_MONOTONIC_COARSE, &now)
+    return <uint64_t>now.tv_sec * 1000 + <uint64_t>now.tv_nsec // 1000000
+
+
+cdef inline void expect_slow(tables_t *t, uint64_t began_ms) noexcept nogil:
+    """After a WRITE into the page cache: was it throttled, then their queue does not wait for the next ones."""
+    cdef uint64_t now_ms = ticks_ms()
+    if now_ms - began_ms >= SLOW_MS:
+        store_release_u64(&t.writes_slow_until, now_ms + SLOW_FOR_MS)
+
+
 cdef int op_write(void *fs, request_t *r) noexcept nogil:
     cdef tables_t *t = <tables_t *>fs
     cdef w.fuse_write_in arg
     cdef w.fuse_write_out out
     cdef transfer_t op = write_at
     cdef int64_t index, done
+    cdef uint64_t began_ms = 0
     cdef int fd = -1
     memset(&arg, 0, sizeof(arg))
     if request_args(r, &arg, sizeof(arg)) < 0 or arg.size > r.body.bytes or r.reply.bytes < sizeof(out):
         return -EINVAL
     if arg.flags & t.write_waits and not r.may_wait:
         return WOULD_BLOCK
+    if not t.in_memory:
+        began_ms = ticks_ms()
+        if began_ms < load_acquire_u64(&t.writes_slow_until) and not r.may_wait:
+            return WOULD_BLOCK
     index = file_get(t, r.header.nodeid, arg.fh, h.O_WRONLY | (arg.flags & t.write_waits), &fd)
     if index < 0:
         return <int>index
@@ -327,6 +347,8 @@ cdef int op_write(void *fs, request_t *r) noexcept nogil:
     if done == 0:
         done = transfer(op, fd, &r.body, arg.offset)
     handle_put(t, index)
+    if not (t.in_memory or arg.flags & t.write_waits):
+        expect_slow(t, began_ms)
     if done < 0:
         return <int>done
     out.size = <uint32_t>done
