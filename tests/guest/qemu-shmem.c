@@ -1,4 +1,5 @@
-/* LD_PRELOAD for QEMU 11.1: lets it map a file's last range, and read-only files, into a DAX window.
+/* LD_PRELOAD for QEMU 11.1: lets it map a file's last range, and read-only files, into a DAX window, and run
+ * programs from there without KVM.
  *
  * QEMU takes what a vhost-user back end wants mapped (SHMEM_MAP) for memory backing and refuses it when the
  * file is shorter than offset + size; an empty file it makes as long as that. A guest maps 2 MiB whatever
@@ -6,6 +7,10 @@
  * for that: here a file that came over a socket is as long as can be.
  *
  * What it is asked to map read-only it maps for writing all the same, which fails: then it is tried again.
+ *
+ * TCG knows translated code by its address among all of QEMU's memory blocks (ram_addr_t). A mapping that is
+ * undone gives its address back, the next one gets it, and nothing tells TCG: the guest would go on running
+ * what was there before. So with each mapping it forgets all it has translated.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -25,6 +30,16 @@ static atomic_uchar received[FDS]; /* by descriptor: it came over a socket */
 static void *next(const char *name)
 {
     return dlsym(RTLD_NEXT, name);
+}
+
+static void forget_code(void)
+{
+    /* Symbols of QEMU itself, which modules of it may use; with KVM the second does nothing. */
+    void *(*first_cpu)(int) = dlsym(RTLD_DEFAULT, "qemu_get_cpu");
+    void (*flush)(void *) = dlsym(RTLD_DEFAULT, "queue_tb_flush");
+    void *cpu = first_cpu && flush ? first_cpu(0) : NULL;
+    if (cpu)
+        flush(cpu);
 }
 
 ssize_t recvmsg(int fd, struct msghdr *message, int flags)
@@ -77,8 +92,12 @@ void *mmap64(void *at, size_t size, int prot, int flags, int fd, off64_t offset)
 {
     void *(*real)(void *, size_t, int, int, int, off64_t) = next("mmap64");
     void *found = real(at, size, prot, flags, fd, offset);
-    if (found == MAP_FAILED && errno == EACCES && fd >= 0 && fd < FDS && received[fd])
+    if (fd < 0 || fd >= FDS || !received[fd])
+        return found;
+    if (found == MAP_FAILED && errno == EACCES)
         found = real(at, size, prot & ~PROT_WRITE, flags, fd, offset);
+    if (found != MAP_FAILED)
+        forget_code();
     return found;
 }
 
