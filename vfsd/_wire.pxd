@@ -12,6 +12,8 @@ cdef enum:
     FUSE_OUT_HEADER = 16  # bytes
 
     FUSE_ATTR_DAX = 2
+    FUSE_DAX_SZ = 1 << 21  # bytes, what Linux maps at a time
+    FOPEN_KEEP_CACHE = 2
     FUSE_GETATTR_FH = 1
     FUSE_WRITE_CACHE = 1
     FUSE_WRITE_KILL_SUIDGID = 4

@@ -358,8 +358,9 @@ SERVE_OPTIONS = (
     ),
     Option(
         "--dax-policy", "Which files a guest that leaves it to the daemon maps: all, none, those with"
-        " the x attribute (chattr), or those of that size at least; all where not given.",
-        check_dax_policy, "always|never|inode|size:BYTES",
+        " the x attribute (chattr), those whose size is a multiple of 2M, or those of that size at least;"
+        " all where not given.",
+        check_dax_policy, "always|never|inode|whole|size:BYTES",
     ),
     Option(
         "--log-level", "How much to say on stderr.",

@@ -193,9 +193,10 @@ class Connection:
             log.debug("the session held %s, which leaves %s", tell(held), tell(self._fs.tables.counts()))
 
     def _offer(self) -> Offer:
-        identity = self._fs.policy.identity
-        flags = INIT_FLAGS | self._fs.policy.init_flags()
+        policy = self._fs.policy
+        flags = INIT_FLAGS | policy.init_flags()
         sizes = [queue.num for index, queue in self._queues.items() if index > 0 and queue.started]
         if self.shmem is not None and self.shmem.connected:
             flags |= Init.MAP_ALIGNMENT
-        return Offer(flags, min(sizes, default=0), identity.required(), PAGE_SHIFT)
+        queue_size = min(sizes, default=0)
+        return Offer(flags, queue_size, policy.identity.required(), PAGE_SHIFT, policy.settle)

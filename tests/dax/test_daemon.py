@@ -17,7 +17,7 @@ from fuse.rawguest import readable as readable_fd
 from guests import Daemon, StartDaemon, eventually
 
 from vfsd.fuse import abi
-from vfsd.fuse.abi import Init
+from vfsd.fuse.abi import Fopen, Init
 from vfsd.fuse.init import MAX_PAGES
 from vfsd.fuse.opcodes import NUMBER
 from vfsd.vhost import messages
@@ -220,8 +220,9 @@ def test_what_is_not_mapped(vmm: Vmm, served: Daemon, nodeid: int) -> None:
     for part in ((WINDOW, PAGE), (100, PAGE), (0, 100), (PAGE, 2**64 - PAGE)):
         with refused(errno.EINVAL):
             vmm.remove(nodeid, (0, PAGE), part)
-    with refused(errno.EINVAL):
-        vmm.remove(nodeid, (0, PAGE), count=2)
+    for count in (2, 1 << 20, 2**32 - 1):
+        with refused(errno.EINVAL):
+            vmm.remove(nodeid, (0, PAGE), count=count)
     with refused(errno.EINVAL):
         vmm.body("SETUPMAPPING", nodeid, bytes(39))
     assert vmm.requests == []
@@ -252,14 +253,64 @@ def test_files_are_for_dax_by_size(vmm: Vmm, served: Daemon) -> None:
         assert vmm.getattr(entry.nodeid).flags == flags
 
 
-@pytest.mark.parametrize(("policy", "flag"), [((), 2), (("--dax-policy", "never"), 0)])
-def test_policies(daemon: StartDaemon, tmp_path: Path, policy: tuple[str, ...], flag: int) -> None:
+def test_files_are_for_dax_that_fill_their_ranges(daemon: StartDaemon, tmp_path: Path) -> None:
+    sizes = (0, 1, RANGE - 1, RANGE, RANGE + 1, 3 * RANGE)
+    for size in sizes:
+        with (tmp_path / str(size)).open("wb") as file:
+            file.truncate(size)
+    options = ["--dax-window", "--dax-policy", "whole"]
+    with contextlib.closing(Vmm(daemon(tmp_path, options=options).socket)) as vmm:
+        vmm.start_session()
+        marked = {size for size in sizes if vmm.lookup(1, b"%d" % size).attr.flags & abi.ATTR_DAX}
+        assert marked == {RANGE, 3 * RANGE}
+
+
+CACHED = Init.AUTO_INVAL_DATA | Init.EXPLICIT_INVAL_DATA
+
+
+@pytest.mark.parametrize(
+    ("policy", "flag", "cached"),
+    [((), abi.ATTR_DAX, Init.EXPLICIT_INVAL_DATA), (("--dax-policy", "never"), 0, Init.AUTO_INVAL_DATA)],
+)
+def test_policies(
+    daemon: StartDaemon, tmp_path: Path, policy: tuple[str, ...], flag: int, cached: Init
+) -> None:
     (tmp_path / "file").touch()
     with contextlib.closing(Vmm(daemon(tmp_path, options=["--dax-window", *policy]).socket)) as vmm:
         assert vmm.size == 512 * MIB
-        assert bool(vmm.init(flags=DAX_FLAGS).flags & Init.HAS_INODE_DAX) == bool(flag)
+        assert vmm.init(flags=DAX_FLAGS | CACHED).flags & CACHED == cached
         assert vmm.lookup(1, b"file").attr.flags == flag
         vmm.map_file(vmm.walk("file"), 0, RANGE, 0)  # a guest may have been told dax=always
+
+
+def keeps(vmm: Vmm, nodeid: int) -> bool:
+    """Whether the guest keeps what it has of a file that it opens now."""
+    fh, flags, _ = wire.OPEN_OUT.unpack(vmm.body("OPEN", nodeid, abi.OPEN_IN.pack(os.O_RDONLY, 0)))
+    vmm.release(nodeid, fh)
+    return bool(flags & Fopen.KEEP_CACHE)
+
+
+def test_what_is_mapped_stays_so_when_the_file_is_opened_again(vmm: Vmm, nodeid: int) -> None:
+    """Some files are mapped, the others are in the guest's cache: close-to-open is for those."""
+    assert not keeps(vmm, nodeid)
+    vmm.map_file(nodeid, 0, RANGE, 0)
+    vmm.map_file(nodeid, RANGE, RANGE, RANGE)
+    assert keeps(vmm, nodeid)
+    vmm.remove(nodeid, (0, RANGE))
+    assert keeps(vmm, nodeid)
+    vmm.remove(nodeid, (RANGE, RANGE))
+    assert not keeps(vmm, nodeid)
+
+
+@pytest.mark.parametrize("flags", [DAX_FLAGS & ~Init.HAS_INODE_DAX, DAX_FLAGS & ~Init.MAP_ALIGNMENT])
+def test_a_guest_that_maps_all_files_has_none_to_invalidate(
+    vmm: Vmm, nodeid: int, flags: Init
+) -> None:
+    """Linux says so by not asking which ones; without a window in use (dax=never) it maps none."""
+    maps_all = Init.MAP_ALIGNMENT in flags
+    agreed = vmm.init(flags=flags | CACHED).flags & CACHED
+    assert agreed == (Init.EXPLICIT_INVAL_DATA if maps_all else Init.AUTO_INVAL_DATA)
+    assert keeps(vmm, vmm.walk("file")) == maps_all
 
 
 def test_a_share_that_is_read_only(daemon: StartDaemon, tmp_path: Path) -> None:

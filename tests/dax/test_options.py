@@ -38,6 +38,7 @@ def test_policies() -> None:
     assert check_dax_policy("--dax-policy", "always") == DaxPolicy(size_min=0)
     assert check_dax_policy("--dax-policy", "never") == DaxPolicy()
     assert check_dax_policy("--dax-policy", "inode") == DaxPolicy(marked=True)
+    assert check_dax_policy("--dax-policy", "whole") == DaxPolicy(size_min=2 << 20, whole=True)
     assert check_dax_policy("--dax-policy", "size:32K") == DaxPolicy(size_min=32768)
     for text in ("size", "size:", "size:x", "big", ""):
         with pytest.raises(ConfigError, match="--dax-policy: "):

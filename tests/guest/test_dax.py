@@ -29,9 +29,6 @@ pytestmark = pytest.mark.dax
 WINDOW_MIB = 64
 PROGRAMS_MIB = 64  # git and its libraries alone are more: their ranges change hands all the time
 QUEUES = ("--num-request-queues", "2")
-# Linux, up to 7.3 at least, drops what a file has mapped when it is opened once more, unless the daemon
-# answers with FOPEN_KEEP_CACHE: a program that runs is then cut off from its own pages.
-CACHE = "always"
 LARGE_MIB = int(os.environ.get("VFSD_DAX_LARGE_MIB", "4096"))
 PROGRAMS = "/mnt/root"
 
@@ -42,12 +39,11 @@ def dax_module(
 ) -> Iterator[Share]:
     host = tmp_path_factory.mktemp("shared")
     window = f"--dax-window={PROGRAMS_MIB}M"
-    programs = module_daemon(ROOT, tag="root", cache=CACHE, options=(*QUEUES, window))
+    programs = module_daemon(ROOT, tag="root", options=(*QUEUES, window))
     with Share(
         host,
         module_daemon,
         lambda daemon: DaxGuest([daemon.socket, programs.socket], files=WORKLOADS),
-        cache=CACHE,
         options=(*QUEUES, f"--dax-window={WINDOW_MIB}M"),
     ) as share:
         yield share
@@ -97,6 +93,19 @@ def test_a_program_runs_from_the_share(dax_share: Share) -> None:
     shutil.copy("/bin/busybox", host / "busybox")
     assert dax_share.guest.check(f"{guest}/busybox echo from here") == "from here\n"
     assert inside(dax_share, "sqlite3 :memory: 'select 6 * 7'") == "42\n"
+
+
+def test_what_is_mapped_stays_so_while_the_file_is_opened_again(dax_share: Share) -> None:
+    """Linux drops what is mapped, in use or not, where it takes it for a cache that may be stale."""
+    host, guest = dax_share.directory("reopened")
+    (host / "file").write_bytes(bytes(5000))
+    shutil.copy("/bin/busybox", host / "busybox")
+    assert dax_share.workload("reopened.py", f"{guest}/file", "20") == []
+    dax_share.guest.check(
+        f"{guest}/busybox sleep 600 & for i in 1 2 3; do "
+        f"cat {guest}/busybox >/dev/null && {guest}/busybox true || exit 1; done; kill $!"
+    )
+    assert "cut here" not in dax_share.guest.check("dmesg")
 
 
 def test_a_file_much_larger_than_the_window(dax_share: Share) -> None:

@@ -530,6 +530,7 @@ def test_threads_on_more_files_than_ranges_lose_nothing(
         assert not problems, problems[:3]
         table.settle()
         counts = table.stats()
+        print(f"window of {ranges}: {counts}")  # -rP shows it
         assert counts["held"] == counts["busy"] == counts["waiting"] == 0
         assert all(counts[way] > 0 for way in ("free", "stolen", "waited")), counts
         assert idle(fs), table.stats()

@@ -27,12 +27,15 @@ class Offer:
     """What this side would agree to.
 
     queue_size: the smallest request queue, in elements. required: flags without which there is no session.
+    map_alignment: log2 of bytes, with MAP_ALIGNMENT. settle: what is agreed on, of what both sides can do
+    and what the guest can do.
     """
 
     flags: Init
     queue_size: int
     required: Init
-    map_alignment: int = 0  # log2 of bytes, with MAP_ALIGNMENT
+    map_alignment: int
+    settle: Callable[[Init, Init], Init]
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,8 @@ def negotiate(request: Request, offer: Offer) -> tuple[bytes, Agreed | None]:
     # A chain is never longer than its queue, with indirect descriptors neither (virtio 1.3, 2.7.5.3);
     # Linux before 5.13 does not see to that.
     max_pages = max(1, min(MAX_PAGES, offer.queue_size - HEADER_ELEMENTS))
-    agreed = Agreed(min(minor, abi.KERNEL_MINOR_VERSION), offer.flags & flags, max_pages)
+    settled = offer.settle(offer.flags & flags, Init(flags))
+    agreed = Agreed(min(minor, abi.KERNEL_MINOR_VERSION), settled, max_pages)
     alignment = offer.map_alignment if Init.MAP_ALIGNMENT in agreed.flags else 0
     return init_out(agreed.minor, readahead, agreed.flags, max_pages, alignment), agreed
 

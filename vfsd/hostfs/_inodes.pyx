@@ -230,8 +230,12 @@ cdef int attr_of(tables_t *t, int fd, fuse_attr_out *out) noexcept nogil:
     return 0
 
 
+cdef inline bint dax_by_size(tables_t *t, const h.statx_t *st) noexcept nogil:
+    return t.dax_size_min <= st.stx_size and (st.stx_size & t.dax_size_mask) == 0
+
+
 cdef inline bint maybe_dax(tables_t *t, const h.statx_t *st) noexcept nogil:
-    return (t.dax_size_min <= st.stx_size or t.dax_marked) and st.stx_mode & h.S_IFMT == h.S_IFREG
+    return (t.dax_marked or dax_by_size(t, st)) and st.stx_mode & h.S_IFMT == h.S_IFREG
 
 
 cdef bint is_dax(tables_t *t, int fd, const h.statx_t *st) noexcept nogil:
@@ -239,7 +243,7 @@ cdef bint is_dax(tables_t *t, int fd, const h.statx_t *st) noexcept nogil:
     cdef h.fsxattr marks
     cdef char name[h.FD_BYTES]
     cdef int opened, rc
-    if t.dax_size_min <= st.stx_size:
+    if dax_by_size(t, st):
         return True
     rc = h.ioctl(fd, h.FS_IOC_FSGETXATTR, &marks)
     if rc < 0 and errno == EBADF and fd >= 0:  # an anchor

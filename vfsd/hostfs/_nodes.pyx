@@ -197,7 +197,7 @@ cdef uint32_t insert(tables_t *t, int fd, const h.statx_t *st) noexcept nogil:
     inode.mode = st.stx_mode & h.S_IFMT
     inode.fd = fd
     inode.used = DIRECTORY_LIVES if inode.mode == h.S_IFDIR else 1
-    inode.cold = inode.unread = 0
+    inode.cold = inode.unread = inode.mapped = 0
     inode.nlookup = 1
     pthread_mutex_lock(shard_of(t, bucket))
     index = find_locked(t, bucket, st)

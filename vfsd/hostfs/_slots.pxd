@@ -88,7 +88,8 @@ cdef struct inode_t:           # 128 bytes
     uint32_t next              # hash chain, or free list
     int fd                     # O_PATH anchor, -1 while evicted
     uint32_t mode              # S_IFMT bits
-    uint16_t used              # how often the evictor's hand passes before it takes the anchor
+    uint8_t used               # how often the evictor's hand passes before it takes the anchor
+    uint8_t mapped             # a file with parts in the DAX window
     uint8_t cold               # a directory whose last name looked up was new: open first, ask then
     uint8_t unread             # a directory that came from the disk and has not been listed since
     note_t note                # written by the evictor alone
@@ -198,6 +199,7 @@ cdef struct tables_t:
     bint xattr
     bint readonly              # nothing is opened for writing; Dispatch.refuse keeps out the rest
     uint64_t dax_size_min      # FUSE_ATTR_DAX for regular files of that size, UINT64_MAX: none
+    uint64_t dax_size_mask     # and with none of these bits in it
     bint dax_marked            # and for those with FS_XFLAG_DAX
     bint submounts             # mark directories that are mounts of their own
     bint in_memory             # the share lies on a file system without a disk: nothing blocks
@@ -218,6 +220,7 @@ cdef struct tables_t:
     uint64_t n_ranges          # under the lock of locks_t
     # Agreed in INIT.
     bint writeback             # the guest keeps what is written, and sizes and times of files
+    bint maps_all              # it maps every regular file (DAX), and caches none
     bint zero_open             # it opens no files: fh 0 stands for the inode
     bint posix_acl
     bint killpriv_v2

@@ -5,7 +5,7 @@ from libc.errno cimport EAGAIN, errno
 from libc.stdint cimport UINT64_MAX, int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from vfsd._wire cimport FUSE_ROOT_ID
+from vfsd._wire cimport FUSE_DAX_SZ, FUSE_ROOT_ID
 from vfsd._threads cimport pthread_mutex_init
 from vfsd.hostfs cimport _host as h
 from vfsd.hostfs._caller cimport place_get, place_put, place_t, reopen
@@ -192,16 +192,18 @@ cdef class Tables:
         self.t.read_waits = direct
         self.t.write_waits = h.O_SYNC | h.O_DSYNC | direct
 
-    def agree(self, bint writeback, bint zero_open, uint32_t quiet_flags, bint submounts):
+    def agree(self, bint writeback, bint zero_open, uint32_t quiet_flags, bint submounts, bint maps_all):
         """What INIT has settled, before the guest's next request.
 
         quiet_flags: more FOPEN_* where closing a file reports nothing. Where it has something to
-        report files are opened and closed, whatever the guest can.
+        report files are opened and closed, whatever the guest can. maps_all: it has no cache of any file,
+        but all in the DAX window.
         """
         self.t.quiet_flags = quiet_flags
         self.t.writeback = writeback
         self.t.zero_open = zero_open and self.t.quiet
         self.t.submounts = submounts
+        self.t.maps_all = maps_all
 
     def set_id_maps(self, bytes uid_to_host, bytes uid_to_guest, bytes gid_to_host, bytes gid_to_guest):
         """Translation of ids, each direction as `idmap.pack` has it. Once."""
@@ -239,10 +241,20 @@ cdef class Tables:
         """Open nothing for writing, change no attribute by ioctl (ACCESS says so too)."""
         self.t.readonly = True
 
-    def set_dax(self, size_min, bint marked):
-        """FUSE_ATTR_DAX of regular files: by size from size_min bytes on (None: not), and if marked."""
+    def set_dax(self, size_min, bint whole, bint marked):
+        """FUSE_ATTR_DAX of regular files: by size from size_min bytes on (None: not), whole: if it is a
+        multiple of 2 MiB; and if marked.
+        """
         self.t.dax_size_min = UINT64_MAX if size_min is None else size_min
+        self.t.dax_size_mask = FUSE_DAX_SZ - 1 if whole else 0
         self.t.dax_marked = marked
+
+    def set_mapped(self, uint64_t nodeid, bint mapped):
+        """Whether that inode has parts in the DAX window, as far as the guest knows it still."""
+        cdef int64_t index = inode_get(&self.t, nodeid)
+        if index >= 0:
+            self.t.inodes[index].mapped = mapped
+            inode_put(&self.t, <uint32_t>index)
 
     def knows(self, uint64_t nodeid):
         """Whether the guest has looked that inode up and not forgotten it."""

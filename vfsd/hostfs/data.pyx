@@ -67,6 +67,9 @@ cdef int reply_open(tables_t *t, request_t *r, uint32_t index, uint32_t flags, i
         out.open_flags |= t.quiet_flags
     if flags & h.O_DIRECT:
         out.open_flags |= t.direct_flags
+    if t.maps_all or t.inodes[index].mapped:
+        # Nothing of it is in the guest's page cache, and without this Linux drops what it has mapped.
+        out.open_flags |= w.FOPEN_KEEP_CACHE
     if not t.zero_open:
         rc = handle_open(t, fd, index, &fh)
     if t.zero_open or rc < 0:

@@ -70,13 +70,31 @@ class Policy:
             flags |= Init.SUBMOUNTS
         if self.mmap:
             flags |= Init.DIRECT_IO_ALLOW_MMAP
-        if self.dax is not None and self.dax != DAX_POLICIES["never"]:
+        if self.dax is not None:
+            # Also where no file is marked: a guest that does not ask for it maps them all.
             flags |= Init.HAS_INODE_DAX
         if self.flock:
             flags |= Init.FLOCK_LOCKS
         if self.posix_lock:
             flags |= Init.POSIX_LOCKS
         return flags
+
+    def maps_all(self, flags: Init) -> bool:
+        """Whether a guest that has agreed to these flags maps every regular file: with dax=always, or
+        because all are marked for it.
+
+        Such a guest has no cache that could be stale. Linux would drop what is mapped instead, in use or
+        not (dax_disassociate_entry), on each change of the time of modification, as by its own stores.
+        """
+        if Init.MAP_ALIGNMENT not in flags:  # no window, or dax=never
+            return False
+        return Init.HAS_INODE_DAX not in flags or self.dax == DAX_POLICIES["always"]
+
+    def settle(self, flags: Init, asked: Init) -> Init:
+        """What INIT agrees on, of what both sides can do and what the guest can do."""
+        if not self.maps_all(flags):
+            return flags
+        return flags & ~Init.AUTO_INVAL_DATA | asked & Init.EXPLICIT_INVAL_DATA
 
     def parallel_flags(self, direct: bool) -> Fopen:
         """For a file that is opened with O_DIRECT, or any file."""
@@ -106,7 +124,7 @@ class HostFs:
         if window is not None:
             self.mappings = Mappings(self.tables, window)
         if policy.dax is not None:
-            self.tables.set_dax(policy.dax.size_min, policy.dax.marked)
+            self.tables.set_dax(policy.dax.size_min, policy.dax.whole, policy.dax.marked)
         if policy.flock or policy.posix_lock:
             self.tables.set_locks(locks, policy.flock, policy.posix_lock)
             locks.start()
@@ -121,6 +139,7 @@ class HostFs:
             zero_open=self.policy.zero_open and Init.NO_OPEN_SUPPORT in flags and not locks,
             quiet_flags=Fopen.NOFLUSH if self.policy.noflush and not posix_locks else Fopen(0),
             submounts=Init.SUBMOUNTS in flags,
+            maps_all=self.policy.maps_all(flags),
         )
         self.policy.identity.agree(self.tables, flags)
 

@@ -30,11 +30,13 @@ class DaxPolicy:
     """Which regular files have FUSE_ATTR_DAX: a guest that leaves it to the daemon (mount option
     dax=inode, or none) maps these.
 
-    size_min: bytes, those at least that large; None: no file by its size.
+    size_min: bytes, those at least that large; None: no file by its size. whole: of those, only what
+    fills ranges of 2 MiB to the end.
     marked: those whose inode has FS_XFLAG_DAX (`chattr +x`).
     """
 
     size_min: int | None = None
+    whole: bool = False
     marked: bool = False
 
 
@@ -42,6 +44,7 @@ DAX_POLICIES = {
     "always": DaxPolicy(size_min=0),
     "never": DaxPolicy(),
     "inode": DaxPolicy(marked=True),
+    "whole": DaxPolicy(size_min=abi.DAX_RANGE, whole=True),
 }
 
 
@@ -130,6 +133,7 @@ class Mappings:
                 for nodeid in touched & self._files.keys():
                     if not self._window.has(nodeid):
                         os.close(self._files.pop(nodeid).fd)
+                        self._tables.set_mapped(nodeid, False)
 
     # ---- steps of a turn
 
@@ -158,6 +162,7 @@ class Mappings:
             if file is not None:
                 os.close(file.fd)
             file = self._files[nodeid] = newer
+            self._tables.set_mapped(nodeid, True)
         if write and file.refused is not None:
             raise file.refused
         return file
