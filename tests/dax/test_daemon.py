@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 import random
 import select
@@ -263,6 +264,26 @@ def test_files_are_for_dax_that_fill_their_ranges(daemon: StartDaemon, tmp_path:
         vmm.start_session()
         marked = {size for size in sizes if vmm.lookup(1, b"%d" % size).attr.flags & abi.ATTR_DAX}
         assert marked == {RANGE, 3 * RANGE}
+
+
+# linux/fs.h
+FS_IOC_SETFLAGS, FS_DAX_FL = 0x40086602, 0x02000000
+
+
+def test_files_are_for_dax_that_are_marked(daemon: StartDaemon, tmp_path: Path) -> None:
+    for name in ("plain", "marked"):
+        (tmp_path / name).write_bytes(b"content")
+    with (tmp_path / "marked").open() as file:
+        try:
+            fcntl.ioctl(file, FS_IOC_SETFLAGS, FS_DAX_FL.to_bytes(8, "little"))
+        except OSError as problem:
+            pytest.skip(f"the file system of {tmp_path} marks no files: {problem.strerror}")
+    options = ["--dax-window", "--dax-policy", "inode"]
+    with contextlib.closing(Vmm(daemon(tmp_path, options=options).socket)) as vmm:
+        vmm.start_session()
+        for name, flags in ((b"plain", 0), (b"marked", abi.ATTR_DAX)):
+            entry = vmm.lookup(1, name)
+            assert entry.attr.flags == vmm.getattr(entry.nodeid).flags == flags
 
 
 CACHED = Init.AUTO_INVAL_DATA | Init.EXPLICIT_INVAL_DATA

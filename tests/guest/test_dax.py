@@ -18,7 +18,7 @@ from typing import Any
 
 import checks
 import pytest
-from guests import DaxGuest, StartDaemon
+from guests import DaxGuest, GuestError, StartDaemon, StockDaxGuest
 from guests.dax import ROOT
 from share import WORKLOADS, Share
 from test_uml_programs import git, needs
@@ -197,3 +197,90 @@ def test_nothing_stays_mapped_after_an_unmount(dax_share: Share) -> None:
         dax_share.guest.mount()
         dax_share.guest.check(f"mount -o bind {dax_share.guest.share} {PROGRAMS}/tmp/share")
     assert set(maps()) <= {str(dax_share.host)}
+
+
+# ---- QEMU as it is, and files that the daemons choose
+
+SIZED = "/mnt/sized"
+
+
+@pytest.fixture(scope="module")
+def stock_module(
+    module_daemon: StartDaemon, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Share]:
+    """One directory twice: for files that fill their ranges, and for those of 4 MiB and more."""
+    host = tmp_path_factory.mktemp("chosen")
+    window = f"--dax-window={WINDOW_MIB}M"
+    sized = module_daemon(host, tag="sized", options=(*QUEUES, window, "--dax-policy=size:4M"))
+    with Share(
+        host,
+        module_daemon,
+        lambda daemon: StockDaxGuest([daemon.socket, sized.socket], files=WORKLOADS),
+        options=(*QUEUES, window, "--dax-policy=whole"),
+    ) as share:
+        yield share
+
+
+@pytest.fixture
+def stock_share(stock_module: Share) -> Share:
+    return stock_module.ready()
+
+
+@pytest.mark.parametrize("options", ["dax=inode", "dax=never", ""])
+def test_the_daemon_says_which_files_are_mapped(stock_share: Share, options: str) -> None:
+    sizes = (5000, 2 << 20, (2 << 20) + 1, 6 << 20)
+    host, guest = stock_share.directory(f"chosen{options}")
+    for size in sizes:
+        (host / str(size)).write_bytes(bytes(size))
+
+    def are_mapped(directory: str) -> list[bool]:
+        paths = [f"{directory}/{size}" for size in sizes]
+        return list(stock_share.workload("isdax.py", *paths))
+
+    flag = f"-o {options}" if options else ""
+    stock_share.guest.check(f"mkdir -p {SIZED}; mount -t virtiofs {flag} sized {SIZED}")
+    assert are_mapped(f"{SIZED}/{host.name}") == [False, False, False, options != "dax=never"]
+    stock_share.guest.check(f"umount {SIZED}")
+    assert are_mapped(guest) == [False, True, False, True]
+
+
+def test_a_qemu_without_the_library_maps_what_fills_its_ranges(stock_share: Share) -> None:
+    host, guest = stock_share.directory("whole")
+    (host / "whole").write_bytes(data := os.urandom(4 << 20))
+    (host / "rest").write_bytes(data[:5000])
+    shutil.copy("/bin/busybox", host / "busybox")
+    for name in ("whole", "rest"):
+        stock_share.guest.check(f"cp {guest}/{name} /tmp/{name} && cmp {guest}/{name} /tmp/{name}")
+        stock_share.guest.check(f"dd if=/dev/zero of={guest}/{name} bs=1000 count=1 conv=notrunc")
+        assert (host / name).read_bytes() == bytes(1000) + data[1000 : (host / name).stat().st_size]
+    assert stock_share.guest.check(f"{guest}/busybox echo from here") == "from here\n"
+    checks.random_writes_are_read_back(stock_share, 200)
+
+
+def test_the_end_of_a_file_that_has_grown_comes_with_its_next_open(stock_share: Share) -> None:
+    """Of one that was mapped when it filled its ranges, as long as somebody has it open."""
+    host, guest = stock_share.directory("grown")
+    (host / "file").write_bytes(bytes(2 << 20))
+    status = stock_share.guest.check(
+        f"exec 3<{guest}/file; cat <&3 >/dev/null; echo more >>{guest}/file; stat {guest}/file >/dev/null;"
+        f"cat <&3 2>/dev/null; echo $?; exec 3<&-; cat {guest}/file >/dev/null 2>&1; tail -c 5 {guest}/file"
+    )
+    assert status.splitlines() == ["1", "more"]
+
+
+def test_a_file_that_the_host_cuts_off_ends_the_machine_alone(stock_share: Share) -> None:
+    host, guest = stock_share.directory("cut")
+    (host / "file").write_bytes(bytes(4 << 20))
+    stock_share.guest.check(
+        f"printf 'import mmap, time\\nfile = open(\"{guest}/file\", \"rb\")\\n"
+        "memory = mmap.mmap(file.fileno(), 4 << 20, prot=mmap.PROT_READ)\\n"
+        "while True:\\n print(memory[3 << 20], flush=True)\\n time.sleep(0.05)\\n' >/tmp/touch.py; "
+        f"{stock_share.guest.python} -S /tmp/touch.py >/tmp/touched & "
+        "until grep -q 0 /tmp/touched; do sleep 0.1; done"
+    )
+    os.truncate(host / "file", 0)
+    with pytest.raises(GuestError, match="went away"):
+        stock_share.guest.run("sleep 60", 70)
+    assert stock_share.daemon.running()
+    again = stock_share.ready().guest
+    assert again.check(f"stat -c %s {guest}/file") == "0\n"

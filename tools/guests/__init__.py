@@ -7,7 +7,7 @@ has a DAX window.
 """
 
 from guests.daemon import Daemon, DaemonError, StartDaemon, eventually
-from guests.dax import DaxGuest
+from guests.dax import DaxGuest, StockDaxGuest
 from guests.guest import Guest, GuestError, GuestTimeout, Result
 from guests.qemu import QemuGuest
 from guests.uml import UmlGuest, uml_command
@@ -22,6 +22,7 @@ __all__ = [
     "QemuGuest",
     "Result",
     "StartDaemon",
+    "StockDaxGuest",
     "UmlGuest",
     "eventually",
     "uml_command",

@@ -84,7 +84,7 @@ class DaxGuest(QemuGuest):
             *(f"GUEST_FILES={self.files}", "GUEST_PATH=/bin"),
         ]
         return [
-            *emulator(),
+            *self._emulator(),
             *machine_arguments(self.memory),
             *("-smp", str(self.cpus)),
             *self._devices(),
@@ -94,6 +94,9 @@ class DaxGuest(QemuGuest):
             *("-monitor", f"unix:{work}/monitor,server=on,wait=off"),
             *("-chardev", f"socket,id=channel,fd={channel}", "-serial", "chardev:channel"),
         ]
+
+    def _emulator(self) -> list[str]:
+        return emulator(FOLDER / "qemu-shmem.so")
 
     def _devices(self) -> list[str]:
         arguments = []
@@ -108,12 +111,26 @@ class DaxGuest(QemuGuest):
         return arguments
 
 
-def emulator() -> list[str]:
-    """QEMU of ROOT, by its own loader: its libc is newer than this machine's. With qemu-shmem.c, without
-    which it maps no file's end."""
+class StockDaxGuest(DaxGuest):
+    """The same without qemu-shmem.c: QEMU maps only what fills ranges to the end. So which files are mapped
+    is left to the daemons.
+    """
+
+    kind = "QEMU with DAX as it is"
+
+    def mount(self, options: str = "dax=inode") -> None:
+        """Mount the share, with DAX for the files that the daemon names."""
+        super().mount(options)
+
+    def _emulator(self) -> list[str]:
+        return emulator()
+
+
+def emulator(preload: Path | None = None) -> list[str]:
+    """QEMU of ROOT, by its own loader: its libc is newer than this machine's."""
     return [
         *(str(ROOT / "lib64/ld-linux-x86-64.so.2"), "--library-path", str(ROOT / "usr/lib/x86_64-linux-gnu")),
-        *("--preload", str(FOLDER / "qemu-shmem.so")),
+        *(() if preload is None else ("--preload", str(preload))),
         *(str(ROOT / "usr/bin/qemu-system-x86_64"), "-L", str(ROOT / "usr/share/qemu")),
         *("-L", str(ROOT / "usr/share/seabios")),
     ]
