@@ -69,8 +69,12 @@ cdef inline char *memory_from_gpa(const memory_t *m, uint64_t gpa, uint64_t size
 cdef class GuestMemory:
     cdef memory_t table
     cdef iovec mapped[REGIONS_MAX]  # whole pages, in the order of table
+    cdef void *watched[REGIONS_MAX]  # guard_area of each, NULL: not watched
+    cdef int sock                   # what they shut, -1: nothing is watched
+    cdef uint64_t lost              # pages of regions that have gone
     cdef uint32_t views             # memoryviews handed out
     cdef int check_free(self, uint64_t gpa, uint64_t size, uint64_t uva) except -1
     cdef int check_unused(self) except -1
+    cdef void *watch(self, char *base, uint64_t length, uint64_t page) except NULL
     cdef void unmap(self, uint32_t i) noexcept
     cdef int copy(self, uint64_t gpa, char *data, uint64_t size, bint to_guest) except -1

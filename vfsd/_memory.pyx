@@ -19,6 +19,15 @@ cdef extern from "<sys/vfs.h>" nogil:
     int fstatfs(int fd, statfs_t *buf)
 
 
+cdef extern from "_guard.h" nogil:
+    struct guard_area:
+        pass
+    int guard_install()
+    guard_area *guard_watch(char *start, size_t size, size_t page, int prot, int sock)
+    void guard_forget(guard_area *a)
+    uint64_t guard_torn(guard_area *a)
+
+
 cdef long HUGETLBFS_MAGIC = 0x958458f6
 
 globals().update(REGIONS_MAX=REGIONS_MAX)
@@ -41,6 +50,9 @@ cdef class GuestMemory:
     while a memoryview of a DeviceRing exists.
     """
 
+    def __cinit__(self):
+        self.sock = -1
+
     def __dealloc__(self):
         while self.table.n:
             self.unmap(self.table.n - 1)
@@ -53,6 +65,26 @@ cdef class GuestMemory:
         then ends that chain early, not the ring."""
         self.table.partial = partial
 
+    def guard(self, int sock):
+        """Let no missing page of what is added from now on end this process: it is replaced by zeroes.
+
+        That can happen where a file was cut off after it was mapped, or where there is no memory for it.
+        sock: is shut for reading then; stays open until clear(). OSError when there can be no handler.
+        """
+        if guard_install() < 0:
+            PyErr_SetFromErrno(OSError)
+        self.sock = sock
+
+    @property
+    def torn(self):
+        """Pages of the guarded memory that were missing and have been replaced."""
+        cdef uint64_t pages = self.lost
+        cdef uint32_t i
+        for i in range(self.table.n):
+            if self.watched[i] != NULL:
+                pages += guard_torn(<guard_area *>self.watched[i])
+        return pages
+
     def add(self, int fd, uint64_t gpa, uint64_t size, uint64_t uva, uint64_t offset, bint fragile=False):
         """Map size bytes of fd from offset. The descriptor stays the caller's: close it any time.
 
@@ -62,6 +94,7 @@ cdef class GuestMemory:
         cdef uint64_t page, start, length
         cdef uint32_t i
         cdef void *base
+        cdef void *area = NULL
         self.check_free(gpa, size, uva)
         if offset > <uint64_t>INT64_MAX or size > <uint64_t>INT64_MAX - offset:
             raise ValueError(f"memory region: offset {offset:#x} + size {size:#x} overflows")
@@ -73,15 +106,26 @@ cdef class GuestMemory:
             base = mmap(NULL, length, PROT_READ, MAP_SHARED | MAP_NORESERVE, fd, <int64_t>start)
         if base == MAP_FAILED:
             PyErr_SetFromErrno(OSError)
+        if self.sock >= 0 and not fragile:
+            area = self.watch(<char *>base, length, page)
         i = m.n
         while i > 0 and m.regions[i - 1].gpa > gpa:
             m.regions[i] = m.regions[i - 1]
             self.mapped[i] = self.mapped[i - 1]
+            self.watched[i] = self.watched[i - 1]
             i -= 1
         m.regions[i] = region_t(gpa, size, uva, <char *>base + (offset - start), fragile)
         self.mapped[i].iov_base = base
         self.mapped[i].iov_len = length
+        self.watched[i] = area
         m.n += 1
+
+    cdef void *watch(self, char *base, uint64_t length, uint64_t page) except NULL:
+        cdef guard_area *area = guard_watch(base, length, page, PROT_READ | PROT_WRITE, self.sock)
+        if area == NULL:
+            munmap(base, length)
+            raise MemoryError
+        return area
 
     cdef int check_free(self, uint64_t gpa, uint64_t size, uint64_t uva) except -1:
         cdef uint32_t i
@@ -121,12 +165,16 @@ cdef class GuestMemory:
         return 0
 
     cdef void unmap(self, uint32_t i) noexcept:
+        if self.watched[i] != NULL:
+            self.lost += guard_torn(<guard_area *>self.watched[i])
+            guard_forget(<guard_area *>self.watched[i])
         munmap(self.mapped[i].iov_base, self.mapped[i].iov_len)
         self.table.n -= 1
         self.table.removals += 1
         for i in range(i, self.table.n):
             self.table.regions[i] = self.table.regions[i + 1]
             self.mapped[i] = self.mapped[i + 1]
+            self.watched[i] = self.watched[i + 1]
 
     def regions(self):
         """(gpa, size, uva) of each region, by gpa."""

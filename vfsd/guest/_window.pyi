@@ -12,7 +12,7 @@ class WindowMemory:
     """The DAX window as address space: nothing is there until the daemon has something mapped.
 
     size: bytes, a multiple of the page size. OSError ENOMEM. It installs handlers of SIGBUS and
-    SIGSEGV, once for the process, see _guard.h.
+    SIGSEGV, once for the process, see vfsd/_guard.h.
     """
 
     def __new__(cls, size: int) -> Self: ...

@@ -128,6 +128,7 @@ class Backend:
         self._backing: set[tuple[int, int]] = set()  # device and inode of what has been guest memory
         self.channel: int | None = None  # descriptor of SET_BACKEND_REQ_FD
         self.memory = MemoryTable()
+        self.memory.guest.guard(sock.fileno())
         self._sock = sock
         self._device = device
         self._reader = MessageReader(sock, messages.check_frontend_request, messages.frontend_name)
@@ -151,6 +152,10 @@ class Backend:
                 finally:
                     message.close()
         except PeerClosed:
+            if pages := self.memory.guest.torn:
+                raise ProtocolError(
+                    f"{pages} pages of guest memory are gone: its file was cut off or is full"
+                ) from None
             return False
         return True
 

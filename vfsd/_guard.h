@@ -5,14 +5,16 @@
  * of it jumps out, and the copy is short. A sigsetjmp costs 10 ns; process_vm_readv or /proc/self/mem
  * would do without a handler, but cost a system call and a page walk for every 4 KiB.
  *
- * A view is read by code that is not ours, which can't be made to jump. There the handler puts a page of
- * zeroes into the place of the missing one, counts it, and the access goes on.
+ * Where no jump is possible, or nothing may be paid for it (a view that is read by code not ours, a guest's
+ * memory in the daemon), the handler puts a page of zeroes into the place of the missing one, counts it, and
+ * the access goes on. The guest's memory also has a socket, which is shut for reading: its owner wakes up.
  *
  * Any other SIGBUS or SIGSEGV goes to whoever handled it before.
  */
 #ifndef VFSD_GUARD_H
 #define VFSD_GUARD_H
 
+#include <errno.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -21,13 +23,16 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 
 #define GUARD_PAGE ((uintptr_t)4096)
 
-/* Memory of one view. Never freed, so that the handler can walk the list; used again when end is 0. */
+/* Watched memory. Never freed, so that the handler can walk the list; used again when end is 0. */
 struct guard_area {
     _Atomic uintptr_t start, end;
+    uintptr_t page; /* of what is mapped there: hugetlbfs has larger ones */
     int prot;
+    int sock; /* -1: none */
     _Atomic uint64_t torn; /* pages that were replaced */
     struct guard_area *next;
 };
@@ -47,10 +52,11 @@ static inline int guard_tear(uintptr_t at)
     for (; a; a = a->next) {
         if (at < atomic_load(&a->start) || at >= atomic_load(&a->end))
             continue;
-        if (mmap((void *)(at & ~(GUARD_PAGE - 1)), GUARD_PAGE, a->prot,
-                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == MAP_FAILED)
+        if (mmap((void *)(at & ~(a->page - 1)), a->page, a->prot,
+                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) == MAP_FAILED)
             return 0;
-        atomic_fetch_add(&a->torn, 1);
+        if (atomic_fetch_add(&a->torn, 1) == 0 && a->sock >= 0)
+            shutdown(a->sock, SHUT_RD);
         return 1;
     }
     return 0;
@@ -58,13 +64,16 @@ static inline int guard_tear(uintptr_t at)
 
 static void guard_handler(int number, siginfo_t *info, void *context)
 {
+    int error = errno;
     uintptr_t at = (uintptr_t)info->si_addr;
     struct sigaction *before = number == SIGBUS ? &guard_before_bus : &guard_before_segv;
     if (info->si_code > 0) { /* from the kernel, with an address */
         if (guard_jump && at >= guard_start && at < guard_end)
             siglongjmp(*guard_jump, 1);
-        if (number == SIGBUS && guard_tear(at))
+        if (number == SIGBUS && guard_tear(at)) {
+            errno = error;
             return;
+        }
     }
     if (before->sa_flags & SA_SIGINFO)
         before->sa_sigaction(number, info, context);
@@ -121,7 +130,7 @@ static inline size_t guard_copy(char *to, const char *from, size_t n, const char
 }
 
 /* NULL: no memory. */
-static inline struct guard_area *guard_watch(char *start, size_t size, int prot)
+static inline struct guard_area *guard_watch(char *start, size_t size, size_t page, int prot, int sock)
 {
     struct guard_area *a;
     pthread_mutex_lock(&guard_lock);
@@ -132,7 +141,9 @@ static inline struct guard_area *guard_watch(char *start, size_t size, int prot)
         atomic_store(&guard_areas, a);
     }
     if (a != NULL) {
+        a->page = page;
         a->prot = prot;
+        a->sock = sock;
         atomic_store(&a->torn, 0);
         atomic_store(&a->start, (uintptr_t)start);
         atomic_store(&a->end, (uintptr_t)start + size);
