@@ -246,14 +246,14 @@ cdef bint look_for_more(queue_t *q) noexcept nogil:
 
 
 cdef void hold(queue_t *q, uint64_t now) noexcept nogil:
-    """Somebody else has much to do on this CPU: no polling for a while, for longer each time that comes again."""
+    """Somebody has much to do on this CPU: no polling for a while, for longer each time that comes again."""
     q.hold_ns = min(2 * q.hold_ns, <uint64_t>HOLD_MAX_NS) if now < q.poll_again + q.hold_ns else HOLD_NS
     q.poll_again = now + q.hold_ns
     q.poll_ns = 0
 
 
 cdef void adapt(queue_t *q, uint64_t now) noexcept nogil:
-    """After sleep: poll longer where that would have caught the kick, less where the guest was away for long."""
+    """Poll longer where that would have caught the kick, less where the guest was away for long."""
     cdef uint64_t slept_ns = now - q.idle_since
     if slept_ns > q.poll_max_ns:
         q.poll_ns = q.poll_ns // 2 if q.poll_ns > POLL_MIN_NS else 0

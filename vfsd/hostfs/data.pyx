@@ -33,7 +33,7 @@ cdef uint32_t FALLOCATE_MODES = h.FALLOC_FL_KEEP_SIZE | h.FALLOC_FL_PUNCH_HOLE |
 
 cdef enum:
     COPY_MAX = 128 << 20  # bytes of one copy: more would keep its thread, and who stops the queue, for long
-    SLOW_MS = 10          # a WRITE that takes so long was throttled (balance_dirty_pages() pauses for 10 to 200)
+    SLOW_MS = 10          # a WRITE that takes so long was throttled (balance_dirty_pages())
     SLOW_FOR_MS = 2000    # then others are expected to be, for so long
 
 ctypedef ssize_t (*transfer_t)(int fd, const h.iovec *iov, int n, int64_t offset) noexcept nogil
@@ -315,7 +315,7 @@ cdef inline uint64_t ticks_ms() noexcept nogil:
 
 
 cdef inline void expect_slow(tables_t *t, uint64_t began_ms) noexcept nogil:
-    """After a WRITE into the page cache: was it throttled, then their queue does not wait for the next ones."""
+    """After a WRITE into the page cache: if it was throttled, no queue waits for the next ones."""
     cdef uint64_t now_ms = ticks_ms()
     if now_ms - began_ms >= SLOW_MS:
         store_release_u64(&t.writes_slow_until, now_ms + SLOW_FOR_MS)
