@@ -285,7 +285,8 @@ cdef int op_read(void *fs, request_t *r) noexcept nogil:
     cdef int fd = -1
     cdef bint waits = False
     memset(&arg, 0, sizeof(arg))
-    if request_args(r, &arg, sizeof(arg)) < 0 or arg.size > r.reply.bytes:
+    # (To preadv2(2) -1 would be the file's own position.)
+    if request_args(r, &arg, sizeof(arg)) < 0 or arg.size > r.reply.bytes or <int64_t>arg.offset < 0:
         return -EINVAL
     if arg.flags & t.read_waits and not r.may_wait:
         return WOULD_BLOCK
