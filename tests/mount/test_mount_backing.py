@@ -16,9 +16,11 @@ from guests import Daemon
 from guests.filesystems import CannotMount, file_system
 from mounts import MountCommand, force_unmount
 from posixcases import QUICK_GROUPS, assert_alike, on_host
+from test_mount_conformance import EXCEPTIONS
 
 BUDGET = 64  # the least
 USER = 65534
+CASES_TAKE_AT_MOST_S = 600
 DIRECTORIES, FILES = 12, 25  # in each
 
 
@@ -152,6 +154,6 @@ def test_cases_end_as_on_the_host(
     groups = QUICK_GROUPS if every else ("files",)
     with front(backing, tmp_path / "mnt", "--xattr") as (_, root):
         (backing.share / "own").mkdir()
-        host = on_host(backing.share / "own", groups, 180)
+        host = on_host(backing.share / "own", groups, CASES_TAKE_AT_MOST_S)
         (root / "x").mkdir()
-        assert_alike(host, on_host(root / "x", groups, 180), {})
+        assert_alike(host, on_host(root / "x", groups, CASES_TAKE_AT_MOST_S), EXCEPTIONS)
