@@ -80,7 +80,16 @@ class Share:
         self.transport.submit(self._done, NUMBER["WRITE"], self.nodeid, args, data=bytes(4096), out=8)
 
     def getattr(self) -> None:
-        self.transport.call(NUMBER["GETATTR"], self.nodeid, bytes(16), out=ATTR_OUT)
+        """Fails when it is not answered: the queue waits for something."""
+        answered = threading.Event()
+        self.transport.submit(
+            lambda _error, _out, _data: answered.set(),
+            NUMBER["GETATTR"],
+            self.nodeid,
+            bytes(16),
+            out=ATTR_OUT,
+        )
+        assert answered.wait(WAIT_S)
 
 
 @pytest.mark.parametrize("begin", [Share.begin_fallocate, Share.begin_sync_write])
