@@ -187,6 +187,19 @@ def test_flock_excludes_open_files_guests_and_the_host(
     assert host_may(path, F_WRLCK, flock=True)
 
 
+@pytest.mark.parametrize("flock", [False, True])
+def test_what_an_open_file_locked_ends_with_it(guest: Guest, path: Path, flock: bool) -> None:
+    """Linux sends no FLUSH by the owner of an open file description lock."""
+    file, another = opened(guest), opened(guest)
+    file.lock(1, F_WRLCK, (0, 9))
+    another.lock(2, F_WRLCK, (10, 19))
+    if flock:
+        file.flock(F_WRLCK)
+    file.release()
+    assert host_may(path, F_WRLCK, (0, 9)) and host_may(path, F_WRLCK, flock=True)
+    assert not host_may(path, F_RDLCK, (10, 19))
+
+
 def test_a_conversion_that_fails_loses_the_lock_as_flock_has_it(file: File, other: File, path: Path) -> None:
     file.flock(F_RDLCK)
     other.flock(F_RDLCK)

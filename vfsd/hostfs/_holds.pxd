@@ -58,6 +58,7 @@ cdef struct hold_t:
     int fd              # the lock owner of the host's: our own, or the handle's
     bint reads_only     # fd can't take F_WRLCK
     int64_t handle      # flock: the handle, referenced; else -1
+    uint64_t through    # POSIX: the fh its last lock was asked for with
     hold_t *next        # of the file
 
 

@@ -384,6 +384,7 @@ cdef int try_posix(locks_t *l, file_t *file, owner_t *owner, want_t *w) noexcept
         rc = refused(w, errno)
     else:
         w.guest.n_ranges += 2
+        hold.through = w.fh
         if record(hold, w, spare):
             note_weaker(l, file)
         w.guest.n_ranges -= (spare[0] != NULL) + (spare[1] != NULL)

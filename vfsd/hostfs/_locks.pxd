@@ -15,8 +15,9 @@ cdef int lock_test(want_t *w) noexcept nogil
 cdef void locks_flush(tables_t *guest, uint64_t fh, int fd, uint64_t owner) noexcept nogil
 # INTERRUPT: the request of that number waits no more.
 cdef void locks_interrupt(tables_t *guest, uint64_t unique) noexcept nogil
-# RELEASE, once fh is closed: its flock ends, and every wait through it.
-cdef void locks_release(tables_t *guest, uint64_t fh) noexcept nogil
+# RELEASE of fh: its flock ends, the locks that its file owns, and every wait through it. fd: its
+# descriptor, still open; -1 while somebody uses it.
+cdef void locks_release(tables_t *guest, uint64_t fh, int fd) noexcept nogil
 # The guest has gone: everything of its ends.
 cdef void locks_drop(tables_t *guest) noexcept nogil
 

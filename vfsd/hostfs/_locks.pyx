@@ -357,10 +357,15 @@ cdef void locks_interrupt(tables_t *guest, uint64_t unique) noexcept nogil:
     pthread_mutex_unlock(&l.lock)
 
 
-cdef void locks_release(tables_t *guest, uint64_t fh) noexcept nogil:
+cdef void locks_release(tables_t *guest, uint64_t fh, int fd) noexcept nogil:
+    """The flock goes, and so do open file description locks: their owner is the guest's open file.
+
+    Of those Linux tells nothing else (locks_remove_file looks for locks of its own). A process's locks
+    were given up when it closed the file, before this.
+    """
     cdef locks_t *l = <locks_t *>guest.locks
     cdef want_t w
-    cdef file_t *file
+    cdef file_t *file = NULL
     cdef owner_t *owner
     if load_acquire_u64(&guest.n_locks) == 0:
         return
@@ -368,47 +373,61 @@ cdef void locks_release(tables_t *guest, uint64_t fh) noexcept nogil:
     w.guest = guest
     w.number = fh
     w.flock = True
+    w.fd = fd
+    if fd >= 0 and identify(&w) < 0:
+        fd = -1
     pthread_mutex_lock(&l.lock)
     end_waits(l, guest, fh, NULL, -EBADF)
     owner = owner_of(l, &w, False)
     if owner != NULL:
         file = owner.flocked.file
         drop_hold(l, owner.flocked)
-        drop_file(l, file)
         drop_owner(l, owner)
+    elif fd >= 0:
+        file = file_of(l, &w, False)
+    if file != NULL:
+        drop_holds(l, file, guest, fh)
+    elif fd < 0:
+        drop_all(l, guest, fh)
     pthread_mutex_unlock(&l.lock)
 
 
 cdef void locks_drop(tables_t *guest) noexcept nogil:
     cdef locks_t *l = <locks_t *>guest.locks
-    cdef file_t *file
-    cdef file_t *next_file
-    cdef int i
     if load_acquire_u64(&guest.n_locks) == 0:
         return
     pthread_mutex_lock(&l.lock)
     end_waits(l, guest, 0, NULL, -ENOLCK)
+    drop_all(l, guest, 0)
+    pthread_mutex_unlock(&l.lock)
+
+
+cdef void drop_all(locks_t *l, const tables_t *guest, uint64_t fh) noexcept nogil:
+    """drop_holds of every file."""
+    cdef file_t *file
+    cdef file_t *next_file
+    cdef int i
     for i in range(BUCKETS):
         file = l.files[i]
         while file != NULL:
             next_file = file.next
-            drop_holds(l, file, guest)
-            drop_file(l, file)
+            drop_holds(l, file, guest, fh)
             file = next_file
-    pthread_mutex_unlock(&l.lock)
 
 
-cdef void drop_holds(locks_t *l, file_t *file, const tables_t *guest) noexcept nogil:
+cdef void drop_holds(locks_t *l, file_t *file, const tables_t *guest, uint64_t fh) noexcept nogil:
+    """What a guest holds on a file, and the file if that was all; fh not 0: only through that handle."""
     cdef hold_t *hold = file.holds
     cdef hold_t *next_hold
     cdef owner_t *owner
     while hold != NULL:
         next_hold = hold.next
         owner = hold.owner
-        if owner.guest == guest:
+        if owner.guest == guest and (fh == 0 or hold.through == fh):
             drop_hold(l, hold)
             drop_owner(l, owner)
         hold = next_hold
+    drop_file(l, file)
 
 
 @cython.final

@@ -373,7 +373,7 @@ cdef int op_release(void *fs, request_t *r) noexcept nogil:
         return 0
     rc = handle_release(<tables_t *>fs, arg.fh, &r.close_fd)
     if rc == 0:
-        locks_release(<tables_t *>fs, arg.fh)
+        locks_release(<tables_t *>fs, arg.fh, r.close_fd)
     return rc
 
 
