@@ -231,7 +231,18 @@ CHANGES: dict[str, Change] = {
         ROOT, b"program", os.O_WRONLY | os.O_TRUNC, open_flags=OPEN_KILL if kill else 0
     ),
     "fallocate": lambda guest, nodeid, kill: guest.fallocate(
-        nodeid, guest.open(nodeid, os.O_WRONLY), 0, 4096, uid=NO_ID if kill else 0
+        nodeid, guest.open(nodeid, os.O_WRONLY), 0, 4096, uid=USER if kill else 0
+    ),
+    "fallocate of nobody": lambda guest, nodeid, kill: (
+        kill and guest.setattr(nodeid, Fattr(0)),
+        guest.fallocate(nodeid, guest.open(nodeid, os.O_WRONLY), 0, 4096, uid=NO_ID),
+    ),
+    "copy of nobody": lambda guest, nodeid, kill: (
+        kill and guest.setattr(nodeid, Fattr(0)),
+        guest.copy_file_range(
+            nodeid, guest.open(nodeid, os.O_RDONLY), 0, nodeid, guest.open(nodeid, os.O_WRONLY), 4096, 4,
+            uid=NO_ID,
+        ),
     ),
     "copy": lambda guest, nodeid, kill: guest.copy_file_range(
         nodeid, guest.open(nodeid, os.O_RDONLY), 0, nodeid, guest.open(nodeid, os.O_WRONLY), 4096, 4,
@@ -261,6 +272,13 @@ def test_set_id_bits_stay_without_the_agreement(guest_with: Callable[..., Guest]
         path = setuid_file(share)
         change(guest, guest.walk("program"), True)
         assert owner(path)[2] == "0o6755"
+
+
+def test_setting_nothing_takes_nothing_away(guest: Guest, share: Path) -> None:
+    """Linux sends it for a chown(-1, -1) of anybody's, too."""
+    path = setuid_file(share)
+    assert stat.S_IMODE(guest.setattr(guest.walk("program"), Fattr(0)).mode) == 0o6755
+    assert owner(path)[2] == "0o6755" and "security.capability" in os.listxattr(path)
 
 
 def test_a_new_owner_takes_set_id_bits_and_capabilities(guest: Guest, share: Path) -> None:

@@ -11,6 +11,7 @@ from vfsd.hostfs._slots cimport NAME_BYTES, tables_t
 
 cdef enum:
     EXTENSIONS_MAX = 4096 + 512  # bytes: a security context (at most a page to the kernel) and the rest
+    NO_ID = 0xffffffff  # FUSE_INVALID_UIDGID; "leave it alone" to system calls
 
 
 cdef struct creator_t:

@@ -30,9 +30,6 @@ cdef extern from *:
         bint no_setid
     thread_t me "vfsd_me"
 
-cdef enum:
-    NO_ID = 0xffffffff  # FUSE_INVALID_UIDGID; "leave it alone" to system calls
-
 
 # --- the request ---
 

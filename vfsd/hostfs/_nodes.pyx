@@ -1,7 +1,7 @@
 """The inode table: slots, references, identities."""
 
 from libc.errno cimport ESTALE
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 
 from vfsd._threads cimport pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock
 from vfsd._wire cimport FUSE_ROOT_ID
@@ -194,10 +194,11 @@ cdef uint32_t insert(tables_t *t, int fd, const h.statx_t *st) noexcept nogil:
     inode.dev = device_of(st)
     inode.ino = st.stx_ino
     inode.mnt_id = st.stx_mnt_id
-    inode.mode = st.stx_mode & h.S_IFMT
+    inode.mode = <uint16_t>(st.stx_mode & h.S_IFMT)
     inode.fd = fd
     inode.used = DIRECTORY_LIVES if inode.mode == h.S_IFDIR else 1
     inode.cold = inode.unread = inode.mapped = 0
+    inode.kill = 0
     inode.nlookup = 1
     pthread_mutex_lock(shard_of(t, bucket))
     index = find_locked(t, bucket, st)

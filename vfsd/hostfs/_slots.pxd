@@ -11,6 +11,8 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from vfsd._threads cimport pthread_mutex_t, sched_yield
 
 cdef extern from "_atomics.h" nogil:
+    uint16_t load_relaxed_u16(const uint16_t *p)
+    void store_relaxed_u16(uint16_t *p, uint16_t v)
     int load_acquire_int(const int *p)
     void store_release_int(int *p, int v)
     int cas_int(int *p, int expected, int desired)
@@ -87,7 +89,8 @@ cdef struct inode_t:           # 128 bytes
     uint64_t nlookup           # under the shard's lock
     uint32_t next              # hash chain, or free list
     int fd                     # O_PATH anchor, -1 while evicted
-    uint32_t mode              # S_IFMT bits
+    uint16_t mode              # S_IFMT bits
+    uint16_t kill              # the next FALLOCATE or copy takes set-id bits away
     uint8_t used               # how often the evictor's hand passes before it takes the anchor
     uint8_t mapped             # a file with parts in the DAX window
     uint8_t cold               # a directory whose last name looked up was new: open first, ask then

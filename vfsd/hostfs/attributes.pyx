@@ -8,11 +8,11 @@ from vfsd cimport _wire as w
 from vfsd.fuse.dispatch cimport Dispatch, request_t, span_read, span_write
 from vfsd.hostfs cimport _host as h
 from vfsd.hostfs._caller cimport FD_BYTES, fd_name, place_get, place_put, place_t, reopen
-from vfsd.hostfs._credentials cimport become, caller_read, creator_t, enter_proc, keep_setid, unbecome
+from vfsd.hostfs._credentials cimport NO_ID, become, caller_read, creator_t, enter_proc, keep_setid, unbecome
 from vfsd.hostfs._handles cimport handle_get, handle_put
 from vfsd.hostfs._idmap cimport translate
 from vfsd.hostfs._inodes cimport attr_fill, attr_of
-from vfsd.hostfs._slots cimport tables_t
+from vfsd.hostfs._slots cimport store_relaxed_u16, tables_t
 from vfsd.hostfs._tables cimport Tables
 
 from vfsd.fuse.opcodes import NUMBER
@@ -21,7 +21,8 @@ __all__ = ("install",)
 
 cdef enum:
     STATX_RESERVED = 0x80000000  # STATX__RESERVED of linux/stat.h: EINVAL
-    LEAVE = 0xffffffff  # chown(2): leave that id alone
+    # What of fuse_setattr_in.valid sets anything
+    SETS = w.FATTR_MODE | w.FATTR_UID | w.FATTR_GID | w.FATTR_SIZE | w.FATTR_ATIME | w.FATTR_MTIME
     FCHMODAT2 = 452  # the same number on every architecture; younger than Debian 12's libc
 
 # What fuse_statx has room for and says of a file; other attributes are of the host's name space.
@@ -179,12 +180,12 @@ cdef int set_size(tables_t *t, place_t *p, const w.fuse_setattr_in *arg) noexcep
 
 cdef int set_owner(tables_t *t, int fd, const w.fuse_setattr_in *arg) noexcept nogil:
     """The kernel takes set-id bits and its security.capability away."""
-    cdef uint32_t uid = LEAVE, gid = LEAVE
+    cdef uint32_t uid = NO_ID, gid = NO_ID
     cdef int rc = 0
     if arg.valid & w.FATTR_UID:
-        rc = -EINVAL if arg.uid == LEAVE else translate(&t.uid_to_host, arg.uid, &uid)
+        rc = -EINVAL if arg.uid == NO_ID else translate(&t.uid_to_host, arg.uid, &uid)
     if rc == 0 and arg.valid & w.FATTR_GID:
-        rc = -EINVAL if arg.gid == LEAVE else translate(&t.gid_to_host, arg.gid, &gid)
+        rc = -EINVAL if arg.gid == NO_ID else translate(&t.gid_to_host, arg.gid, &gid)
     if rc == 0:
         rc = keep_setid(t, True)
     if rc == 0:
@@ -245,6 +246,11 @@ cdef int op_setattr(void *fs, request_t *r) noexcept nogil:
     rc = place_get(t, r.header.nodeid, &p)
     if rc < 0:
         return rc
+    if t.killpriv_v2 and not arg.valid & SETS:
+        # HANDLE_KILLPRIV_V2: before a FALLOCATE or copy that is to take set-id bits away (fuse_setattr
+        # drops ATTR_KILL_SUID and sends the rest). Taken away only then: a chown(-1, -1) looks the
+        # same, and Linux sends it for who has no right to it.
+        store_relaxed_u16(&t.inodes[p.index].kill, 1)
     # The owner first: a change of owner takes set-uid bits away, which the mode may ask for.
     if arg.valid & (w.FATTR_UID | w.FATTR_GID):
         rc = set_owner(t, p.fd, &arg)

@@ -1,6 +1,6 @@
 """Files: open, read, write, copy, sync, close. READ and WRITE go straight between the file and guest memory."""
 
-from libc.errno cimport EACCES, EAGAIN, EBADF, EEXIST, EINVAL, ENOSYS, EOPNOTSUPP, ESTALE, errno
+from libc.errno cimport EACCES, EAGAIN, EBADF, EEXIST, EINVAL, ENOSYS, EOPNOTSUPP, EPERM, ESTALE, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
@@ -15,13 +15,15 @@ from vfsd.hostfs._caller cimport (
     room_for_handle,
 )
 from vfsd.hostfs._creation cimport make_file, make_nameless
-from vfsd.hostfs._credentials cimport creator_read, creator_t, keep_setid
+from vfsd.hostfs._credentials cimport NO_ID, creator_read, creator_t, keep_setid
 from vfsd.hostfs._handles cimport handle_get, handle_open, handle_put, handle_release
 from vfsd.hostfs._inodes cimport WAIT, attr_of, entry_at, entry_of_open
 from vfsd.hostfs._kinds cimport closes_quietly
 from vfsd.hostfs._locks cimport locks_flush, locks_release
 from vfsd.hostfs._nodes cimport inode_forget, inode_get, inode_put
-from vfsd.hostfs._slots cimport NAME_BYTES, load_acquire_u64, store_release_u64, tables_t
+from vfsd.hostfs._slots cimport (
+    NAME_BYTES, load_acquire_u64, load_relaxed_u16, store_relaxed_u16, store_release_u64, tables_t,
+)
 from vfsd.hostfs._tables cimport Tables
 
 from vfsd.fuse.opcodes import NUMBER
@@ -92,6 +94,9 @@ cdef int open_for_guest(tables_t *t, place_t *p, uint32_t flags, uint32_t open_f
     if fd == -EACCES and t.writeback:
         # Widened to read what the daemon's user may only write.
         fd = reopen(t, p, <int>flags & t.pass_flags)
+    if fd == -EPERM and flags & h.O_APPEND and not t.writeback:
+        # An append-only file (chattr +a). Pages of a writeback cache begin before the file's end.
+        fd = reopen(t, p, host_flags(t, flags) | h.O_APPEND)
     if fd >= 0 and flags & h.O_TRUNC and t.capability[0]:
         h.fremovexattr(fd, t.capability)
     return fd
@@ -264,12 +269,30 @@ cdef int64_t transfer(transfer_t op, int fd, span_t *s, int64_t offset) noexcept
 cdef int lose_rights(tables_t *t, int fd, bint kills) noexcept nogil:
     """Before a file is changed: 0 or -errno. kills: its set-id bits go with the change.
 
-    FALLOCATE and copies have no flag for that: they kill unless root asks, who with FUSE_ALLOW_IDMAP
-    can't be told. The kernel takes security.capability away always, by its own name.
+    The kernel takes security.capability away always, by its own name.
     """
     if t.capability[0]:
         h.fremovexattr(fd, t.capability)
     return keep_setid(t, not (t.killpriv_v2 and kills))
+
+
+cdef bint kill_asked(tables_t *t, const request_t *r, uint64_t nodeid) noexcept nogil:
+    """Whether FALLOCATE or a copy, which have no flag for it, takes the set-id bits of that file away.
+
+    If anybody but root asks. Where Linux does not say who does (6.12, FUSE_ALLOW_IDMAP), if it has sent
+    a SETATTR first that sets nothing.
+    """
+    cdef int64_t index
+    cdef bint asked
+    if r.header.uid != NO_ID:
+        return r.header.uid != 0
+    index = inode_get(t, nodeid)
+    if index < 0:
+        return False
+    asked = load_relaxed_u16(&t.inodes[index].kill)
+    store_relaxed_u16(&t.inodes[index].kill, 0)
+    inode_put(t, index)
+    return asked
 
 
 cdef bint at_end(int fd, int64_t offset) noexcept nogil:
@@ -444,7 +467,7 @@ cdef int op_fallocate(void *fs, request_t *r) noexcept nogil:
     index = file_get(t, r.header.nodeid, arg.fh, h.O_WRONLY, &fd)
     if index < 0:
         return <int>index
-    rc = lose_rights(t, fd, r.header.uid != 0)
+    rc = lose_rights(t, fd, kill_asked(t, r, r.header.nodeid))
     if rc == 0:
         rc = -errno if h.fallocate(fd, arg.mode, arg.offset, arg.length) < 0 else 0
     handle_put(t, index)
@@ -468,7 +491,7 @@ cdef int64_t copy_range(tables_t *t, request_t *r) noexcept nogil:
         return target
     off_in = arg.off_in
     off_out = arg.off_out
-    done = lose_rights(t, fd_out, r.header.uid != 0)
+    done = lose_rights(t, fd_out, kill_asked(t, r, arg.nodeid_out))
     if done == 0:
         done = h.copy_file_range(fd_in, &off_in, fd_out, &off_out, arg.len if arg.len < COPY_MAX else COPY_MAX, 0)
         if done < 0:
