@@ -18,6 +18,8 @@ import socket
 import stat
 import sys
 
+from rightscases import CASES
+
 OLD_NS = 1_000_000_000 * 10**9
 OWNER, MEMBER, OTHER = 1000, 1001, 1002  # users; the first owns what there is
 GROUP, OTHER_GROUP = 2000, 2001
@@ -336,6 +338,18 @@ class Suite:
             self.case(f"{op} {bits:o} of {of} by {user} mask {mask:o}", user, prepare, call)
         os.umask(0o022)
 
+    def local(self):
+        """What public suites ask besides: localcases.py, rightscases.py."""
+        for name, call in CASES.items():
+            lab = f"{self.top}/lab"
+            os.mkdir(lab)
+            os.chdir(lab)
+            try:
+                self.results[f"local {name}"] = call()
+            finally:
+                os.chdir(self.home)
+            shutil.rmtree(lab)
+
     def files(self):
         """What an open file can do."""
         calls = {
@@ -506,7 +520,7 @@ def gone_directory(path, lab):
         os.close(fd)
 
 
-GROUPS = ("one_path", "two_paths", "rights", "special_bits", "files")
+GROUPS = ("one_path", "two_paths", "rights", "special_bits", "files", "local")
 
 
 def main(top, *groups):
