@@ -27,7 +27,7 @@ def suite() -> ModuleType:
               " {cache} if it is to be measured in more than one cache mode.")  # fmt: skip
 @click.option("--found/--no-found", default=True, show_default=True,
               help="Measure vfsd and the virtiofsd that are installed.")  # fmt: skip
-@click.option("--level", "levels", multiple=True, metavar="wire|mount|guest",
+@click.option("--level", "levels", multiple=True, metavar="wire|dax|mount|guest",
               help="Only this level, or these.  [default: all]")  # fmt: skip
 @click.option("--guest", default="uml", metavar="uml|qemu", show_default=True,
               help="What the level guest boots: user-mode Linux, or QEMU without KVM.")  # fmt: skip
