@@ -10,7 +10,8 @@
  *
  * TCG knows translated code by its address among all of QEMU's memory blocks (ram_addr_t). A mapping that is
  * undone gives its address back, the next one gets it, and nothing tells TCG: the guest would go on running
- * what was there before. So with each mapping it forgets all it has translated.
+ * what was there before. So TCG forgets all it has translated before anything takes the place of a mapping of
+ * a program or library (ELF); doing so at every mapping would cost much where data change hands.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -24,6 +25,7 @@
 #include <unistd.h>
 
 #define FDS 65536
+#define PROGRAMS 512 /* QEMU has no more memory regions; were it full, every mapping would flush */
 
 static atomic_uchar received[FDS]; /* by descriptor: it came over a socket */
 
@@ -32,14 +34,30 @@ static void *next(const char *name)
     return dlsym(RTLD_NEXT, name);
 }
 
-static void forget_code(void)
+static void *programs[PROGRAMS]; /* where parts of ELF files are, or were, mapped */
+static int n_programs;
+
+/* Symbols of QEMU itself, which its modules may use; with KVM the flush does nothing. QEMU's big lock is held. */
+static void forget_code(void *new, int fd)
 {
-    /* Symbols of QEMU itself, which modules of it may use; with KVM the second does nothing. */
     void *(*first_cpu)(int) = dlsym(RTLD_DEFAULT, "qemu_get_cpu");
     void (*flush)(void *) = dlsym(RTLD_DEFAULT, "queue_tb_flush");
-    void *cpu = first_cpu && flush ? first_cpu(0) : NULL;
-    if (cpu)
+    uint64_t (*block_of)(void *) = dlsym(RTLD_DEFAULT, "qemu_ram_addr_from_host");
+    void *cpu = first_cpu && flush && block_of ? first_cpu(0) : NULL;
+    char magic[4];
+    int i, gone = n_programs == PROGRAMS;
+    if (!cpu)
+        return;
+    for (i = 0; i < n_programs; i++) {
+        if (programs[i] == new || block_of(programs[i]) == UINT64_MAX) {
+            gone = 1;
+            programs[i--] = programs[--n_programs];
+        }
+    }
+    if (gone)
         flush(cpu);
+    if (n_programs < PROGRAMS && pread(fd, magic, 4, 0) == 4 && memcmp(magic, "\177ELF", 4) == 0)
+        programs[n_programs++] = new;
 }
 
 ssize_t recvmsg(int fd, struct msghdr *message, int flags)
@@ -97,7 +115,7 @@ void *mmap64(void *at, size_t size, int prot, int flags, int fd, off64_t offset)
     if (found == MAP_FAILED && errno == EACCES)
         found = real(at, size, prot & ~PROT_WRITE, flags, fd, offset);
     if (found != MAP_FAILED)
-        forget_code();
+        forget_code(found, fd);
     return found;
 }
 
