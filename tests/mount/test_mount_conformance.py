@@ -21,7 +21,6 @@ EXCEPTIONS = {
     "tmpfs": {"local privileges zero range": "fuse_file_fallocate takes them away before tmpfs refuses"},
     "xfs": {
         "local fallocate mode 0x4[01]": "no such kinds in FUSE (fuse_file_fallocate)",
-        "local times truncate same": "xfs leaves times alone for truncate(2); the host is asked by ftruncate",
     },
 }
 

@@ -158,6 +158,7 @@ cdef extern from "<unistd.h>" nogil:
     int fdatasync(int fd)
     int syncfs(int fd)
     int ftruncate(int fd, int64_t size)
+    int truncate(const char *path, int64_t size)
     int64_t lseek(int fd, int64_t offset, int whence)
     int linkat(int olddir, const char *old, int newdir, const char *new, int flags)
     int symlinkat(const char *target, int dirfd, const char *path)

@@ -7,7 +7,7 @@ from libc.string cimport memset
 from vfsd cimport _wire as w
 from vfsd.fuse.dispatch cimport Dispatch, request_t, span_read, span_write
 from vfsd.hostfs cimport _host as h
-from vfsd.hostfs._caller cimport FD_BYTES, fd_name, place_get, place_put, place_t, reopen
+from vfsd.hostfs._caller cimport FD_BYTES, fd_name, place_get, place_put, place_t
 from vfsd.hostfs._credentials cimport NO_ID, become, caller_read, creator_t, enter_proc, keep_setid, unbecome
 from vfsd.hostfs._handles cimport handle_get, handle_put
 from vfsd.hostfs._idmap cimport translate
@@ -157,7 +157,11 @@ cdef int op_access(void *fs, request_t *r) noexcept nogil:
 
 
 cdef int set_size(tables_t *t, place_t *p, const w.fuse_setattr_in *arg) noexcept nogil:
-    """Through the guest's own handle if it named one: it may be the only one allowed to write."""
+    """Through the guest's own handle if it named one: it may be the only one allowed to write.
+
+    Else as truncate(2), which unlike ftruncate(2) may leave the times of a file alone that has this size.
+    """
+    cdef char path[FD_BYTES]
     cdef int64_t index
     cdef int fd = -1
     cdef int rc = keep_setid(t, not (t.killpriv_v2 and arg.valid & w.FATTR_KILL_SUIDGID))
@@ -170,12 +174,10 @@ cdef int set_size(tables_t *t, place_t *p, const w.fuse_setattr_in *arg) noexcep
         rc = -errno if h.ftruncate(fd, arg.size) < 0 else 0
         handle_put(t, index)
         return rc
-    fd = reopen(t, p, h.O_WRONLY)
-    if fd < 0:
-        return fd
-    rc = -errno if h.ftruncate(fd, arg.size) < 0 else 0
-    h.close(fd)
-    return rc
+    rc = enter_proc(t)
+    if rc < 0:
+        return rc
+    return -errno if h.truncate(fd_name(p.fd, path), arg.size) < 0 else 0
 
 
 cdef int set_owner(tables_t *t, int fd, const w.fuse_setattr_in *arg) noexcept nogil:
