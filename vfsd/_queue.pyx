@@ -11,6 +11,7 @@ from vfsd._bounce cimport bounce_free, serve_fragile
 from vfsd._jobs cimport jobs_free, jobs_init, make_job, run_job
 from vfsd._memory cimport GuestMemory
 from vfsd._parks cimport answer_ready, cancel_parked, park, parks_free, parks_init
+from vfsd._polling cimport adapt, clock_ns, look_for_more
 from vfsd._pool cimport Pool, pool_submit
 from vfsd._replies cimport call_guest, call_if_wanted, finish, give_back_unanswered
 from vfsd._ring cimport chain_t
@@ -18,7 +19,9 @@ from vfsd._threads cimport (
     pthread_cond_broadcast, pthread_cond_destroy, pthread_cond_init, pthread_cond_wait,
     pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
 )
-from vfsd._virtqueue cimport BATCH, CALL_BYTES_MAX, job_t, op_count_t, queue_t, wait_open, wake_queue
+from vfsd._virtqueue cimport (
+    BATCH, CALL_BYTES_MAX, closing, job_t, op_count_t, queue_t, wait_open, wake_queue,
+)
 from vfsd.fuse.dispatch cimport (
     OPCODES_MAX, WOULD_BLOCK, WOULD_WAIT, Dispatch, request_blocks, request_parse, request_run,
     request_t, span_t,
@@ -36,32 +39,11 @@ __all__ = ("Queue",)
 
 log = logging.getLogger("vfsd.queue")
 
-cdef extern from "<time.h>" nogil:
-    struct timespec:
-        long tv_sec
-        long tv_nsec
-    int nanosleep(const timespec *wanted, timespec *left)
-
-cdef extern from *:
-    """
-    static inline uint64_t clock_ns(void)
-    {
-    	struct timespec now;
-    	clock_gettime(CLOCK_MONOTONIC, &now);
-    	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-    }
-    """
-    uint64_t clock_ns() noexcept nogil
-
 cdef extern from "_atomics.h" nogil:
-    void cpu_relax()
     int load_acquire_int(const int *p)
     void store_release_int(int *p, int v)
     uint64_t load_relaxed_u64(const uint64_t *p)
     void count_u64(uint64_t *p, uint64_t v)
-
-cdef extern from "<sched.h>" nogil:
-    int sched_yield()
 
 cdef extern from "<sys/epoll.h>" nogil:
     struct epoll_event:
@@ -92,13 +74,6 @@ cdef extern from "<unistd.h>" nogil:
 cdef enum:
     WAKE = 0
     KICK = 1
-    POLL_MIN_NS = 4000
-    CLOCK_EVERY = 32  # looks at the ring for one at the clock
-    YIELD_NS = 4000   # of polling; from then on whoever else wants the CPU has it
-    BUSY_NS = 200000  # somebody else had it for so long
-    HOLD_NS = 20000000  # no polling for so long then, and twice as long each time it happens again
-    HOLD_MAX_NS = 640000000
-    LINGER_NS = 200000  # what nobody waits for (FORGET) is gathered for so long
     CALL_EVERY = 1 << 19  # bytes in the middle of a batch: the guest has work while the rest is copied
     IOV_SLACK = 1024  # iovecs beyond one per element: a batch, and elements that cross regions
 
@@ -198,68 +173,6 @@ cdef bint add_standby(queue_t *q) noexcept with gil:
 
 
 # --- the queue thread's loop ---
-
-cdef inline bint closing(queue_t *q) noexcept nogil:
-    return load_acquire_int(&q.stop) or load_acquire_int(&q.pauses)
-
-
-cdef bint linger(queue_t *q) noexcept nogil:
-    """Sleep for a moment without asking for kicks: a wake-up and a kick for each FORGET would cost more."""
-    cdef timespec moment
-    moment.tv_sec = 0
-    moment.tv_nsec = LINGER_NS
-    nanosleep(&moment, NULL)
-    return ring.ring_has_chains(&q.ring)
-
-
-cdef bint look_for_more(queue_t *q) noexcept nogil:
-    """Poll the ring for a while before sleeping: a wake-up costs far more. True: there is more.
-
-    The driver does not kick meanwhile. Only a CPU that nobody else wants is polled on: what the guest's
-    own threads do there would come later.
-    """
-    cdef uint64_t began, before, now
-    cdef int spins
-    if q.lingers:
-        return linger(q)
-    if q.poll_ns == 0:
-        return False
-    began = now = clock_ns()
-    while not closing(q):
-        before = now
-        spins = CLOCK_EVERY
-        while spins:
-            if ring.ring_has_chains(&q.ring):
-                return True
-            cpu_relax()
-            spins -= 1
-        now = clock_ns()
-        if now - began >= q.poll_ns:
-            return False
-        if now - began >= YIELD_NS:
-            sched_yield()
-            now = clock_ns()
-            if now - before >= BUSY_NS:
-                hold(q, now)
-                return False
-    return False
-
-
-cdef void hold(queue_t *q, uint64_t now) noexcept nogil:
-    """Somebody has much to do on this CPU: no polling for a while, for longer each time that comes again."""
-    q.hold_ns = min(2 * q.hold_ns, <uint64_t>HOLD_MAX_NS) if now < q.poll_again + q.hold_ns else HOLD_NS
-    q.poll_again = now + q.hold_ns
-    q.poll_ns = 0
-
-
-cdef void adapt(queue_t *q, uint64_t now) noexcept nogil:
-    """Poll longer where that would have caught the kick, less where the guest was away for long."""
-    cdef uint64_t slept_ns = now - q.idle_since
-    if slept_ns > q.poll_max_ns:
-        q.poll_ns = q.poll_ns // 2 if q.poll_ns > POLL_MIN_NS else 0
-    elif slept_ns > q.poll_ns and now >= q.poll_again:
-        q.poll_ns = min(q.poll_max_ns, max(<uint64_t>POLL_MIN_NS, 2 * q.poll_ns))
-
 
 cdef bint work(queue_t *q) noexcept nogil:
     """Answer all that is on the ring, then ask for a kick. Ends early when the gate is to close.

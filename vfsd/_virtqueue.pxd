@@ -8,6 +8,9 @@ from vfsd._ring cimport RING_ERRORS, chain_t, ring_t
 from vfsd._threads cimport pthread_cond_t, pthread_cond_wait, pthread_mutex_t
 from vfsd.fuse.dispatch cimport OPCODES_MAX, dispatch_t, parked_t, request_t
 
+cdef extern from "_atomics.h" nogil:
+    int load_acquire_int(const int *p)
+
 cdef extern from "<unistd.h>" nogil:
     ssize_t c_write "write"(int fd, const void *data, size_t n)
 
@@ -116,3 +119,8 @@ cdef inline void wait_open(queue_t *q) noexcept nogil:
     """Wait while the gate is closed, unless the queue is to stop. Under the gate."""
     while q.pauses and not q.stop:
         pthread_cond_wait(&q.gate_changed, &q.gate)
+
+
+cdef inline bint closing(queue_t *q) noexcept nogil:
+    """Whether the thread that has the ring is to leave it."""
+    return load_acquire_int(&q.stop) or load_acquire_int(&q.pauses)

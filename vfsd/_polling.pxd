@@ -1,0 +1,22 @@
+"""Looking at a ring before its thread sleeps: how long, and who else wants the CPU."""
+
+from libc.stdint cimport uint64_t
+
+from vfsd._virtqueue cimport queue_t
+
+cdef extern from *:
+    """
+    static inline uint64_t clock_ns(void)
+    {
+    	struct timespec now;
+    	clock_gettime(CLOCK_MONOTONIC, &now);
+    	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+    }
+    """
+    uint64_t clock_ns() noexcept nogil
+
+
+# Poll the ring for a while. True: there is more.
+cdef bint look_for_more(queue_t *q) noexcept nogil
+# After sleep: poll longer, or less, from now on.
+cdef void adapt(queue_t *q, uint64_t now) noexcept nogil

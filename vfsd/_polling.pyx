@@ -1,0 +1,85 @@
+"""Looking at a ring before its thread sleeps (docs/architecture.md, "Polling")."""
+
+from libc.stdint cimport uint64_t
+
+from vfsd cimport _ring as ring
+from vfsd._threads cimport sched_yield
+from vfsd._virtqueue cimport closing, queue_t
+
+__all__ = ()
+
+cdef extern from "<time.h>" nogil:
+    struct timespec:
+        long tv_sec
+        long tv_nsec
+    int nanosleep(const timespec *wanted, timespec *left)
+
+cdef extern from "_atomics.h" nogil:
+    void cpu_relax()
+
+cdef enum:
+    POLL_MIN_NS = 4000
+    CLOCK_EVERY = 32  # looks at the ring for one at the clock
+    YIELD_NS = 4000   # of polling; from then on whoever else wants the CPU has it
+    BUSY_NS = 200000  # somebody else had it for so long
+    HOLD_NS = 20000000  # no polling for so long then, and twice as long each time it happens again
+    HOLD_MAX_NS = 640000000
+    LINGER_NS = 200000  # what nobody waits for (FORGET) is gathered for so long
+
+
+cdef bint linger(queue_t *q) noexcept nogil:
+    """Sleep for a moment without asking for kicks: a wake-up and a kick for each FORGET would cost more."""
+    cdef timespec moment
+    moment.tv_sec = 0
+    moment.tv_nsec = LINGER_NS
+    nanosleep(&moment, NULL)
+    return ring.ring_has_chains(&q.ring)
+
+
+cdef bint look_for_more(queue_t *q) noexcept nogil:
+    """Poll the ring for a while before sleeping: a wake-up costs far more. True: there is more.
+
+    The driver does not kick meanwhile. Only a CPU that nobody else wants is polled on: what the guest's
+    own threads do there would come later.
+    """
+    cdef uint64_t began, before, now
+    cdef int spins
+    if q.lingers:
+        return linger(q)
+    if q.poll_ns == 0:
+        return False
+    began = now = clock_ns()
+    while not closing(q):
+        before = now
+        spins = CLOCK_EVERY
+        while spins:
+            if ring.ring_has_chains(&q.ring):
+                return True
+            cpu_relax()
+            spins -= 1
+        now = clock_ns()
+        if now - began >= q.poll_ns:
+            return False
+        if now - began >= YIELD_NS:
+            sched_yield()
+            now = clock_ns()
+            if now - before >= BUSY_NS:
+                hold(q, now)
+                return False
+    return False
+
+
+cdef void hold(queue_t *q, uint64_t now) noexcept nogil:
+    """Somebody has much to do on this CPU: no polling for a while, for longer each time that comes again."""
+    q.hold_ns = min(2 * q.hold_ns, <uint64_t>HOLD_MAX_NS) if now < q.poll_again + q.hold_ns else HOLD_NS
+    q.poll_again = now + q.hold_ns
+    q.poll_ns = 0
+
+
+cdef void adapt(queue_t *q, uint64_t now) noexcept nogil:
+    """Poll longer where that would have caught the kick, less where the guest was away for long."""
+    cdef uint64_t slept_ns = now - q.idle_since
+    if slept_ns > q.poll_max_ns:
+        q.poll_ns = q.poll_ns // 2 if q.poll_ns > POLL_MIN_NS else 0
+    elif slept_ns > q.poll_ns and now >= q.poll_again:
+        q.poll_ns = min(q.poll_max_ns, max(<uint64_t>POLL_MIN_NS, 2 * q.poll_ns))
