@@ -20,7 +20,6 @@ OPTIONS = ("--xattr", "--flock", "--posix-lock")
 EXCEPTIONS = {
     "tmpfs": {
         "local privileges zero range": "fuse_file_fallocate takes them away before tmpfs refuses",
-        "local times unlink one of two": "its directory's ctime was the old one in 1 of 4 runs",
     },
     "xfs": {
         "local fallocate mode 0x4[01]": "no such kinds in FUSE (fuse_file_fallocate)",

@@ -208,9 +208,13 @@ TIMED_PATHS = (".", "file", "dir", "dir/inside", "empty", "link", "fifo", "other
 
 
 def next_tick():
-    """Until the clock of files' times has moved on; a tick is 10 ms at most."""
-    now = time.clock_gettime_ns(COARSE)
-    while time.clock_gettime_ns(COARSE) == now:
+    """Until the clock of files' times is past this moment; it lags by 10 ms and more.
+
+    By multigrain times a file may have got a finer time, later than the clock after its next tick. tmpfs
+    then gives a directory the same one again (shmem_unlink takes the removed file's).
+    """
+    now = time.clock_gettime_ns(time.CLOCK_REALTIME)
+    while time.clock_gettime_ns(COARSE) <= now:
         time.sleep(0.001)
 
 
