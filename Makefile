@@ -17,6 +17,9 @@ empty := </dev/null
 .PHONY: build run test test-dax bench check wheel clean lint types stubs warnings
 .DELETE_ON_ERROR:
 
+# Before a command that boots user-mode Linux: where Debian's does not run on this CPU, a newer one.
+with_uml = $(python) tools/ensure_uml.py >build/uml.env $(empty); . ./build/uml.env;
+
 build: $(venv)/built
 
 $(venv)/tools: pyproject.toml
@@ -34,12 +37,12 @@ $(venv)/built: $(venv)/tools $(sources)
 # Without a guest's packages the built-in guest takes its place.
 run: build
 	-tools/ensure-packages guest
-	$(python) tools/demo.py $(empty)
+	$(with_uml) $(python) tools/demo.py $(empty)
 
 # Without a guest's packages its tests are skipped, each with the reason.
 test: build
 	-tools/ensure-packages guest
-	$(python) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS) $(empty)
+	$(with_uml) $(python) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS) $(empty)
 
 # A Linux guest with a DAX window, once for each change of what it touches; without debootstrap or a
 # mirror that has QEMU 11.1 it is skipped, with the reason. VFSD_DAX_GUEST: a folder to keep it in.
@@ -55,7 +58,7 @@ build/dax-tested: build $(shell find vfsd tools/guests tests/guest -name '*.py' 
 # The quick profile: vfsd, the peers that are installed, and bare system calls; minutes.
 bench: build
 	-tools/ensure-packages guest
-	$(venv)/bin/vfsd bench --profile quick --json build/bench.json --html build/bench.html $(empty)
+	$(with_uml) $(venv)/bin/vfsd bench --profile quick --json build/bench.json --html build/bench.html $(empty)
 
 check: lint types stubs warnings
 

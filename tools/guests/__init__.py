@@ -10,9 +10,11 @@ from guests.daemon import Daemon, DaemonError, StartDaemon, eventually
 from guests.dax import DaxGuest, StockDaxGuest
 from guests.guest import Guest, GuestError, GuestTimeout, Result
 from guests.qemu import QemuGuest
+from guests.uml import VARIABLE as UML_VARIABLE
 from guests.uml import UmlGuest, uml_command
 
 __all__ = [
+    "UML_VARIABLE",
     "Daemon",
     "DaemonError",
     "DaxGuest",

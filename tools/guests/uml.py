@@ -5,6 +5,7 @@ Its root is the host's own root directory, mounted read-only, so every program o
 
 from __future__ import annotations
 
+import functools
 import os
 import shlex
 import shutil
@@ -30,6 +31,19 @@ def modules() -> Path:
     return Path(uml_command()[-1]).resolve().parent.parent / "lib/uml/modules"
 
 
+@functools.cache
+def boots(command: tuple[str, ...]) -> bool:
+    """Whether user-mode Linux runs on this machine: tried, for a second, once for each uml_command().
+
+    Up to Linux 6.12 it has no room for the registers of a CPU with AMX (fatal_sigsegv in put_fp_registers).
+    """
+    try:
+        with UmlGuest(None, memory=64):
+            return True
+    except GuestError:
+        return False
+
+
 class UmlGuest(Guest):
     """User-mode Linux with a virtio-fs device; the tag comes from the daemon."""
 
@@ -48,6 +62,9 @@ class UmlGuest(Guest):
             return f"{BINARY} is not installed (Debian package user-mode-linux)"
         if not Path("/bin/busybox").exists():
             return "/bin/busybox is not installed (Debian package busybox-static)"
+        command = tuple(uml_command())
+        if not boots(command):
+            return f"{command[-1]} does not boot on this machine; tools/ensure_uml.py gets a newer one"
         return None
 
     def _arguments(self, channel: int, work: Path) -> list[str]:
