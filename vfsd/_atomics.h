@@ -34,6 +34,19 @@ static inline void set_bits_u64(uint64_t *p, uint64_t bits) { __atomic_or_fetch(
 static inline void clear_bits_u64(uint64_t *p, uint64_t bits) { __atomic_and_fetch(p, ~bits, __ATOMIC_ACQ_REL); }
 static inline uint64_t add_u64(uint64_t *p, uint64_t v) { return __atomic_add_fetch(p, v, __ATOMIC_ACQ_REL); }
 
+/* Have a line of memory that another CPU wrote on its way to this one; it need not be mapped. */
+static inline void prefetch(const void *p) { __builtin_prefetch(p, 0); }
+
+/* The same for a line that will be written, of which the other CPU then has no copy any more. */
+static inline void prefetch_to_write(const void *p)
+{
+#if defined(__x86_64__)
+	__asm__ volatile("prefetchw %0" : : "m"(*(const char *)p)); /* the compiler knows it for newer CPUs only */
+#else
+	__builtin_prefetch(p, 1);
+#endif
+}
+
 static inline void cpu_relax(void)
 {
 #if defined(__x86_64__) || defined(__i386__)

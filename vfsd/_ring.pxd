@@ -38,6 +38,7 @@ cdef struct chain_t:
     uint64_t readable_bytes
     uint64_t writable_bytes
     uint16_t head
+    vring_desc first  # the head's descriptor
     bint fragile      # some of it lies in a fragile region
     bint unmapped     # a direction ends early, at bytes outside of a memory that is partial
 
