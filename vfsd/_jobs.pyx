@@ -14,6 +14,9 @@ from vfsd.fuse.dispatch cimport request_run, request_t, span_t
 
 __all__ = ()
 
+cdef extern from "_atomics.h" nogil:
+    void store_release_int(int *p, int v)
+
 
 cdef bint jobs_init(queue_t *q, uint32_t num, uint32_t iov_max) noexcept nogil:
     jobs_free(q)
@@ -71,6 +74,7 @@ cdef job_t *make_job(queue_t *q, chain_t *chain, request_t *r) noexcept nogil:
     n = keep_iov(&job.request.body, job.iov)
     keep_iov(&job.request.reply, job.iov + n)
     pthread_mutex_lock(&q.gate)
+    store_release_int(&q.jobs_live, q.jobs_live + 1)
     q.jobs_out += 1
     pthread_mutex_unlock(&q.gate)
     return job
@@ -110,5 +114,6 @@ cdef void run_job(task_t *task) noexcept nogil:
     q.free_jobs = job
     pthread_mutex_unlock(&q.used_lock)
     pthread_mutex_lock(&q.gate)
+    store_release_int(&q.jobs_live, q.jobs_live - 1)
     job_back(q)
     pthread_mutex_unlock(&q.gate)

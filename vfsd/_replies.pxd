@@ -11,14 +11,31 @@ from vfsd._virtqueue cimport op_count_t, queue_t
 from vfsd.fuse.dispatch cimport OPCODES_MAX, request_reply, request_t
 
 cdef extern from "_atomics.h" nogil:
+    int load_acquire_int(const int *p)
     void count_u64(uint64_t *p, uint64_t v)
 
-cdef extern from "<unistd.h>" nogil:
-    int c_close "close"(int fd)
+cdef extern from "_syscalls.h" nogil:
+    int c_close "sys_close"(int fd)
 
 
 # Call the guest, if it has given a descriptor for it.
 cdef void call_guest(queue_t *q) noexcept nogil
+
+
+cdef inline bint lock_used(queue_t *q) noexcept nogil:
+    """Take the used ring and the counters: whether there is anybody to take them from.
+
+    Only the thread that has the ring makes jobs: while there are none it is alone.
+    """
+    if load_acquire_int(&q.jobs_live) == 0:
+        return False
+    pthread_mutex_lock(&q.used_lock)
+    return True
+
+
+cdef inline void unlock_used(queue_t *q, bint locked) noexcept nogil:
+    if locked:
+        pthread_mutex_unlock(&q.used_lock)
 
 
 cdef inline void finish(queue_t *q, request_t *r, uint32_t head, uint64_t bytes_in, int rc) noexcept nogil:
@@ -30,30 +47,29 @@ cdef inline void give_back(queue_t *q, request_t *r, uint32_t head, uint64_t byt
                            int rc) noexcept nogil:
     cdef uint32_t opcode = r.header.opcode
     cdef op_count_t *count = &q.ops[opcode if opcode < OPCODES_MAX else OPCODES_MAX]
-    pthread_mutex_lock(&q.used_lock)
+    cdef bint locked = lock_used(q)
     count_u64(&count.requests, 1)
     count_u64(&count.bytes_in, bytes_in)
     count_u64(&count.bytes_out, written)
     if rc < 0:
         count_u64(&count.errors, 1)
     ring_push(&q.ring, <uint16_t>head, written)
-    pthread_mutex_unlock(&q.used_lock)
+    unlock_used(q, locked)
     if r.close_fd >= 0:
         c_close(r.close_fd)
 
 
 cdef inline void give_back_unanswered(queue_t *q, uint16_t head) noexcept nogil:
     """A chain that has no room for a reply, or is no request."""
-    pthread_mutex_lock(&q.used_lock)
+    cdef bint locked = lock_used(q)
     count_u64(&q.unanswered, 1)
     ring_push(&q.ring, head, 0)
-    pthread_mutex_unlock(&q.used_lock)
+    unlock_used(q, locked)
 
 
 cdef inline void call_if_wanted(queue_t *q) noexcept nogil:
-    cdef bint wanted
-    pthread_mutex_lock(&q.used_lock)
-    wanted = ring_wants_call(&q.ring)
-    pthread_mutex_unlock(&q.used_lock)
+    cdef bint locked = lock_used(q)
+    cdef bint wanted = ring_wants_call(&q.ring)
+    unlock_used(q, locked)
     if wanted:
         call_guest(q)

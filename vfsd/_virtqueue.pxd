@@ -91,13 +91,14 @@ cdef struct queue_t:
     # The gate: the control thread changes what the queue thread uses only while it is closed.
     pthread_mutex_t gate
     pthread_mutex_t park_lock
-    pthread_mutex_t used_lock   # the used ring and the counters: queue thread and pool
+    pthread_mutex_t used_lock   # the used ring and the counters: queue thread and jobs, while jobs_live
     pthread_cond_t gate_changed
     int pauses
     bint working
     bint away                # it works on copies alone, in the middle of a batch
     uint64_t removals        # of the memory's regions, when the batch was taken
     bint missed              # the other thread has woken meanwhile and gone back to sleep; under the gate
+    int jobs_live            # made and not done: written under the gate
     int jobs_out             # with the pool; the gate is closed only when there are none
     int jobs_away            # of the pool's, those that use nothing of the queue just now
     int bounce_fd            # a memfd, and where it is mapped: for chains in fragile memory

@@ -1,7 +1,6 @@
 """System calls of the data path, with the field's own names; libc or Cython lack some of them."""
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdio cimport snprintf
 
 from vfsd._memory cimport iovec
 
@@ -95,7 +94,6 @@ cdef extern from "<fcntl.h>" nogil:
     int F_RDLCK
     int F_WRLCK
     int F_UNLCK
-    int openat(int dirfd, const char *path, int flags, ...)
     int fallocate(int fd, int mode, int64_t offset, int64_t length)
     unsigned int FALLOC_FL_KEEP_SIZE
     unsigned int FALLOC_FL_PUNCH_HOLE
@@ -141,17 +139,18 @@ cdef extern from "<sys/file.h>" nogil:
     int LOCK_NB
     int LOCK_UN
 
+cdef extern from "_syscalls.h" nogil:
+    int openat "sys_openat"(int dirfd, const char *path, int flags, ...)
+    int close "sys_close"(int fd)
+    ssize_t preadv2 "sys_preadv2"(int fd, const iovec *iov, int n, int64_t offset, int flags)
+    ssize_t pwritev2 "sys_pwritev2"(int fd, const iovec *iov, int n, int64_t offset, int flags)
+
 cdef extern from "<sys/uio.h>" nogil:
-    ssize_t preadv(int fd, const iovec *iov, int n, int64_t offset)
-    ssize_t preadv2(int fd, const iovec *iov, int n, int64_t offset, int flags)
-    ssize_t pwritev(int fd, const iovec *iov, int n, int64_t offset)
-    ssize_t pwritev2(int fd, const iovec *iov, int n, int64_t offset, int flags)
     int RWF_APPEND
     int RWF_NOWAIT
     int IOV_MAX "1024"
 
 cdef extern from "<unistd.h>" nogil:
-    int close(int fd)
     int c_dup "dup"(int fd)
     int fchdir(int fd)
     int fsync(int fd)
@@ -259,5 +258,17 @@ cdef inline int open_cached(int dirfd, const char *path, int flags) noexcept nog
 
 cdef inline const char *fd_name(int fd, char *text) noexcept nogil:
     """The name below /proc/self/fd (tables_t.proc_fd) of what a descriptor stands for."""
-    snprintf(text, FD_BYTES, b"%d", fd)
+    cdef int at = 0, i = FD_BYTES
+    cdef char digits[FD_BYTES]
+    while True:
+        i -= 1
+        digits[i] = c'0' + fd % 10
+        fd //= 10
+        if fd == 0:
+            break
+    while i < FD_BYTES:
+        text[at] = digits[i]
+        at += 1
+        i += 1
+    text[at] = 0
     return text

@@ -113,6 +113,7 @@ cdef struct place_t:           # an inode that is referenced, and its descriptor
 cdef struct listing_t:
     uint64_t fh
     int64_t offset             # of the entry at `at`
+    bint stands                # the directory's descriptor stands there
     uint32_t at
     uint32_t n
     int busy

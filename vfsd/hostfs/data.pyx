@@ -229,8 +229,10 @@ cdef int op_tmpfile(void *fs, request_t *r) noexcept nogil:
 
 # --- the data ---
 
+# At an offset of -1, which is never passed on, these would go by the file's own position.
+
 cdef ssize_t read_at(int fd, const h.iovec *iov, int n, int64_t offset) noexcept nogil:
-    return h.preadv(fd, iov, n, offset)
+    return h.preadv2(fd, iov, n, offset, 0)
 
 
 cdef ssize_t read_cached(int fd, const h.iovec *iov, int n, int64_t offset) noexcept nogil:
@@ -239,7 +241,7 @@ cdef ssize_t read_cached(int fd, const h.iovec *iov, int n, int64_t offset) noex
 
 
 cdef ssize_t write_at(int fd, const h.iovec *iov, int n, int64_t offset) noexcept nogil:
-    return h.pwritev(fd, iov, n, offset)
+    return h.pwritev2(fd, iov, n, offset, 0)
 
 
 cdef ssize_t append(int fd, const h.iovec *iov, int n, int64_t offset) noexcept nogil:
@@ -308,7 +310,6 @@ cdef int op_read(void *fs, request_t *r) noexcept nogil:
     cdef int fd = -1
     cdef bint waits = False
     memset(&arg, 0, sizeof(arg))
-    # (To preadv2(2) -1 would be the file's own position.)
     if request_args(r, &arg, sizeof(arg)) < 0 or arg.size > r.reply.bytes or <int64_t>arg.offset < 0:
         return -EINVAL
     if arg.flags & t.read_waits and not r.may_wait:
@@ -354,7 +355,8 @@ cdef int op_write(void *fs, request_t *r) noexcept nogil:
     cdef uint64_t began_ms = 0
     cdef int fd = -1
     memset(&arg, 0, sizeof(arg))
-    if request_args(r, &arg, sizeof(arg)) < 0 or arg.size > r.body.bytes or r.reply.bytes < sizeof(out):
+    if (request_args(r, &arg, sizeof(arg)) < 0 or arg.size > r.body.bytes or <int64_t>arg.offset < 0
+            or r.reply.bytes < sizeof(out)):
         return -EINVAL
     if arg.flags & t.write_waits and not r.may_wait:
         return WOULD_BLOCK

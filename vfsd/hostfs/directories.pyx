@@ -42,6 +42,7 @@ cdef int op_opendir(void *fs, request_t *r) noexcept nogil:
     if rc < 0:
         h.close(fd)
         return rc
+    begin_listing(t, fh)
     out.fh = fh
     out.open_flags = t.opendir_flags
     out.backing_id = 0
@@ -128,7 +129,20 @@ cdef listing_t *take_listing(tables_t *t, uint64_t fh, listing_t *own) noexcept 
     if l.fh != fh:
         l.fh = fh
         l.at = l.n = 0
+        l.stands = False
     return l
+
+
+cdef void begin_listing(tables_t *t, uint64_t fh) noexcept nogil:
+    """For a directory that has just been opened: its descriptor stands at the beginning."""
+    cdef listing_t *l = &t.listings[<uint32_t>fh % LISTINGS]
+    if not cas_int(&l.busy, 0, 1):
+        return
+    l.fh = fh
+    l.at = l.n = 0
+    l.offset = 0
+    l.stands = True
+    store_release_int(&l.busy, 0)
 
 
 cdef inline bint was_last(const tables_t *t, const listing_t *l) noexcept nogil:
@@ -152,14 +166,16 @@ cdef int list_from(tables_t *t, request_t *r, const place_t *p, listing_t *l, in
     # The beginning is read anew: rewinddir(3) shows what has changed.
     if offset == 0 or l.offset != offset:
         l.at = l.n = 0
+        l.stands = l.stands and l.offset == offset
         l.offset = offset
     while True:
         if l.at >= l.n:
             if r.reply_bytes and was_last(t, l):
                 return 0
-            l.at = l.n = 0
-            if h.lseek(p.fd, l.offset, h.SEEK_SET) < 0:
+            if l.n == 0 and not l.stands and h.lseek(p.fd, l.offset, h.SEEK_SET) < 0:
                 return -errno
+            l.at = l.n = 0
+            l.stands = False
             n = h.syscall(h.SYS_getdents64, p.fd, l.entries, sizeof(l.entries))
             if n == 0:
                 t.inodes[p.index].unread = 0
