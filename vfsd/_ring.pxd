@@ -53,6 +53,8 @@ cdef struct ring_t:
     uint16_t avail_idx    # avail.idx as last loaded
     uint16_t used_idx     # next used entry to write
     uint16_t called_idx   # used_idx when the driver was last considered for a call
+    uint16_t called_event # the driver's event index when it was last called
+    bint called           # it was, and has not been seen to look at the used ring since
     bint event_idx
     uint32_t last_region  # region of the last translation, tried first
     iovec *iov
@@ -75,6 +77,8 @@ cdef void ring_push(ring_t *r, uint16_t head, uint32_t written) noexcept nogil
 cdef void ring_push_batch(ring_t *r, const vring_used_elem *elems, int n) noexcept nogil
 # Whether the driver asked for a call for what was pushed since this was last asked. Full fence.
 cdef bint ring_wants_call(ring_t *r) noexcept nogil
+# Whether the driver was called and has not looked at the used ring since: False without EVENT_IDX.
+cdef bint ring_call_unheard(ring_t *r) noexcept nogil
 # Tell the driver not to kick.
 cdef void ring_disable_kick(ring_t *r) noexcept nogil
 # Ask for a kick. 1 when chains are already waiting (then do not sleep). Full fence.

@@ -316,14 +316,24 @@ cdef void ring_push_batch(ring_t *r, const vring_used_elem *elems, int n) noexce
 
 
 cdef bint ring_wants_call(ring_t *r) noexcept nogil:
-    cdef uint16_t old = r.called_idx
+    cdef uint16_t old = r.called_idx, event
     if old == r.used_idx:
         return False
     r.called_idx = r.used_idx
     full_fence()
     if r.event_idx:
-        return need_event(load_relaxed_u16(used_event(r.avail, r.num)), r.used_idx, old)
+        event = load_relaxed_u16(used_event(r.avail, r.num))
+        if not need_event(event, r.used_idx, old):
+            return False
+        r.called = True
+        r.called_event = event
+        return True
     return not load_relaxed_u16(&r.avail[0]) & VRING_AVAIL_F_NO_INTERRUPT
+
+
+cdef bint ring_call_unheard(ring_t *r) noexcept nogil:
+    """A driver that looks sets its event index anew, if only to 0 (virtqueue_disable_cb)."""
+    return r.called and load_relaxed_u16(used_event(r.avail, r.num)) == r.called_event
 
 
 cdef void ring_disable_kick(ring_t *r) noexcept nogil:
@@ -433,6 +443,10 @@ cdef class DeviceRing:
     def wants_call(self):
         """Whether the driver asked for a call for what was pushed since this was last asked."""
         return ring_wants_call(&self.ring)
+
+    def call_unheard(self):
+        """Whether the driver was called and its event index has not moved since."""
+        return ring_call_unheard(&self.ring)
 
     def disable_kick(self):
         """Tell the driver not to kick."""

@@ -424,6 +424,27 @@ def test_call_suppression_by_event_index(base: int) -> None:
     assert not ring.wants_call()
 
 
+def test_a_call_is_heard_when_the_event_index_moves() -> None:
+    layout = Layout(8, event_idx=True)
+    layout.u16(layout.used_event, 0)
+    ring = layout.device()
+    assert not ring.call_unheard()  # there was none
+    ring.push(0, 0)
+    assert ring.wants_call() and ring.call_unheard()
+    ring.push(1, 0)
+    assert not ring.wants_call() and ring.call_unheard()
+    layout.u16(layout.used_event, 2)
+    assert not ring.call_unheard()
+    ring.push(2, 0)
+    assert ring.wants_call() and ring.call_unheard()
+
+
+def test_whether_a_call_was_heard_is_unknown_without_an_event_index() -> None:
+    ring = Layout(4).device()
+    ring.push(0, 0)
+    assert ring.wants_call() and not ring.call_unheard()
+
+
 def test_kick_suppression_by_flag() -> None:
     layout = Layout(4)
     ring = layout.device()
