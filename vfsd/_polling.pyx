@@ -25,7 +25,7 @@ cdef enum:
     BUSY_NS = 200000  # somebody else had it for so long
     HOLD_NS = 20000000  # no polling for so long then, and twice as long each time it happens again
     HOLD_MAX_NS = 640000000
-    HEARD_NS = 30000  # a driver that was called has looked by then
+    HEARD_NS = 50000  # a driver that was called has looked by then: waking a CPU takes up to 45 us
     LINGER_NS = 200000  # what nobody waits for (FORGET) is gathered for so long
 
 
