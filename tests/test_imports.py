@@ -30,7 +30,7 @@ ALLOWED = {
     "_jobs": {"_memory", "_pool", "_replies", "_ring", "_threads", "_virtqueue", "fuse"},
     "_parks": {"_memory", "_replies", "_ring", "_threads", "_virtqueue", "fuse"},
     "_bounce": {"_memory", "_replies", "_ring", "_virtqueue", "fuse"},
-    "_polling": {"_ring", "_threads", "_virtqueue"},
+    "_polling": {"_replies", "_ring", "_threads", "_virtqueue"},
     "_queue": {
         "_bounce", "_jobs", "_memory", "_parks", "_polling", "_pool", "_replies", "_ring", "_threads",
         "_virtqueue", "fuse",

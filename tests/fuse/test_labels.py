@@ -35,7 +35,9 @@ import os, select, sys
 directory, label = sys.argv[1:]
 seen, bare = set(), set()
 print("READY", flush=True)
-while not select.select([0], [], [], 0)[0]:
+ended = False
+while not ended:  # once more after the end: it may have had no turn before
+    ended = bool(select.select([0], [], [], 0)[0])
     for name in set(os.listdir(directory)) - seen:
         try:
             os.getxattr(f"{directory}/{name}", label, follow_symlinks=False)
