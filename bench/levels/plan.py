@@ -37,7 +37,8 @@ def cells(profile: Profile) -> list[Cell]:
     """In the order in which it is measured; what shares a setting stands together."""
     full = profile.name == "full"
     deep = DEPTHS[profile.name]
-    found = across(Setting(), EVERY, (1, 32) if full else (1,)) + across(Setting(), MORE_KINDS if full else KINDS, deep)
+    found = across(Setting(), EVERY, (1, 32) if full else (1,))
+    found += across(Setting(), MORE_KINDS if full else KINDS, deep)
     called = Setting(completions="event")
     found += across(called, (*MORE_KINDS, "readdir-10", "read-1m") if full else KINDS[::3], (1,))
     found += across(called, SHARED if full else SHARED[:2], (32,))
