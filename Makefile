@@ -1,5 +1,6 @@
 # Targets: build run test test-dax bench check wheel clean. Each installs what it needs and reads no input.
-# PYTHON names the interpreter to build for, PYTEST_ARGS what to pass to pytest.
+# PYTHON names the interpreter to build for, PYTEST_ARGS what to pass to pytest; VFSD_BUILD and VFSD_WERROR
+# are for setup.py.
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
@@ -32,7 +33,7 @@ $(venv)/tools: pyproject.toml
 
 $(venv)/built: $(venv)/tools $(sources)
 	$(pip) install --no-build-isolation --editable . $(empty)
-	touch $@
+	touch $@ $(if $(filter 1,$(VFSD_WERROR)),$(venv)/werror)
 
 # Without a guest's packages the built-in guest takes its place.
 run: build
@@ -75,7 +76,8 @@ types: $(venv)/tools
 stubs: build
 	$(python) -m mypy.stubtest --concise --ignore-missing-stub $(modules)
 
-# A build of its own, because Cython prints no warning for a file it need not translate again.
+# A build of its own, because Cython prints no warning for a file it need not translate again;
+# VFSD_WERROR=1 make build, where nothing has been built yet, is one.
 warnings: $(venv)/werror
 
 $(venv)/werror: $(venv)/tools $(sources)

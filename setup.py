@@ -2,6 +2,7 @@
 
 VFSD_BUILD=debug turns on bounds checks and assertions, VFSD_BUILD=asan adds the address and
 undefined-behaviour sanitizers; VFSD_WERROR=1 makes every warning of Cython and the C compiler fatal.
+CFLAGS, where it is set, says how much to optimise.
 """
 
 import os
@@ -16,7 +17,9 @@ WERROR = os.environ.get("VFSD_WERROR") == "1"
 if BUILD not in ("release", "debug", "asan"):
     raise SystemExit(f"VFSD_BUILD={BUILD}: use release, debug or asan")
 
-cflags = ["-O2", "-DNDEBUG", "-Wall", "-Wextra", "-fno-strict-aliasing"]
+cflags = ["-DNDEBUG", "-Wall", "-Wextra", "-fno-strict-aliasing"]
+if "CFLAGS" not in os.environ:
+    cflags.append("-O2")
 ldflags: list[str] = []
 if BUILD != "release":
     cflags += ["-O1", "-g", "-UNDEBUG"]
