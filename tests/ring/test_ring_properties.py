@@ -250,6 +250,7 @@ class Walk:
         self.readable = self.writable = b""
         self.elements = 0
         self.seen_writable = False
+        self.totals = {False: 0, True: 0}  # of the writable ones
 
     def element(self, addr: int, length: int, flags: int) -> None:
         self.elements += 1
@@ -258,6 +259,9 @@ class Walk:
         if self.seen_writable and not flags & WRITE:
             raise Refused(_ring.CHAIN_ORDER)
         self.seen_writable |= bool(flags & WRITE)
+        self.totals[self.seen_writable] += length
+        if self.totals[self.seen_writable] >= 2**32:
+            raise Refused(_ring.CHAIN_TOTAL)
         if addr + max(length, 1) > 2**64:
             raise Refused(_ring.CHAIN_OVERFLOW)
         if length == 0:
