@@ -31,8 +31,9 @@ ALLOWED = {
     "_parks": {"_memory", "_replies", "_ring", "_threads", "_virtqueue", "fuse"},
     "_bounce": {"_memory", "_replies", "_ring", "_virtqueue", "fuse"},
     "_polling": {"_replies", "_ring", "_threads", "_virtqueue"},
+    "_calls": {"_polling", "_ring", "_virtqueue", "fuse"},
     "_queue": {
-        "_bounce", "_jobs", "_memory", "_parks", "_polling", "_pool", "_replies", "_ring", "_threads",
+        "_bounce", "_calls", "_jobs", "_memory", "_parks", "_polling", "_pool", "_replies", "_ring", "_threads",
         "_virtqueue", "fuse",
     },
     "share": {"_dax", "_pool", "_queue", "fuse", "hostfs", "vhost", "errors"},

@@ -16,7 +16,9 @@ cdef extern from *:
     uint64_t clock_ns() noexcept nogil
 
 
-# Poll the ring for a while. True: there is more.
+# Poll the ring for so long. True: there is more. False and q.poll_ns == 0: others want the CPU.
+cdef bint poll(queue_t *q, uint64_t ns) noexcept nogil
+# Poll the ring for a while before sleeping. True: there is more.
 cdef bint look_for_more(queue_t *q) noexcept nogil
 # After sleep: poll longer, or less, from now on.
 cdef void adapt(queue_t *q, uint64_t now) noexcept nogil

@@ -48,14 +48,14 @@ cdef bint look_for_more(queue_t *q) noexcept nogil:
         return linger(q)
     if q.poll_ns == 0:
         return False
-    if poll(q):
+    if poll(q, q.poll_ns):
         return True
     if ring.ring_call_unheard(&q.ring) and not closing(q):
         call_again(q)
     return False
 
 
-cdef bint poll(queue_t *q) noexcept nogil:
+cdef bint poll(queue_t *q, uint64_t ns) noexcept nogil:
     cdef uint64_t began = clock_ns(), now = began, before, polled
     cdef int spins
     while not closing(q):
@@ -68,7 +68,7 @@ cdef bint poll(queue_t *q) noexcept nogil:
             spins -= 1
         now = clock_ns()
         polled = now - began
-        if polled >= q.poll_ns and (polled >= HEARD_NS or not ring.ring_call_unheard(&q.ring)):
+        if polled >= ns and (polled >= HEARD_NS or not ring.ring_call_unheard(&q.ring)):
             return False
         if polled >= YIELD_NS:
             sched_yield()

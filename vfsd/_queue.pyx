@@ -8,6 +8,7 @@ from libc.string cimport memcpy
 
 from vfsd cimport _ring as ring
 from vfsd._bounce cimport bounce_free, serve_fragile
+from vfsd._calls cimport call_later, calls_init, note_caller
 from vfsd._jobs cimport jobs_free, jobs_init, make_job, run_job
 from vfsd._memory cimport GuestMemory
 from vfsd._parks cimport answer_ready, cancel_parked, park, parks_free, parks_init
@@ -91,6 +92,7 @@ cdef bint serve_chain(queue_t *q, chain_t *chain, bint last) noexcept nogil:
     cdef job_t *job
     cdef int rc
     if chain.fragile:
+        q.uncalled.awaited = True
         serve_fragile(q, chain)
         return True
     readable.iov = chain.readable
@@ -100,8 +102,10 @@ cdef bint serve_chain(queue_t *q, chain_t *chain, bint last) noexcept nogil:
     writable.n = chain.n_writable
     writable.bytes = chain.writable_bytes
     if not request_parse(q.dispatch, readable, writable, &r):
+        q.uncalled.awaited = True
         give_back_unanswered(q, chain.head)
         return True
+    note_caller(&q.uncalled, &r)
     if chain.unmapped:
         r.error = -EFAULT
     rc = WOULD_BLOCK
@@ -202,14 +206,17 @@ cdef bint work(queue_t *q) noexcept nogil:
         if load_acquire_int(&q.any_ready):
             answer_ready(q)
         if n > 0:
-            call_if_wanted(q)
+            if not call_later(q, n, moved):
+                call_if_wanted(q)
         elif n < 0:
+            call_if_wanted(q)
             break_ring(q, n)
             return True
         elif not look_for_more(q) and not closing(q):
             if not ring.ring_enable_kick(&q.ring):
                 return True
             ring.ring_disable_kick(&q.ring)
+    call_if_wanted(q)
     return True
 
 
@@ -383,6 +390,7 @@ cdef class Queue:
                 " is no power of two, unaligned or outside memory")
         self.memory = memory
         self.num = num
+        calls_init(&self.q.uncalled)
         self.q.broken = 0
         self.q.stop = 0
         self.started = True

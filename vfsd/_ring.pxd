@@ -77,6 +77,8 @@ cdef void ring_push(ring_t *r, uint16_t head, uint32_t written) noexcept nogil
 cdef void ring_push_batch(ring_t *r, const vring_used_elem *elems, int n) noexcept nogil
 # Whether the driver asked for a call for what was pushed since this was last asked. Full fence.
 cdef bint ring_wants_call(ring_t *r) noexcept nogil
+# Whether ring_wants_call would say so now. With EVENT_IDX; without, never.
+cdef bint ring_call_due(ring_t *r) noexcept nogil
 # Whether the driver was called and has not looked at the used ring since: False without EVENT_IDX.
 cdef bint ring_call_unheard(ring_t *r) noexcept nogil
 # Tell the driver not to kick.

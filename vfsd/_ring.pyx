@@ -331,6 +331,11 @@ cdef bint ring_wants_call(ring_t *r) noexcept nogil:
     return not load_relaxed_u16(&r.avail[0]) & VRING_AVAIL_F_NO_INTERRUPT
 
 
+cdef bint ring_call_due(ring_t *r) noexcept nogil:
+    return r.event_idx and need_event(
+        load_relaxed_u16(used_event(r.avail, r.num)), r.used_idx, r.called_idx)
+
+
 cdef bint ring_call_unheard(ring_t *r) noexcept nogil:
     """A driver that looks sets its event index anew, if only to 0 (virtqueue_disable_cb)."""
     return r.called and load_relaxed_u16(used_event(r.avail, r.num)) == r.called_event

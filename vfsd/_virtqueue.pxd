@@ -17,6 +17,7 @@ cdef extern from "<unistd.h>" nogil:
 cdef enum:
     BATCH = 32          # chains taken at a time
     CALL_BYTES_MAX = 32
+    CALLERS = 8         # a power of two
 
 
 # What was done for one opcode. One writer (the queue thread); read at any time.
@@ -50,6 +51,26 @@ cdef struct park_t:
     park_t *next             # of the free or the ready ones
 
 
+# Whether somebody goes on without replies is tried after so many of them, twice as many each time it was not so.
+cdef struct caller_t:
+    uint32_t pid
+    uint32_t patience        # replies
+
+
+# Replies the guest is not called for yet, because their caller goes on without them.
+cdef struct calls_t:
+    uint32_t ahead           # that caller: fuse_in_header.pid in the guest, 0 for none
+    uint32_t last            # who asked last for something that one may have several of
+    bint awaited             # somebody else has been answered
+    bint went_on             # `ahead` has asked for more since the first of the held replies
+    uint32_t together        # replies to call for at once
+    uint32_t held            # replies not called for
+    uint64_t held_bytes
+    uint32_t streak          # replies since `together` has changed
+    uint32_t others          # replies to others since `ahead` asked
+    caller_t callers[CALLERS]  # who was tried, by pid
+
+
 cdef struct queue_t:
     ring_t ring
     dispatch_t *dispatch
@@ -71,6 +92,7 @@ cdef struct queue_t:
     uint64_t hold_ns         # how long that was, the last time
     uint64_t idle_since      # ns, when the ring was left
     bint lingers
+    calls_t uncalled
     void *owner              # the Queue: borrowed
     int threads              # 1, or 2 once something has blocked
     int sleepers             # of those, waiting for a kick; under the gate

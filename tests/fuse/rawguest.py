@@ -152,6 +152,7 @@ class GuestQueue:
         length: int | None = None,
         ext: bytes = b"",
         extlen: int | None = None,
+        publish: bool = True,
         kick: bool = True,
     ) -> int:
         """Send one request; what wait() takes.
@@ -171,12 +172,18 @@ class GuestQueue:
             out = wire.FIXED.get(opcode, 0)
         readable_sizes = [wire.IN_SIZE, *([len(args)] if args else []), *by_page(len(data))]
         writable_sizes = [wire.OUT_SIZE, *([out] if out else []), *by_page(pages)] if has_reply else []
-        return self.submit_bytes(header + body, readable_sizes, writable_sizes, kick=kick)
+        return self.submit_bytes(header + body, readable_sizes, writable_sizes, publish=publish, kick=kick)
 
     def submit_bytes(
-        self, request: bytes, readable_sizes: Sizes, writable_sizes: Sizes, *, kick: bool = True
+        self,
+        request: bytes,
+        readable_sizes: Sizes,
+        writable_sizes: Sizes,
+        *,
+        publish: bool = True,
+        kick: bool = True,
     ) -> int:
-        """Any bytes for a request, any room for a reply."""
+        """Any bytes for a request, any room for a reply. publish: or the caller moves avail_idx."""
         framing = self.guest.framing
         gaps: list[int] = []
         sources = self._place(framing(readable_sizes), gaps)
@@ -196,8 +203,9 @@ class GuestQueue:
         token = next(self.guest.tokens)
         self._pending[token] = Pending(opcode, unique, len(request), targets, gaps)
         self.ring.add(sources, targets, token)
-        self.ring.publish()
-        if kick:
+        if publish:
+            self.ring.publish()
+        if publish and kick:
             self.kick()
         return token
 
@@ -282,6 +290,10 @@ class GuestQueue:
     def used_idx(self) -> int:
         return self.get_u16(self.used + 2)
 
+    def call_after(self, idx: int) -> None:
+        """Ask to be called when used.idx passes this (used_event)."""
+        self.set_u16(self.avail + 4 + 2 * self.num, idx)
+
     def used_elem(self, i: int) -> tuple[int, int]:
         """(id, len)"""
         head, written = struct.unpack("<II", self.memory.read(self.used + 4 + 8 * (i % self.num), 8))
@@ -302,7 +314,7 @@ class GuestQueue:
             now = self.used_idx
             if now == idx & 0xFFFF:
                 return
-            self.set_u16(self.avail + 4 + 2 * self.num, now)  # used_event
+            self.call_after(now)
             if self.used_idx == now:
                 self._sleep(deadline)
 

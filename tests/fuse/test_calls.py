@@ -1,19 +1,32 @@
-"""A guest that was called for a reply looks at its used ring; one that does not has missed the call."""
+"""When the guest is called: once for a reply that somebody waits for, once for several that nobody does.
 
+A guest that was called looks at its used ring; one that does not has missed the call.
+"""
+
+import contextlib
 import os
 import select
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from guests import StartDaemon
+import pytest
+from guests import Daemon, StartDaemon
 
 from .conftest import guests_of
 from .rawguest import TIMEOUT_S, GuestQueue
-from .wire import ROOT
+from .rawguest import Guest
+from .wire import ROOT, read_in
 
 POLL_US = 1000  # the daemon calls again at the end of it
 AGAIN_S = 0.1
 BUSY = 50  # requests, so that the daemon polls
 TRIES = 100  # it does not poll on a machine that is busy
+NUM = 1024  # elements of the ring
+STREAM = 512  # requests of one caller, each sent before the call for the last
+BLOCK = 512
+ENDS = 50
+FULL = 8  # replies that it is called for at once, at most
 
 
 def calls(queue: GuestQueue, timeout_s: float) -> int:
@@ -46,3 +59,100 @@ def test_a_guest_that_does_not_look_is_called_again(module_daemon: StartDaemon, 
             if seen != 1:
                 break
         assert seen == 2
+
+
+class Stream:
+    """One caller who reads and goes on: asynchronous I/O."""
+
+    def __init__(self, guest: Guest) -> None:
+        self.queue = guest.queue
+        self.entry, self.fh = guest.create(ROOT, b"file")
+        assert guest.write(self.entry.nodeid, self.fh, 0, bytes(range(256)) * (BLOCK // 256)) == BLOCK
+        assert not self.queue.ring.enable_call()
+        calls(self.queue, 0)
+
+    def prepare(self, n: int) -> list[int]:
+        """Requests that only need avail_idx to be moved."""
+        args = read_in(self.fh, 0, BLOCK)
+        return [self.queue.submit("READ", self.entry.nodeid, args, pages=BLOCK, publish=False) for _ in range(n)]
+
+    def go(self, tokens: list[int]) -> int:
+        """Ask for one when the other is answered; how often the guest was called, and asked to be again."""
+        queue, seen = self.queue, 0
+        queue.call_after(queue.used_idx)
+        for _ in tokens:
+            queue.avail_idx += 1
+            queue.kick_always()
+            self.answered(queue.avail_idx)
+            if calls(queue, 0):
+                seen += 1
+                queue.call_after(queue.used_idx)
+        queue.ring.publish()
+        return seen
+
+    def answered(self, idx: int) -> None:
+        """Until used.idx is this, called or not."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while self.queue.used_idx != idx:
+            assert time.monotonic() < deadline
+
+    def end(self, tokens: list[int]) -> None:
+        """All of them are answered; by calls alone the guest learns of it."""
+        for token in tokens:
+            assert len(self.queue.wait(token).body) == BLOCK
+
+
+@contextlib.contextmanager
+def first_on_the_machine(daemon: Daemon) -> Iterator[None]:
+    """It and this thread have the CPUs before all others: it does not poll where somebody else wants to run."""
+    threads = [0, *map(int, os.listdir(f"/proc/{daemon.pid}/task"))]
+    try:
+        for thread in threads:
+            os.sched_setscheduler(thread, os.SCHED_FIFO, os.sched_param(1))
+    except PermissionError:
+        pytest.skip("only root may put a thread before all others")
+    try:
+        yield
+    finally:
+        for thread in threads:
+            os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
+
+
+def test_a_caller_that_goes_on_is_called_once_for_several(
+    module_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    daemon = module_daemon(tmp_path, options=["--poll-us", str(POLL_US)])
+    with guests_of(daemon) as start:
+        guest = start(num=NUM)
+        guest.init()
+        stream = Stream(guest)
+        found = []
+        for _ in range(TRIES):
+            tokens = stream.prepare(STREAM)
+            with first_on_the_machine(daemon):
+                found.append(stream.go(tokens))
+            stream.end(tokens)
+            if found[-1] <= 2 * STREAM // FULL:
+                break
+        assert found[-1] <= 2 * STREAM // FULL, found
+
+
+def test_a_ring_that_stops_owes_no_call(module_daemon: StartDaemon, tmp_path: Path) -> None:
+    """Replies that wait for more are called for before GET_VRING_BASE is answered."""
+    daemon = module_daemon(tmp_path, options=["--poll-us", str(POLL_US)])
+    with guests_of(daemon) as start:
+        guest = start(num=NUM)
+        guest.init()
+        stream = Stream(guest)
+        for n in range(ENDS):
+            tokens = stream.prepare(STREAM)
+            stream.go(tokens)
+            stream.end(tokens)
+            before = stream.queue.used_idx
+            tokens = stream.prepare(1 + n % 5)
+            stream.go(tokens)
+            taken = guest.frontend.get_vring_base(1) - before
+            stream.end(tokens[:taken])
+            stream.queue.make_ring()
+            stream.queue.start()
+            calls(stream.queue, 0)

@@ -46,6 +46,7 @@ cdef struct request_t:
     int error               # 0 or -errno of a request that is refused before it is run
     int close_fd            # to be closed once the reply is out, -1 for none
     bint in_python
+    bint streams            # whoever asks for it may have asked for more meanwhile
     bint may_wait           # the operation may block: no queue waits for it
     bint resumed            # run again; its arguments are in scratch or name, the body is consumed
     # Around work on copies alone, while may_wait: the control thread may change what the queue uses,
@@ -71,6 +72,7 @@ cdef struct dispatch_t:
     void *owner             # the Dispatch: borrowed
     unsigned char python[OPCODES_MAX]
     unsigned char blocks[OPCODES_MAX]  # always handed to the pool
+    unsigned char streams[OPCODES_MAX] # one caller may have several under way
     int refused[OPCODES_MAX]           # errno of what the operator does not allow, 0
     int initialized         # INIT has been answered and DESTROY has not come
 

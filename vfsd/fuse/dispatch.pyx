@@ -130,7 +130,7 @@ cdef bint request_parse(dispatch_t *d, span_t readable, span_t writable, request
     r.error = 0
     r.close_fd = -1
     r.n_head = 0
-    r.in_python = r.may_wait = r.resumed = False
+    r.in_python = r.streams = r.may_wait = r.resumed = False
     r.queue = NULL
     r.leave = r.enter = NULL
     r.parked = NULL
@@ -153,6 +153,7 @@ cdef bint request_parse(dispatch_t *d, span_t readable, span_t writable, request
     else:
         span_limit(&r.body, r.header.len - w.FUSE_IN_HEADER)
         r.in_python = d.hot[opcode] == NULL
+        r.streams = d.streams[opcode]
     return True
 
 
@@ -270,6 +271,7 @@ cdef class Dispatch:
         self.table.owner = <void *>self
         for op in OPERATIONS:
             self.table.blocks[<int>op.opcode] = op.blocks
+            self.table.streams[<int>op.opcode] = op.streams
 
     cdef int set_hot(self, uint32_t opcode, hot_op_t op, void *fs, object owner) except -1:
         self.table.hot[opcode] = op

@@ -78,6 +78,7 @@ class Op(NamedTuple):
     module: str  # below vfsd
     blocks: bool = False  # may wait for a disk: always handed to the pool
     modifies: bool = False  # changes the share whatever its arguments: EROFS with --readonly
+    streams: bool = False  # one caller may have several under way: asynchronous I/O, read ahead, write back
 
     @property
     def name(self) -> str:
@@ -103,8 +104,8 @@ OPERATIONS = (
     Op(Opcode.RENAME, Home.HOT, "hostfs.names", modifies=True),
     Op(Opcode.LINK, Home.HOT, "hostfs.names", modifies=True),
     Op(Opcode.OPEN, Home.HOT, "hostfs.data"),
-    Op(Opcode.READ, Home.HOT, "hostfs.data"),
-    Op(Opcode.WRITE, Home.HOT, "hostfs.data", modifies=True),
+    Op(Opcode.READ, Home.HOT, "hostfs.data", streams=True),
+    Op(Opcode.WRITE, Home.HOT, "hostfs.data", modifies=True, streams=True),
     Op(Opcode.STATFS, Home.HOT, "hostfs.attributes"),
     Op(Opcode.RELEASE, Home.HOT, "hostfs.data"),
     Op(Opcode.FSYNC, Home.HOT, "hostfs.data"),
