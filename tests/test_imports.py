@@ -33,8 +33,8 @@ ALLOWED = {
     "_polling": {"_replies", "_ring", "_threads", "_virtqueue"},
     "_calls": {"_polling", "_ring", "_virtqueue", "fuse"},
     "_queue": {
-        "_bounce", "_calls", "_jobs", "_memory", "_parks", "_polling", "_pool", "_replies", "_ring", "_threads",
-        "_virtqueue", "fuse",
+        "_bounce", "_calls", "_jobs", "_memory", "_parks", "_polling", "_pool", "_replies", "_ring",
+        "_threads", "_virtqueue", "fuse",
     },
     "share": {"_dax", "_pool", "_queue", "fuse", "hostfs", "vhost", "errors"},
     "options": {"errors", "fuse", "hostfs", "sandbox", "share"},

@@ -14,8 +14,7 @@ import pytest
 from guests import Daemon, StartDaemon
 
 from .conftest import guests_of
-from .rawguest import TIMEOUT_S, GuestQueue
-from .rawguest import Guest
+from .rawguest import TIMEOUT_S, Guest, GuestQueue
 from .wire import ROOT, read_in
 
 POLL_US = 1000  # the daemon calls again at the end of it
@@ -73,8 +72,8 @@ class Stream:
 
     def prepare(self, n: int) -> list[int]:
         """Requests that only need avail_idx to be moved."""
-        args = read_in(self.fh, 0, BLOCK)
-        return [self.queue.submit("READ", self.entry.nodeid, args, pages=BLOCK, publish=False) for _ in range(n)]
+        submit, nodeid, args = self.queue.submit, self.entry.nodeid, read_in(self.fh, 0, BLOCK)
+        return [submit("READ", nodeid, args, pages=BLOCK, publish=False) for _ in range(n)]
 
     def go(self, tokens: list[int]) -> int:
         """Ask for one when the other is answered; how often the guest was called, and asked to be again."""
@@ -104,7 +103,7 @@ class Stream:
 
 @contextlib.contextmanager
 def first_on_the_machine(daemon: Daemon) -> Iterator[None]:
-    """It and this thread have the CPUs before all others: it does not poll where somebody else wants to run."""
+    """It and this thread have the CPUs before all others: it does not poll where somebody else would run."""
     threads = [0, *map(int, os.listdir(f"/proc/{daemon.pid}/task"))]
     try:
         for thread in threads:
