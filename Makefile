@@ -50,9 +50,9 @@ test: build
 test-dax: build/dax-tested
 
 build/dax-tested: build $(shell find vfsd tools/guests tests/guest -name '*.py' -o -name '*-dax-guest' \
-    -o -name 'qemu-shmem.c') $(sources)
+    -o -name 'qemu-shmem.c') $(wildcard bench/levels/*dax*.py) $(sources)
 	-tools/ensure-packages guest dax
-	$(python) -m pytest --dax tests/guest/test_dax.py $(PYTEST_ARGS) $(empty)
+	$(python) -m pytest --dax -m dax tests/guest tests/bench $(PYTEST_ARGS) $(empty)
 	mkdir -p build
 	touch $@
 

@@ -36,6 +36,7 @@ DAX_WINDOW = "1G"
 MODES = ("never", "none", "auto", "always", "metadata")
 SPELLINGS = {"none": MODES[:2]}  # of modes with more than one
 TAG = "bench"  # of the share, for front ends that ask the daemon for it
+TAGGED = ("uml", "qemu-dax")  # guests with such a front end
 
 
 @functools.cache
@@ -87,7 +88,7 @@ def vfsd_command(setting: Setting) -> list[str]:
         (setting.writeback, "--writeback", ()),
         (setting.locks, "--posix-lock", ()),
         (setting.dax, "--dax-window", (DAX_WINDOW,)),
-        (setting.guest == "uml", "--tag", ("{tag}",)),
+        (setting.guest in TAGGED, "--tag", ("{tag}",)),
     ):
         if on:
             expect_offered(VFSD, option, option)
@@ -124,7 +125,7 @@ def rust_command(program: Sequence[str], handles: str | None, setting: Setting) 
                          " bench/get-peers fetches a newer one")  # fmt: skip
     for on, option in (
         (setting.writeback, "--writeback"), (setting.locks, "--posix-lock"), (setting.dax, "--dax-window"),
-        (setting.guest == "uml", "--tag"), (setting.xattr, "--xattr"),
+        (setting.guest in TAGGED, "--tag"), (setting.xattr, "--xattr"),
     ):  # fmt: skip
         if on:
             expect_offered(program, option, option)
@@ -136,7 +137,7 @@ def rust_command(program: Sequence[str], handles: str | None, setting: Setting) 
         *(["--writeback"] if setting.writeback else []),
         *(["--posix-lock"] if setting.locks else []),
         *(["--dax-window", DAX_WINDOW] if setting.dax else []),
-        *(["--tag", "{tag}"] if setting.guest == "uml" else []),
+        *(["--tag", "{tag}"] if setting.guest in TAGGED else []),
     ]
 
 

@@ -24,7 +24,8 @@ class Setting:
 
     backing: memory or disk. cache: none, auto, always, metadata. completions: poll or event, how
     the front end learns of replies. queue_size: elements of each queue. locks: POSIX locks. dax: with
-    a window. guest: of the level guest, uml or qemu, whose driver decides on queues and completions.
+    a window. guest: uml or qemu at the level guest, qemu-dax at the level dax; its driver decides on
+    queues and completions.
     """
 
     level: str = "wire"

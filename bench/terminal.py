@@ -18,7 +18,7 @@ from .model import FLOOR, Contestant, Memory, PageCache, Report, Setting
 TITLE_WIDTH = 40
 DAEMON_WIDTH = 46
 BULK = ("read-128k", "write-128k", "read-1m", "write-1m")
-GUESTS = {"uml": "user-mode Linux", "qemu": "QEMU without KVM"}
+GUESTS = {"uml": "user-mode Linux", "qemu": "QEMU without KVM", "qemu-dax": "Linux in QEMU without KVM"}
 COLOURS = {"faster": "green", "slower": "red", "FAILED": "bold red", "noise": "dim"}
 
 

@@ -1,6 +1,7 @@
 """The level "dax": a file through the DAX window against requests, and against the host's own mapping.
 
-Our driver maps it (`vfsd.guest`), as a kernel would; the floor copies out of the page cache.
+Our driver maps it (`vfsd.guest`), as a kernel would; the floor copies out of the page cache. The full profile
+has a Linux guest map it too, where one with a window is at hand.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from .. import _copies
 from ..daemons import Running, Target
 from ..fixture import SEED
 from ..histogram import Histogram
-from ..level import Found
+from ..level import Found, Session
 from ..machine import Foreign
 from ..mapped import MAPPED, Mapped
 from ..model import Cell, Errand, Failed, NotOffered, PageCache, Sample, Setting
 from ..profiles import Profile
-from . import wire
+from . import daxguest, wire
+from .daxguest import DaxGuestSession
 from .place import Place
 from .session import WireSession
 
@@ -44,13 +46,17 @@ class DaxLevel:
         return None
 
     def left_out(self) -> list[str]:
-        return []
+        why = daxguest.missing() if self._place.profile.name == "full" else None
+        return [why] if why else []
 
     def rounds(self, profile: Profile) -> int:
         return profile.rounds
 
     def cells(self, profile: Profile) -> list[Cell]:
-        return [Cell(SETTING, name) for name in (REQUEST, *MAPPED)]
+        found = [Cell(SETTING, name) for name in (REQUEST, *MAPPED)]
+        if profile.name == "full" and daxguest.missing() is None:
+            found += [Cell(daxguest.SETTING, name) for name in (REQUEST, daxguest.SCATTERED)]
+        return found
 
     def fresh(self, cell: Cell) -> bool:
         return False
@@ -63,8 +69,9 @@ class DaxLevel:
         yield
 
     @contextmanager
-    def session(self, target: Target, running: Running, setting: Setting) -> Iterator[DaxSession]:
-        session = DaxSession(target, running, setting, self._place)
+    def session(self, target: Target, running: Running, setting: Setting) -> Iterator[Session]:
+        kind = DaxGuestSession if setting.guest else DaxSession
+        session = kind(target, running, setting, self._place)
         try:
             yield session
         finally:

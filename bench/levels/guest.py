@@ -78,10 +78,8 @@ class GuestSession(KernelSession):
 
     def __init__(self, target: Target, running: Running, setting: Setting, place: Place, tools: Path) -> None:
         super().__init__(target, running, setting, place)
-        guests = harness()
-        self._error: type[Exception] = guests.GuestError
-        kind = guests.UmlGuest if setting.guest == "uml" else guests.QemuGuest
-        self._guest = kind(running.socket, tag=TAG, memory=MEMORY_MB, files=tools)
+        self._error: type[Exception] = harness().GuestError
+        self._guest = self._make(tools)
         self._guest.boot_seconds = BOOT * place.no_reply
         self.directory = self._guest.share
         try:
@@ -89,6 +87,11 @@ class GuestSession(KernelSession):
         except BaseException:
             self.close()
             raise
+
+    def _make(self, tools: Path) -> Any:
+        guests = harness()
+        kind = guests.UmlGuest if self.setting.guest == "uml" else guests.QemuGuest
+        return kind(self.running.socket, tag=TAG, memory=MEMORY_MB, files=tools)
 
     def _boot(self) -> str:
         self._guest.start()
