@@ -9,6 +9,7 @@ import struct
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from fcntl import ioctl
 from pathlib import Path
@@ -26,6 +27,7 @@ ATTR_OUT = 104
 WAIT_S = 20
 SLOW_S = 0.1  # for a write: as if the kernel throttled it
 FIFREEZE, FITHAW = 0xC0045877, 0xC0045878  # linux/fs.h
+MANY = 4000  # requests of each thread
 THREADS = 64  # that may wait at a time
 
 
@@ -143,6 +145,39 @@ def test_many_waiting_requests_are_all_answered(disk: Path, daemon: StartDaemon,
     command("fsfreeze", "-u", disk)
     share.transport.drain()
     assert share.ended == [0] * n
+    share.device.remove()
+
+
+def test_replies_of_the_pool_and_the_queue_lose_none(daemon: StartDaemon, tmp_path: Path) -> None:
+    """Both write the used ring: a reply that overwrote another one would leave its request without any."""
+    share = Share(daemon(tmp_path).socket)
+    counted = Counter[str]()
+    lock = threading.Lock()
+
+    def ask(what: str, args: bytes, out: int) -> None:
+        def done(error: int, _out: bytes, _data: bytes) -> None:
+            with lock:
+                counted[what if error == 0 else os.strerror(error)] += 1
+
+        for _ in range(MANY):
+            share.transport.submit(done, NUMBER[what], share.nodeid, args, out=out)
+
+    asked = (
+        ("FALLOCATE", abi.FALLOCATE_IN.pack(share.fh, 0, 4096, 0, 0), 0),
+        ("FALLOCATE", abi.FALLOCATE_IN.pack(share.fh, 4096, 4096, 0, 0), 0),
+        ("GETATTR", bytes(16), ATTR_OUT),
+        ("GETATTR", bytes(16), ATTR_OUT),
+    )
+    threads = [threading.Thread(target=ask, args=one) for one in asked]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WAIT_S)
+    end = time.monotonic() + WAIT_S
+    while counted.total() < len(asked) * MANY and time.monotonic() < end:
+        share.getattr()
+    assert counted == {"FALLOCATE": 2 * MANY, "GETATTR": 2 * MANY}
+    share.transport.drain()
     share.device.remove()
 
 
