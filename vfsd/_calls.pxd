@@ -8,6 +8,8 @@ from vfsd.fuse.dispatch cimport request_t
 
 # Before the ring's start.
 cdef void calls_init(calls_t *c) noexcept nogil
+# No reply waits for its call: whoever has left the ring last has seen to that.
+cdef void calls_made(calls_t *c) noexcept nogil
 # After n replies that moved so many bytes: whether there is more on the ring, and the call is for later.
 # Whoever leaves the ring calls for what is left.
 cdef bint call_later(queue_t *q, uint32_t n, uint64_t moved) noexcept nogil

@@ -25,6 +25,12 @@ cdef void calls_init(calls_t *c) noexcept nogil:
     memset(c, 0, sizeof(calls_t))
 
 
+cdef void calls_made(calls_t *c) noexcept nogil:
+    c.held = 0
+    c.held_bytes = 0
+    c.awaited = c.went_on = False
+
+
 cdef bint call_later(queue_t *q, uint32_t n, uint64_t moved) noexcept nogil:
     cdef calls_t *c = &q.uncalled
     c.held += n
@@ -44,9 +50,7 @@ cdef bint call_later(queue_t *q, uint32_t n, uint64_t moved) noexcept nogil:
             return True
         if q.poll_ns and not closing(q):
             shrink(c)
-    c.held = 0
-    c.held_bytes = 0
-    c.awaited = c.went_on = False
+    calls_made(c)
     return False
 
 

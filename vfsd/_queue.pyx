@@ -8,7 +8,7 @@ from libc.string cimport memcpy
 
 from vfsd cimport _ring as ring
 from vfsd._bounce cimport bounce_free, serve_fragile
-from vfsd._calls cimport call_later, calls_init, note_caller
+from vfsd._calls cimport call_later, calls_init, calls_made, note_caller
 from vfsd._jobs cimport jobs_free, jobs_init, make_job, run_job
 from vfsd._memory cimport GuestMemory
 from vfsd._parks cimport answer_ready, cancel_parked, park, parks_free, parks_init
@@ -191,6 +191,7 @@ cdef bint work(queue_t *q) noexcept nogil:
         return True
     if q.owes_call:
         call_guest(q)
+    calls_made(&q.uncalled)
     ring.ring_disable_kick(&q.ring)
     while not closing(q):
         q.removals = q.ring.memory.removals
@@ -205,14 +206,13 @@ cdef bint work(queue_t *q) noexcept nogil:
                 moved = 0
         if load_acquire_int(&q.any_ready):
             answer_ready(q)
-        if n > 0:
-            if not call_later(q, n, moved):
-                call_if_wanted(q)
-        elif n < 0:
-            call_if_wanted(q)
+        if n > 0 and call_later(q, n, moved):
+            continue
+        call_if_wanted(q)
+        if n < 0:
             break_ring(q, n)
             return True
-        elif not look_for_more(q) and not closing(q):
+        if n == 0 and not look_for_more(q) and not closing(q):
             if not ring.ring_enable_kick(&q.ring):
                 return True
             ring.ring_disable_kick(&q.ring)

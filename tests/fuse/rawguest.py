@@ -152,6 +152,7 @@ class GuestQueue:
         length: int | None = None,
         ext: bytes = b"",
         extlen: int | None = None,
+        pid: int | None = None,
         publish: bool = True,
         kick: bool = True,
     ) -> int:
@@ -166,7 +167,7 @@ class GuestQueue:
         args += ext
         body = args + data
         extlen = len(ext) // 8 if extlen is None else extlen
-        header = wire.in_header(opcode, unique, nodeid, len(body), uid, gid, length, extlen)
+        header = wire.in_header(opcode, unique, nodeid, len(body), uid, gid, length, extlen, pid)
         has_reply = opcode not in wire.NO_REPLY
         if out is None:
             out = wire.FIXED.get(opcode, 0)

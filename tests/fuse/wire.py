@@ -176,11 +176,12 @@ def encode_dev(device: int) -> int:
 
 def in_header(
     opcode: int, unique: int, nodeid: int, body_len: int, uid: int = 0, gid: int = 0,
-    length: int | None = None, extlen: int = 0,
+    length: int | None = None, extlen: int = 0, pid: int | None = None,
 ) -> bytes:  # fmt: skip
-    """length: the header's, if it is to lie. extlen: of the extensions, in units of 8 bytes."""
+    """length: the header's, if it is to lie. extlen: of the extensions, in units of 8 bytes. pid: or ours."""
     total = IN_SIZE + body_len if length is None else length
-    return IN_HEADER.pack(total, opcode, unique, nodeid, uid, gid, os.getpid(), extlen, 0)
+    pid = os.getpid() if pid is None else pid
+    return IN_HEADER.pack(total, opcode, unique, nodeid, uid, gid, pid, extlen, 0)
 
 
 def read_in(fh: int, offset: int, size: int) -> bytes:
