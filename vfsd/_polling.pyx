@@ -5,7 +5,7 @@ from libc.stdint cimport uint64_t
 from vfsd cimport _ring as ring
 from vfsd._replies cimport call_guest
 from vfsd._threads cimport sched_yield
-from vfsd._virtqueue cimport closing, queue_t
+from vfsd._virtqueue cimport closing, load_acquire_int, queue_t
 
 __all__ = ()
 
@@ -15,6 +15,18 @@ cdef extern from "<time.h>" nogil:
         long tv_nsec
     int nanosleep(const timespec *wanted, timespec *left)
 
+cdef extern from *:
+    """
+    /* CPU time of all threads of this process. */
+    static uint64_t process_ns(void)
+    {
+    	struct timespec now;
+    	clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
+    	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+    }
+    """
+    uint64_t process_ns() noexcept nogil
+
 cdef extern from "_atomics.h" nogil:
     void cpu_relax()
 
@@ -22,7 +34,7 @@ cdef enum:
     POLL_MIN_NS = 4000
     CLOCK_EVERY = 32  # looks at the ring for one at the clock
     YIELD_NS = 4000   # of polling; from then on whoever else wants the CPU has it
-    BUSY_NS = 200000  # somebody else had it for so long
+    BUSY_NS = 200000  # somebody else had it for so long: it computes there
     HOLD_NS = 20000000  # no polling for so long then, and twice as long each time it happens again
     HOLD_MAX_NS = 640000000
     HEARD_NS = 50000  # a driver that was called has looked by then: waking a CPU takes up to 45 us
@@ -56,10 +68,11 @@ cdef bint look_for_more(queue_t *q) noexcept nogil:
 
 
 cdef bint poll(queue_t *q, uint64_t ns) noexcept nogil:
-    cdef uint64_t began = clock_ns(), now = began, before, polled
+    cdef uint64_t began = clock_ns(), now = began, polled
     cdef int spins
+    if not load_acquire_int(&q.jobs_live):
+        q.beside_jobs = False
     while not closing(q):
-        before = now
         spins = CLOCK_EVERY
         while spins:
             if ring.ring_has_chains(&q.ring):
@@ -70,13 +83,27 @@ cdef bint poll(queue_t *q, uint64_t ns) noexcept nogil:
         polled = now - began
         if polled >= ns and (polled >= HEARD_NS or not ring.ring_call_unheard(&q.ring)):
             return False
-        if polled >= YIELD_NS:
-            sched_yield()
-            now = clock_ns()
-            if now - before >= BUSY_NS:
-                hold(q, now)
-                return False
+        if polled >= YIELD_NS and not q.beside_jobs and not give_way(q, &now):
+            return False
     return False
+
+
+cdef bint give_way(queue_t *q, uint64_t *now) noexcept nogil:
+    """Let others have the CPU. False: they have much to do, and are not jobs of this daemon.
+
+    With a job, which may be an fsync of a gigabyte, the CPU is shared in the scheduler's slices: if the
+    queue's thread gave way each time, or slept, every request beside it would wait for a wake-up.
+    """
+    cdef bint jobs = load_acquire_int(&q.jobs_live) != 0
+    cdef uint64_t before = now[0], ours = process_ns() if jobs else 0
+    sched_yield()
+    now[0] = clock_ns()
+    if now[0] - before < BUSY_NS:
+        return True
+    q.beside_jobs = jobs and 2 * (process_ns() - ours) >= now[0] - before
+    if not q.beside_jobs:
+        hold(q, now[0])
+    return q.beside_jobs
 
 
 cdef void call_again(queue_t *q) noexcept nogil:

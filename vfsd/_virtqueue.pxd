@@ -91,6 +91,7 @@ cdef struct queue_t:
     uint64_t poll_again      # ns: not before, because others want the CPU
     uint64_t hold_ns         # how long that was, the last time
     uint64_t idle_since      # ns, when the ring was left
+    bint beside_jobs         # who else wants the CPU are its own jobs
     bint lingers
     calls_t uncalled
     void *owner              # the Queue: borrowed
