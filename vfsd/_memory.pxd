@@ -14,6 +14,7 @@ cdef extern from "<sys/uio.h>" nogil:
 
 cdef enum:
     REGIONS_MAX = 512     # 509 slots are offered; the rest is head-room for SET_MEM_TABLE
+    POPULATE_MIN = 65536  # bytes of a buffer
 
 
 cdef struct region_t:
@@ -22,6 +23,8 @@ cdef struct region_t:
     uint64_t uva   # front end's user address
     char *host     # where it is mapped here
     bint fragile   # the file may end before the region does: only system calls may touch it
+    uint64_t page  # bytes
+    uint64_t *populated  # a bit for each page that memory_populate() has been at; NULL: leave it alone
 
 
 cdef struct memory_t:
@@ -33,6 +36,10 @@ cdef struct memory_t:
 
 # Host address of [uva, uva + size) if one region holds it all and it is aligned to `align`, else NULL.
 cdef char *memory_from_uva(const memory_t *m, uint64_t uva, uint64_t size, uint32_t align) noexcept nogil
+
+# Map the pages of buffers of POPULATE_MIN and more that are about to be written, the first time, all at once:
+# a page fault for each of them costs more.
+cdef void memory_populate(const memory_t *m, const iovec *iov, uint32_t n) noexcept nogil
 
 
 cdef inline int memory_find(const memory_t *m, uint64_t gpa, uint32_t hint) noexcept nogil:

@@ -3,7 +3,8 @@
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_SetFromErrno
-from libc.stdint cimport INT64_MAX, UINT64_MAX, int64_t, uint32_t, uint64_t
+from libc.stdint cimport INT64_MAX, UINT64_MAX, int64_t, uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 from posix.mman cimport (
     MAP_FAILED, MAP_NORESERVE, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap,
@@ -17,6 +18,22 @@ cdef extern from "<sys/vfs.h>" nogil:
         long f_type
         long f_bsize
     int fstatfs(int fd, statfs_t *buf)
+
+
+cdef extern from "_atomics.h" nogil:
+    uint64_t load_relaxed_u64(const uint64_t *p)
+    void set_bits_u64(uint64_t *p, uint64_t bits)
+
+
+cdef extern from *:
+    """
+    #include <sys/mman.h>
+    #ifndef MADV_POPULATE_WRITE
+    #define MADV_POPULATE_WRITE 23  /* Linux 5.14; EINVAL before */
+    #endif
+    """
+    int madvise(void *addr, size_t length, int advice) nogil
+    int MADV_POPULATE_WRITE
 
 
 cdef extern from "_guard.h" nogil:
@@ -39,6 +56,44 @@ cdef char *memory_from_uva(const memory_t *m, uint64_t uva, uint64_t size, uint3
         if uva - m.regions[i].uva < m.regions[i].size:
             return region_part(m, <int>i, uva - m.regions[i].uva, size, align)
     return NULL
+
+
+cdef bint first_time(uint64_t *bits, uint64_t first, uint64_t last) noexcept nogil:
+    """Set these bits. True: some were not."""
+    cdef uint64_t word, mask
+    cdef bint found = False
+    for word in range(first >> 6, (last >> 6) + 1):
+        mask = UINT64_MAX
+        if word == first >> 6:
+            mask &= UINT64_MAX << (first & 63)
+        if word == last >> 6:
+            mask &= UINT64_MAX >> (63 - (last & 63))
+        if load_relaxed_u64(&bits[word]) & mask != mask:
+            set_bits_u64(&bits[word], mask)
+            found = True
+    return found
+
+
+cdef void populate(const region_t *region, uint64_t offset, uint64_t size) noexcept nogil:
+    """Where it fails, as it does where there is no memory, the access will, or will not."""
+    cdef uint64_t skew = <uintptr_t>region.host % region.page
+    cdef uint64_t first = (offset + skew) // region.page, last = (offset + skew + size - 1) // region.page
+    if first_time(region.populated, first, last):
+        madvise(region.host - skew + first * region.page, (last - first + 1) * region.page, MADV_POPULATE_WRITE)
+
+
+cdef void memory_populate(const memory_t *m, const iovec *iov, uint32_t n) noexcept nogil:
+    cdef uint64_t offset
+    cdef uint32_t i, k
+    for i in range(n):
+        if iov[i].iov_len < POPULATE_MIN:
+            continue
+        for k in range(m.n):
+            offset = <uintptr_t>iov[i].iov_base - <uintptr_t>m.regions[k].host
+            if offset < m.regions[k].size:
+                if m.regions[k].populated != NULL:
+                    populate(&m.regions[k], offset, min(iov[i].iov_len, m.regions[k].size - offset))
+                break
 
 
 @cython.final
@@ -95,6 +150,7 @@ cdef class GuestMemory:
         cdef uint32_t i
         cdef void *base
         cdef void *area = NULL
+        cdef uint64_t *populated = NULL
         self.check_free(gpa, size, uva)
         if offset > <uint64_t>INT64_MAX or size > <uint64_t>INT64_MAX - offset:
             raise ValueError(f"memory region: offset {offset:#x} + size {size:#x} overflows")
@@ -108,13 +164,16 @@ cdef class GuestMemory:
             PyErr_SetFromErrno(OSError)
         if self.sock >= 0 and not fragile:
             area = self.watch(<char *>base, length, page)
+        if not fragile and page == <uint64_t>sysconf(_SC_PAGESIZE):
+            # Without it, for want of memory, pages are mapped one by one.
+            populated = <uint64_t *>calloc(length // page // 64 + 1, sizeof(uint64_t))
         i = m.n
         while i > 0 and m.regions[i - 1].gpa > gpa:
             m.regions[i] = m.regions[i - 1]
             self.mapped[i] = self.mapped[i - 1]
             self.watched[i] = self.watched[i - 1]
             i -= 1
-        m.regions[i] = region_t(gpa, size, uva, <char *>base + (offset - start), fragile)
+        m.regions[i] = region_t(gpa, size, uva, <char *>base + (offset - start), fragile, page, populated)
         self.mapped[i].iov_base = base
         self.mapped[i].iov_len = length
         self.watched[i] = area
@@ -169,6 +228,7 @@ cdef class GuestMemory:
             self.lost += guard_torn(<guard_area *>self.watched[i])
             guard_forget(<guard_area *>self.watched[i])
         munmap(self.mapped[i].iov_base, self.mapped[i].iov_len)
+        free(self.table.regions[i].populated)
         self.table.n -= 1
         self.table.removals += 1
         for i in range(i, self.table.n):

@@ -10,7 +10,7 @@ from vfsd cimport _ring as ring
 from vfsd._bounce cimport bounce_free, serve_fragile
 from vfsd._calls cimport call_later, calls_init, calls_made, note_caller
 from vfsd._jobs cimport jobs_free, jobs_init, make_job, run_job
-from vfsd._memory cimport GuestMemory
+from vfsd._memory cimport POPULATE_MIN, GuestMemory, memory_populate
 from vfsd._parks cimport answer_ready, cancel_parked, park, parks_free, parks_init
 from vfsd._polling cimport adapt, clock_ns, look_for_more
 from vfsd._pool cimport Pool, pool_submit
@@ -108,6 +108,8 @@ cdef bint serve_chain(queue_t *q, chain_t *chain, bint last) noexcept nogil:
     note_caller(&q.uncalled, &r)
     if chain.unmapped:
         r.error = -EFAULT
+    elif chain.writable_bytes >= POPULATE_MIN:
+        memory_populate(q.ring.memory, chain.writable, chain.n_writable)
     rc = WOULD_BLOCK
     if not request_blocks(q.dispatch, &r):
         if r.in_python:

@@ -1,0 +1,45 @@
+"""Guest memory as the daemon maps it: a large buffer that is written for the first time, all at once."""
+
+import mmap
+import os
+from pathlib import Path
+
+import pytest
+from guests import Daemon
+
+from .conftest import StartGuest
+from .rawguest import Guest, single
+from .wire import ROOT
+
+SIZE = 1 << 20  # bytes of a large buffer
+AROUND = 64  # KiB that one fault may map
+
+
+@pytest.fixture
+def guest(start_guest: StartGuest) -> Guest:
+    """Its buffers are of one element each."""
+    guest = start_guest(framing=single)
+    guest.init()
+    return guest
+
+
+def test_a_large_buffer_is_mapped_before_it_is_filled(guest: Guest, served: Daemon) -> None:
+    """A READ at the end of a file writes a header, so nothing else would map more than its page."""
+    entry, fh = guest.create(ROOT, b"file")
+    before = served.resident()["Shmem"]
+    assert guest.read(entry.nodeid, fh, 0, SIZE) == b""
+    mapped = served.resident()["Shmem"] - before
+    assert SIZE // 1024 - AROUND <= mapped <= SIZE // 1024 + 2 * AROUND
+
+
+def test_a_page_that_is_gone_again_is_written_to(guest: Guest, share: Path) -> None:
+    """As by a balloon: the daemon has mapped it once, and may not count on that."""
+    data = os.urandom(SIZE)
+    (share / "file").write_bytes(data)
+    entry = guest.lookup(ROOT, b"file")
+    fh = guest.open(entry.nodeid)
+    assert guest.read(entry.nodeid, fh, 0, SIZE) == data
+    memory = guest.regions[0]
+    with mmap.mmap(memory.fd, memory.region.size) as mapped:
+        mapped.madvise(mmap.MADV_REMOVE, guest.queue.arena - memory.region.gpa, SIZE)
+    assert guest.read(entry.nodeid, fh, 0, SIZE) == data
