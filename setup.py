@@ -47,9 +47,19 @@ def extension(path: Path) -> Extension:
     )
 
 
+def newer(headers: list[Path], made: list[Path]) -> bool:
+    times = [path.stat().st_mtime for path in made if path.exists()]
+    return bool(times) and max(path.stat().st_mtime for path in headers) > min(times)
+
+
+modules = [path for folder in PACKAGES for path in sorted(Path(folder).rglob("*.pyx"))]
+declared = [path for folder in PACKAGES for path in Path(folder).rglob("*.pxd")]
+
 setup(
     ext_modules=cythonize(
-        [extension(path) for folder in PACKAGES for path in sorted(Path(folder).rglob("*.pyx"))],
+        [extension(path) for path in modules],
+        # Cython finds what a module depends on, but not through every circle of cimports.
+        force=newer(declared, [path.with_suffix(".c") for path in modules]),
         nthreads=os.cpu_count() or 1,
         compiler_directives={
             "language_level": 3,

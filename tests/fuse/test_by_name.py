@@ -84,6 +84,8 @@ def mounted(served: Daemon, mnt: Path) -> Iterator[Path]:
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         line = process.stderr.readline()
+        if "READY" not in line:
+            process.kill()
         assert "READY" in line, line + process.stderr.read()
         drain = threading.Thread(target=process.stderr.read)
         drain.start()
