@@ -6,7 +6,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from vfsd._memory cimport iovec
 from vfsd._replies cimport give_back, give_back_unanswered
 from vfsd._ring cimport chain_t
-from vfsd._virtqueue cimport queue_t
+from vfsd._virtqueue cimport REQUEST_MAX, queue_t
 from vfsd.fuse.dispatch cimport request_parse, request_reply, request_run, request_t, span_t
 
 from vfsd.fuse.opcodes import NUMBER as OPCODE_NUMBER
@@ -33,7 +33,6 @@ cdef extern from "<unistd.h>" nogil:
 
 cdef enum:
     IOV_MAX = 1024
-    BOUNCE_BYTES = (1 << 22) + (1 << 16)  # the largest request (MAX_PAGES of fuse/init.py), and its headers
 
 cdef uint32_t READ = OPCODE_NUMBER["READ"]
 cdef uint32_t WRITE = OPCODE_NUMBER["WRITE"]
@@ -42,9 +41,9 @@ cdef uint32_t WRITE = OPCODE_NUMBER["WRITE"]
 cdef bint make_bounce(queue_t *q) noexcept nogil:
     if q.bounce == NULL:
         q.bounce_fd = memfd_create(b"bounce", MFD_CLOEXEC)
-        if q.bounce_fd < 0 or ftruncate(q.bounce_fd, 2 * BOUNCE_BYTES) < 0:
+        if q.bounce_fd < 0 or ftruncate(q.bounce_fd, 2 * REQUEST_MAX) < 0:
             return False
-        q.bounce = <char *>mmap(NULL, 2 * BOUNCE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, q.bounce_fd, 0)
+        q.bounce = <char *>mmap(NULL, 2 * REQUEST_MAX, PROT_READ | PROT_WRITE, MAP_SHARED, q.bounce_fd, 0)
         if <void *>q.bounce == MAP_FAILED:
             q.bounce = NULL
     return q.bounce != NULL
@@ -52,7 +51,7 @@ cdef bint make_bounce(queue_t *q) noexcept nogil:
 
 cdef void bounce_free(queue_t *q) noexcept nogil:
     if q.bounce != NULL:
-        munmap(q.bounce, 2 * BOUNCE_BYTES)
+        munmap(q.bounce, 2 * REQUEST_MAX)
     if q.bounce_fd >= 0:
         c_close(q.bounce_fd)
 
@@ -90,7 +89,7 @@ cdef uint32_t bounce_reply(queue_t *q, chain_t *chain, request_t *r, int rc) noe
         n += 1
     last = chain.writable[n].iov_len
     chain.writable[n].iov_len = left
-    if bounce_move(q, chain.writable, n + 1, BOUNCE_BYTES, True) < written:
+    if bounce_move(q, chain.writable, n + 1, REQUEST_MAX, True) < written:
         written = 0
     chain.writable[n].iov_len = last
     return written
@@ -109,11 +108,11 @@ cdef void serve_fragile(queue_t *q, chain_t *chain) noexcept nogil:
     body.iov_len = readable.bytes = 0
     # A batch may be interrupted by one that was away: what it refers to may have gone since.
     if (q.removals == q.ring.memory.removals and make_bounce(q)
-            and chain.readable_bytes <= BOUNCE_BYTES and chain.writable_bytes <= BOUNCE_BYTES):
+            and chain.readable_bytes <= REQUEST_MAX and chain.writable_bytes <= REQUEST_MAX):
         readable.bytes = bounce_move(q, chain.readable, chain.n_readable, 0, False)
     body.iov_base = q.bounce
     body.iov_len = readable.bytes
-    reply.iov_base = q.bounce + BOUNCE_BYTES
+    reply.iov_base = q.bounce + REQUEST_MAX
     reply.iov_len = writable.bytes = chain.writable_bytes
     readable.iov = &body
     writable.iov = &reply

@@ -21,7 +21,7 @@ from vfsd._threads cimport (
     pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
 )
 from vfsd._virtqueue cimport (
-    BATCH, CALL_BYTES_MAX, closing, job_t, op_count_t, queue_t, wait_open, wake_queue,
+    BATCH, CALL_BYTES_MAX, REQUEST_MAX, closing, job_t, op_count_t, queue_t, wait_open, wake_queue,
 )
 from vfsd.fuse.dispatch cimport (
     OPCODES_MAX, WOULD_BLOCK, WOULD_WAIT, Dispatch, request_blocks, request_parse, request_run,
@@ -108,7 +108,7 @@ cdef bint serve_chain(queue_t *q, chain_t *chain, bint last) noexcept nogil:
     note_caller(&q.uncalled, &r)
     if chain.unmapped:
         r.error = -EFAULT
-    elif chain.writable_bytes >= POPULATE_MIN:
+    elif POPULATE_MIN <= chain.writable_bytes <= REQUEST_MAX:
         memory_populate(q.ring.memory, chain.writable, chain.n_writable)
     rc = WOULD_BLOCK
     if not request_blocks(q.dispatch, &r):

@@ -18,6 +18,7 @@ cdef enum:
     BATCH = 32          # chains taken at a time
     CALL_BYTES_MAX = 32
     CALLERS = 8         # a power of two
+    REQUEST_MAX = (1 << 22) + (1 << 16)  # bytes of the largest (MAX_PAGES of fuse/init.py), with its headers
 
 
 # What was done for one opcode. One writer (the queue thread); read at any time.

@@ -7,12 +7,16 @@ from pathlib import Path
 import pytest
 from guests import Daemon
 
+from vfsd.fuse.opcodes import NUMBER
+
+from . import wire
 from .conftest import StartGuest
-from .rawguest import Guest, single
+from .rawguest import NEXT, WRITE, Guest, single
 from .wire import ROOT
 
 SIZE = 1 << 20  # bytes of a large buffer
 AROUND = 64  # KiB that one fault may map
+PLUGGED, HUGE = 0x3_0000_0000, 64 << 20  # a region of its own: gpa, bytes
 
 
 @pytest.fixture
@@ -43,3 +47,16 @@ def test_a_page_that_is_gone_again_is_written_to(guest: Guest, share: Path) -> N
     with mmap.mmap(memory.fd, memory.region.size) as mapped:
         mapped.madvise(mmap.MADV_REMOVE, guest.queue.arena - memory.region.gpa, SIZE)
     assert guest.read(entry.nodeid, fh, 0, SIZE) == data
+
+
+def test_room_that_no_reply_can_fill_is_not_mapped(guest: Guest, served: Daemon) -> None:
+    """64 MiB for a STATFS would keep its queue, and the host's memory, busy for nothing."""
+    guest.add_region(PLUGGED, HUGE)
+    queue = guest.queue
+    header = wire.in_header(NUMBER["STATFS"], 2, ROOT, 0, 0, 0, None, 0)
+    guest.memory.write(queue.arena, header)
+    queue.table(queue.desc, [(queue.arena, len(header), NEXT, 1), (PLUGGED, HUGE, WRITE, 0)])
+    before, used = served.resident()["Shmem"], queue.used_idx
+    queue.offer(0)
+    queue.wait_used(used + 1)
+    assert served.resident()["Shmem"] - before <= 2 * AROUND
