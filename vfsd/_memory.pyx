@@ -7,7 +7,7 @@ from libc.stdint cimport INT64_MAX, UINT64_MAX, int64_t, uint32_t, uint64_t, uin
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 from posix.mman cimport (
-    MAP_FAILED, MAP_NORESERVE, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap,
+    MAP_FAILED, MAP_NORESERVE, MAP_SHARED, PROT_READ, PROT_WRITE, madvise, mmap, munmap,
 )
 from posix.stat cimport S_ISREG, fstat, struct_stat
 from posix.unistd cimport _SC_PAGESIZE, sysconf
@@ -32,7 +32,6 @@ cdef extern from *:
     #define MADV_POPULATE_WRITE 23  /* Linux 5.14; EINVAL before */
     #endif
     """
-    int madvise(void *addr, size_t length, int advice) nogil
     int MADV_POPULATE_WRITE
 
 

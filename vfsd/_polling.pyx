@@ -15,18 +15,6 @@ cdef extern from "<time.h>" nogil:
         long tv_nsec
     int nanosleep(const timespec *wanted, timespec *left)
 
-cdef extern from *:
-    """
-    /* CPU time of all threads of this process. */
-    static uint64_t process_ns(void)
-    {
-    	struct timespec now;
-    	clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
-    	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-    }
-    """
-    uint64_t process_ns() noexcept nogil
-
 cdef extern from "_atomics.h" nogil:
     void cpu_relax()
 
