@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from guests import Daemon
+from guests import QEMU_VIRTIOFSD, Daemon
 from guests.filesystems import CannotMount, file_system
 
 from .conftest import guests_of
@@ -222,9 +222,7 @@ def test_a_label_kept_under_another_name(place: Path, prefix: str) -> None:
         assert set(changed) <= {b"MKDIR", b"SYMLINK"}
 
 
-@pytest.mark.skipif(
-    not os.path.exists("/usr/lib/qemu/virtiofsd"), reason="there is no /usr/lib/qemu/virtiofsd"
-)
+@pytest.mark.skipif(not os.path.exists(QEMU_VIRTIOFSD), reason=f"there is no {QEMU_VIRTIOFSD}")
 @pytest.mark.skipif(not os.path.exists("/dev/fuse"), reason="there is no /dev/fuse")
 def test_where_every_file_has_a_name_from_the_start(tmp_path: Path) -> None:
     """The share is what another mount shows of the C virtiofsd, which knows no O_TMPFILE."""

@@ -17,7 +17,8 @@ import threading
 from pathlib import Path
 from typing import Self
 
-QEMU_VIRTIOFSD = "/usr/lib/qemu/virtiofsd"
+from guests import QEMU_VIRTIOFSD, qemu_virtiofsd_command
+
 RUST_VIRTIOFSD = "/usr/libexec/virtiofsd"
 RUST = os.environ.get("VFSD_PEER_RUST", "")
 if not RUST and os.access(RUST_VIRTIOFSD, os.X_OK):
@@ -50,9 +51,7 @@ def command(kind: str, socket: Path, shared: Path, cache: str, options: tuple[st
         return [sys.executable, "-m", "vfsd", "serve", "--socket", str(socket), "--shared-dir", str(shared),
                 "--cache", cache, *(f"--{option}" for option in options)]  # fmt: skip
     if kind == "qemu-virtiofsd":
-        cache = {"never": "none"}.get(cache, cache)
-        argv = [QEMU_VIRTIOFSD, "-f", f"--socket-path={socket}", "-o", f"source={shared}",
-                "-o", "sandbox=chroot", "-o", f"cache={cache}"]  # fmt: skip
+        argv = qemu_virtiofsd_command(socket, shared, cache=cache)
         return argv + [word for option in options for word in ("-o", option)]
     return [*shlex.split(RUST.format(socket=socket, dir=shared)), *(f"--{option}" for option in options)]
 

@@ -14,12 +14,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from guests import Daemon
+from guests import QEMU_VIRTIOFSD, Daemon
 
 from vfsd.guest.mounting import MNT_DETACH, MNT_FORCE, mount_table, unmount
 
 WORKLOADS = Path(__file__).resolve().parent / "workloads"
-QEMU_VIRTIOFSD = "/usr/lib/qemu/virtiofsd"
 
 
 def missing() -> str | None:

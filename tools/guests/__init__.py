@@ -6,7 +6,14 @@ several request queues, busybox and a Python interpreter inside. `DaxGuest` is a
 has a DAX window.
 """
 
-from guests.daemon import Daemon, DaemonError, StartDaemon, eventually
+from guests.daemon import (
+    QEMU_VIRTIOFSD,
+    Daemon,
+    DaemonError,
+    StartDaemon,
+    eventually,
+    qemu_virtiofsd_command,
+)
 from guests.dax import DaxGuest, StockDaxGuest
 from guests.guest import Guest, GuestError, GuestTimeout, Result
 from guests.qemu import QemuGuest
@@ -14,6 +21,7 @@ from guests.uml import VARIABLE as UML_VARIABLE
 from guests.uml import UmlGuest, uml_command
 
 __all__ = [
+    "QEMU_VIRTIOFSD",
     "UML_VARIABLE",
     "Daemon",
     "DaemonError",
@@ -27,5 +35,6 @@ __all__ = [
     "StockDaxGuest",
     "UmlGuest",
     "eventually",
+    "qemu_virtiofsd_command",
     "uml_command",
 ]

@@ -236,7 +236,7 @@ class Guest(ABC):
         try:
             self._channel.sendall(line.encode())
         except OSError as error:
-            raise GuestError(self._describe("went away")) from error
+            raise self._lost("went away") from error
 
     def _read_until_marker(self, step: int, deadline: float, what: str) -> tuple[int, bytes]:
         """Collect output up to the line with our nonce; the nonce is not known to the commands."""
@@ -250,16 +250,20 @@ class Guest(ABC):
                 return int(line), before.removesuffix(b"\n")
             left = deadline - time.monotonic()
             if left <= 0 or not select.select([self._channel], [], [], left)[0]:
-                problem = self._describe(f"had no answer in time to: {what}")
-                self.kill()
-                raise GuestTimeout(problem)
+                raise self._lost(f"had no answer in time to: {what}", GuestTimeout)
             try:
                 data = self._channel.recv(1 << 16)
             except ConnectionError:
                 data = b""
             if not data:
-                raise GuestError(self._describe(f"went away during: {what}"))
+                raise self._lost(f"went away during: {what}")
             self._pending += data
+
+    def _lost(self, problem: str, kind: type[GuestError] = GuestError) -> GuestError:
+        """The error to raise; the guest is killed: its process may live on for a moment without its line."""
+        error = kind(self._describe(problem))
+        self.kill()
+        return error
 
     def _describe(self, problem: str) -> str:
         """One error text: what happened, unread output, and the end of the console."""
