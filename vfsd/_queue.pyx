@@ -108,10 +108,10 @@ cdef bint serve_chain(queue_t *q, chain_t *chain, bint last) noexcept nogil:
     note_caller(&q.uncalled, &r)
     if chain.unmapped:
         r.error = -EFAULT
-    elif POPULATE_MIN <= chain.writable_bytes <= REQUEST_MAX:
-        memory_populate(q.ring.memory, chain.writable, chain.n_writable)
     rc = WOULD_BLOCK
     if not request_blocks(q.dispatch, &r):
+        if not r.error and POPULATE_MIN <= chain.writable_bytes <= REQUEST_MAX:
+            memory_populate(q.ring.memory, chain.writable, chain.n_writable)
         if r.in_python:
             call_if_wanted(q)
         rc = request_run(q.dispatch, &r)

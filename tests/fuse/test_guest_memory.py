@@ -49,13 +49,23 @@ def test_a_page_that_is_gone_again_is_written_to(guest: Guest, share: Path) -> N
     assert guest.read(entry.nodeid, fh, 0, SIZE) == data
 
 
-def test_room_that_no_reply_can_fill_is_not_mapped(guest: Guest, served: Daemon) -> None:
-    """64 MiB for a STATFS would keep its queue, and the host's memory, busy for nothing."""
+@pytest.mark.parametrize(
+    ("opcode", "room"),
+    [
+        pytest.param(NUMBER["STATFS"], HUGE, id="no-reply-is-so-large"),
+        pytest.param(NUMBER["SYNCFS"], SIZE, id="not-done-by-the-queue"),
+        pytest.param(4000, SIZE, id="refused"),
+    ],
+)
+def test_room_that_is_not_filled_is_not_mapped(
+    guest: Guest, served: Daemon, opcode: int, room: int
+) -> None:
+    """It would keep the queue, and the host's memory, busy for nothing."""
     guest.add_region(PLUGGED, HUGE)
     queue = guest.queue
-    header = wire.in_header(NUMBER["STATFS"], 2, ROOT, 0, 0, 0, None, 0)
+    header = wire.in_header(opcode, 2, ROOT, 0, 0, 0, None, 0)
     guest.memory.write(queue.arena, header)
-    queue.table(queue.desc, [(queue.arena, len(header), NEXT, 1), (PLUGGED, HUGE, WRITE, 0)])
+    queue.table(queue.desc, [(queue.arena, len(header), NEXT, 1), (PLUGGED, room, WRITE, 0)])
     before, used = served.resident()["Shmem"], queue.used_idx
     queue.offer(0)
     queue.wait_used(used + 1)
