@@ -11,13 +11,12 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 from pathlib import Path
 from typing import Self
 
-from guests import QEMU_VIRTIOFSD, qemu_virtiofsd_command
+from guests import QEMU_VIRTIOFSD, qemu_virtiofsd_command, vfsd_command
 
 RUST_VIRTIOFSD = "/usr/libexec/virtiofsd"
 RUST = os.environ.get("VFSD_PEER_RUST", "")
@@ -48,8 +47,8 @@ def missing(kind: str) -> str | None:
 def command(kind: str, socket: Path, shared: Path, cache: str, options: tuple[str, ...]) -> list[str]:
     """options: xattr, or what only that daemon knows."""
     if kind == "vfsd":
-        return [sys.executable, "-m", "vfsd", "serve", "--socket", str(socket), "--shared-dir", str(shared),
-                "--cache", cache, *(f"--{option}" for option in options)]  # fmt: skip
+        words = [f"--{option}" for option in options]
+        return vfsd_command(socket, shared, tag=None, cache=cache, options=words)
     if kind == "qemu-virtiofsd":
         argv = qemu_virtiofsd_command(socket, shared, cache=cache)
         return argv + [word for option in options for word in ("-o", option)]

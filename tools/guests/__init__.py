@@ -13,6 +13,7 @@ from guests.daemon import (
     StartDaemon,
     eventually,
     qemu_virtiofsd_command,
+    vfsd_command,
 )
 from guests.dax import DaxGuest, StockDaxGuest
 from guests.guest import Guest, GuestError, GuestTimeout, Result
@@ -37,4 +38,5 @@ __all__ = [
     "eventually",
     "qemu_virtiofsd_command",
     "uml_command",
+    "vfsd_command",
 ]
