@@ -50,10 +50,10 @@ test: build
 # mirror that has QEMU 11.1 it is skipped, with the reason. VFSD_DAX_GUEST: a folder to keep it in.
 test-dax: build/dax-tested
 
-build/dax-tested: build $(shell find vfsd tools/guests tests/guest -name '*.py' -o -name '*-dax-guest' \
+build/dax-tested: build $(shell find vfsd tools/guests tests/linux -name '*.py' -o -name '*-dax-guest' \
     -o -name 'qemu-shmem.c') $(wildcard bench/levels/*dax*.py) $(sources)
 	-tools/ensure-packages guest dax
-	$(python) -m pytest --dax -m dax tests/guest tests/bench $(PYTEST_ARGS) $(empty)
+	$(python) -m pytest --dax -m dax tests/linux tests/bench $(PYTEST_ARGS) $(empty)
 	mkdir -p build
 	touch $@
 
@@ -70,8 +70,8 @@ lint: $(venv)/tools
 types: $(venv)/tools
 	$(venv)/bin/mypy --strict
 	$(venv)/bin/mypy --strict bench
-	MYPYPATH=tools:tests:tests/guest $(venv)/bin/mypy --strict --explicit-package-bases \
-	    tools/guests tools/*.py tests/guest tests/package
+	MYPYPATH=tools:tests:tests/linux $(venv)/bin/mypy --strict --explicit-package-bases \
+	    tools/guests tools/*.py tests/linux tests/package
 
 # A stub promises what others may use; a module of Cython's has more names than that.
 stubs: build

@@ -40,7 +40,7 @@ def extension(path: Path) -> Extension:
     return Extension(
         ".".join([PACKAGES[folder], *rest]),
         [str(path)],
-        include_dirs=["vfsd", "bench"],
+        include_dirs=["vfsd/sys", "vfsd/memory", "bench"],
         define_macros=[("_GNU_SOURCE", "1")],
         extra_compile_args=cflags,
         extra_link_args=ldflags,

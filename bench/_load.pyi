@@ -1,6 +1,6 @@
 from typing import final
 
-from vfsd.guest._transport import Transport
+from vfsd.guest.driver._transport import Transport
 
 from .steps import Program
 

@@ -12,12 +12,12 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
 
-from vfsd._wire cimport (
+from vfsd.fuse._wire cimport (
     FUSE_IN_HEADER, FUSE_OUT_HEADER, fuse_attr, fuse_attr_out, fuse_entry_out, fuse_in_header,
     fuse_write_out,
 )
-from vfsd.guest._transport cimport Transport
-from vfsd.guest._vqs cimport (
+from vfsd.guest.driver._transport cimport Transport
+from vfsd.guest.driver._vqs cimport (
     REQ_ARGVAR, forget_send, slot_get, slot_header, slot_out, slot_pages, slot_put,
     slot_send, slot_t, transport_t,
 )

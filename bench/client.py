@@ -15,8 +15,8 @@ from vfsd.fuse import abi
 from vfsd.fuse.abi import Init
 from vfsd.fuse.opcodes import NUMBER
 from vfsd.fuse.shapes import SHAPES
-from vfsd.guest._transport import Transport
-from vfsd.guest.device import Device
+from vfsd.guest.driver._transport import Transport
+from vfsd.guest.driver.device import Device
 
 from .fixture import FILES, SMALL, Tree
 from .model import Failed, NotOffered

@@ -18,7 +18,7 @@ import time
 from typing import NoReturn
 
 from vfsd.fuse import abi
-from vfsd.guest import mounting
+from vfsd.guest.bridge import mounting
 
 FILE = b"file"
 FILE_ID = 2

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-SUITE = Path(__file__).resolve().parent / "mount" / "workloads" / "conformance.py"
+SUITE = Path(__file__).resolve().parent / "guest" / "bridge" / "workloads" / "conformance.py"
 QUICK_GROUPS = ("special_bits", "files")
 
 # Cases whose outcome differs in every guest, and why it has to. Each is the pattern of their names.

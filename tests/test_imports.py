@@ -12,37 +12,23 @@ IMPORT = re.compile(r"^\s*(?:from|cimport|import) (vfsd[\w.]*)(?: c?import \(?([
 
 # Below vfsd: what a room may use of ours, besides itself. A name with a dot is one module of a room.
 ALLOWED = {
-    "_memory": set(),
-    "_vring": {"_memory"},
-    "_ring": {"_memory", "_vring"},
-    "_driver_ring": {"_memory", "_vring"},
-    "_intervals": set(),
-    "_dax": {"_intervals"},
-    "_wire": set(),
     "errors": set(),
-    "vhost": {"_memory", "_ring", "errors"},
-    "fuse": {"_memory", "_wire"},
-    "hostfs": {"_dax", "_memory", "_threads", "_wire", "fuse", "errors"},
-    "_threads": set(),
-    "_pool": {"_threads"},
-    "_virtqueue": {"_memory", "_pool", "_ring", "_threads", "fuse"},
-    "_replies": {"_memory", "_ring", "_threads", "_virtqueue", "fuse"},
-    "_jobs": {"_memory", "_pool", "_replies", "_ring", "_threads", "_virtqueue", "fuse"},
-    "_parks": {"_memory", "_replies", "_ring", "_threads", "_virtqueue", "fuse"},
-    "_bounce": {"_memory", "_replies", "_ring", "_virtqueue", "fuse"},
-    "_polling": {"_replies", "_ring", "_threads", "_virtqueue"},
-    "_calls": {"_polling", "_ring", "_virtqueue", "fuse"},
-    "_queue": {
-        "_bounce", "_calls", "_jobs", "_memory", "_parks", "_polling", "_pool", "_replies", "_ring",
-        "_threads", "_virtqueue", "fuse",
-    },
-    "share": {"_dax", "_pool", "_queue", "fuse", "hostfs", "vhost", "errors"},
-    "options": {"errors", "fuse", "hostfs", "sandbox", "share"},
-    "sandbox": {"errors"},
-    "daemon": {"errors", "hostfs", "options", "sandbox", "share"},
-    "guest": {"_dax", "_driver_ring", "_memory", "_threads", "_wire", "fuse", "vhost", "errors"},
-}  # fmt: skip
-GUEST_MAY_USE_OF_FUSE = {"abi", "opcodes", "shapes"}
+    "sys": set(),
+    "memory": {"sys"},
+    "virtqueue": {"memory", "sys"},
+    "_ring": {"memory", "sys", "virtqueue"},
+    "_dax_intervals": set(),
+    "_dax": {"_dax_intervals"},
+    "vhost": {"_ring", "errors", "memory"},
+    "fuse": {"memory", "sys"},
+    "hostfs": {"_dax", "errors", "fuse", "memory", "sys"},
+    "queue": {"_ring", "fuse", "memory", "sys", "virtqueue"},
+    "sandbox": {"errors", "sys"},
+    "options": {"errors", "fuse", "hostfs", "sandbox"},
+    "daemon": {"_dax", "errors", "fuse", "hostfs", "options", "queue", "sandbox", "vhost"},
+    "guest": {"_dax", "errors", "fuse", "memory", "sys", "vhost", "virtqueue"},
+}
+GUEST_MAY_USE_OF_FUSE = {"_wire", "abi", "opcodes", "shapes"}
 
 
 def imported(path: Path) -> set[str]:
@@ -79,7 +65,7 @@ def test_the_guest_uses_of_fuse_only_what_both_sides_share() -> None:
 
 def test_serving_loads_neither_numpy_nor_posix_ipc() -> None:
     code = (
-        "import sys, vfsd.cli, vfsd.daemon, vfsd.share, importlib\n"
+        "import sys, vfsd.cli, vfsd.daemon.supervisor, vfsd.daemon.share, importlib\n"
         "from vfsd.fuse.opcodes import OPERATIONS\n"
         "for op in OPERATIONS: importlib.import_module('vfsd.' + op.module)\n"
         "print([m for m in ('numpy', 'posix_ipc', 'asyncio', 'ctypes') if m in sys.modules])"

@@ -12,7 +12,7 @@ between threads without the GIL has a lock of his own around each call.
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from vfsd._intervals cimport mapping_t
+from vfsd._dax_intervals cimport mapping_t
 
 cdef enum:
     RANGES_MAX = 1 << 28

@@ -6,7 +6,7 @@ from libc.stdint cimport UINT64_MAX
 from libc.stdlib cimport calloc, free as c_free
 from libc.string cimport memset
 
-from vfsd._intervals cimport interval_erase, interval_find, interval_insert, interval_next, mapping_t
+from vfsd._dax_intervals cimport interval_erase, interval_find, interval_insert, interval_next, mapping_t
 
 import os
 from typing import NamedTuple

@@ -7,8 +7,8 @@ copy and checked there. The ring knows nothing of FUSE, sockets or threads.
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
-from vfsd._memory cimport GuestMemory, iovec, memory_t
-from vfsd._vring cimport vring_desc, vring_used_elem
+from vfsd.memory._regions cimport GuestMemory, iovec, memory_t
+from vfsd.virtqueue._layout cimport vring_desc, vring_used_elem
 
 
 # Why a chain or the ring was refused. Each has its own number, text and test.

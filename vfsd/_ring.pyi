@@ -1,7 +1,7 @@
 from collections.abc import Sequence
 from typing import Self, final
 
-from vfsd._memory import GuestMemory
+from vfsd.memory._regions import GuestMemory
 
 __pyx_capi__: dict[str, object]  # Cython's
 __test__: dict[str, object]  # Cython's

@@ -7,8 +7,8 @@ from libc.stdint cimport UINT32_MAX, UINT64_MAX
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
-from vfsd._memory cimport GuestMemory, iovec, memory_find, memory_from_gpa, memory_t
-from vfsd._vring cimport (
+from vfsd.memory._regions cimport GuestMemory, iovec, memory_find, memory_from_gpa, memory_t
+from vfsd.virtqueue._layout cimport (
     FAR, RING_NUM_MAX, VRING_AVAIL_F_NO_INTERRUPT, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT,
     VRING_DESC_F_WRITE, VRING_USED_F_NO_NOTIFY, avail_event, check_init, full_fence, load_acquire_u16,
     load_relaxed_u16, need_event, read_once, store_relaxed_u16, store_release_u16, used_event, used_ring,

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from vfsd.fuse import abi
 from vfsd.fuse.opcodes import NUMBER
-from vfsd.guest import mounting
+from vfsd.guest.bridge import mounting
 
 from .._load import Load
 from ..client import POSIX_LOCKS

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from vfsd.guest import Filesystem, mount
-from vfsd.guest.rawfile import RawFile
+from vfsd.guest.face.rawfile import RawFile
 
 from .. import _copies
 from ..daemons import Running, Target

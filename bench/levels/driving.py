@@ -8,7 +8,7 @@ import select
 import time
 
 from vfsd.fuse.opcodes import NAME
-from vfsd.guest.device import Device
+from vfsd.guest.driver.device import Device
 
 from .._load import Load
 from ..daemons import Running

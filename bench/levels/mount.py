@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vfsd.guest import mounting
-from vfsd.guest.bridge import Mount
+from vfsd.guest.bridge import mounting
+from vfsd.guest.bridge.bridge import Mount
 
 from ..daemons import Running, Target
 from ..model import Cell, Errand, Failed, NotOffered, Setting

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from vfsd.guest._transport import Transport
+from vfsd.guest.driver._transport import Transport
 
 from ..model import Failed
 

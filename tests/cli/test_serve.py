@@ -20,7 +20,7 @@ from guests import StartDaemon
 from guests.daemon import eventually
 
 from vfsd.errors import ConfigError
-from vfsd.options import SERVE_OPTIONS, check_options, check_seconds
+from vfsd.options.table import SERVE_OPTIONS, check_options, check_seconds
 
 SERVE = [sys.executable, "-m", "vfsd", "serve"]
 NOBODY = 65534

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from vfsd._driver_ring import DriverRing
-from vfsd._memory import GuestMemory
 from vfsd.fuse.opcodes import NUMBER
+from vfsd.memory._regions import GuestMemory
 from vfsd.vhost.frontend import Frontend, Setup, SharedRegion, Vring
 from vfsd.vhost.messages import Region, VirtioFeature
+from vfsd.virtqueue._driver_ring import DriverRing
 
 from . import wire
 from .ops import Operations

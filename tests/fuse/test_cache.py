@@ -15,7 +15,7 @@ from vfsd.fuse import abi
 from vfsd.fuse.abi import Fattr, Fopen, Init
 
 from . import wire
-from .conftest import guests_of, held
+from .fixtures import guests_of, held
 from .ops import LINUX_FLAGS, Operations, refused
 from .rawguest import Guest
 from .wire import ROOT

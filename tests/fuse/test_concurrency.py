@@ -13,7 +13,7 @@ import pytest
 from guests import Daemon, eventually
 
 from . import wire
-from .conftest import StartGuest, held
+from .fixtures import StartGuest, held
 from .ops import Operations
 from .rawguest import Guest
 from .requests import Held, hold, request_for

@@ -10,7 +10,7 @@ from guests import Daemon
 from vfsd.fuse.opcodes import NUMBER
 
 from . import wire
-from .conftest import StartGuest
+from .fixtures import StartGuest
 from .rawguest import NEXT, WRITE, Guest, single
 from .wire import ROOT
 

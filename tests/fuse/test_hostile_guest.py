@@ -31,7 +31,7 @@ from vfsd.fuse.abi import Fattr
 from vfsd.fuse.opcodes import NUMBER
 
 from . import wire
-from .conftest import held
+from .fixtures import held
 from .ops import FORGET_MAX, refused
 from .rawguest import Guest
 from .requests import BY_HANDLE, BY_NAME, BY_NODEID, Held, hold, request_for, snapshot

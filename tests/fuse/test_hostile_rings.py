@@ -11,7 +11,7 @@ from vfsd import _ring
 from vfsd._ring import CHAIN_ERRORS
 
 from . import wire
-from .conftest import StartGuest
+from .fixtures import StartGuest
 from .rawguest import INDIRECT, MEMORY_GPA, NEXT, WRITE, Guest, GuestQueue
 from .wire import ROOT
 

@@ -11,7 +11,7 @@ from vfsd.fuse import abi
 from vfsd.vhost.orders import ORDERS
 
 from . import wire
-from .conftest import LEFT, StartGuest, held
+from .fixtures import LEFT, StartGuest, held
 from .ops import LINUX_FLAGS, refused
 from .rawguest import Guest
 from .wire import ROOT

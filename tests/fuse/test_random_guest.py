@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from vfsd.fuse.opcodes import NAME, NUMBER
 
 from . import wire
-from .conftest import StartGuest
+from .fixtures import StartGuest
 from .rawguest import TIMEOUT_S, Guest, linux, scrambled
 from .requests import REQUESTS, Held, request_for, snapshot
 from .wire import IN_SIZE, ROOT

@@ -24,8 +24,9 @@ from guests import Daemon, StartDaemon, eventually
 
 from vfsd.fuse import abi
 from vfsd.fuse.abi import Rename
-from vfsd.guest import Filesystem, mount, objects
-from vfsd.guest.rawfile import RawFile
+from vfsd.guest import Filesystem, mount
+from vfsd.guest.client import objects
+from vfsd.guest.face.rawfile import RawFile
 
 from .ops import Operations
 from .rawguest import Guest

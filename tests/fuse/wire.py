@@ -57,7 +57,7 @@ FIXED = {
     for name in names.split()
 }
 # Without a DAX window, as the raw guest is: tests/dax has one.
-SERVED = {op.name: NUMBER[op.name] for op in OPERATIONS if op.module != "hostfs.mappings"}
+SERVED = {op.name: NUMBER[op.name] for op in OPERATIONS if op.module != "hostfs.ops.mappings"}
 NO_REPLY = (NUMBER["FORGET"], NUMBER["BATCH_FORGET"])
 
 

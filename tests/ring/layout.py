@@ -4,9 +4,9 @@ import os
 import struct
 from collections.abc import Iterable
 
-from vfsd._driver_ring import DriverRing
-from vfsd._memory import GuestMemory
 from vfsd._ring import DeviceRing
+from vfsd.memory._regions import GuestMemory
+from vfsd.virtqueue._driver_ring import DriverRing
 
 NEXT, WRITE, INDIRECT = 1, 2, 4
 

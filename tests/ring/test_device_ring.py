@@ -3,8 +3,8 @@ from collections.abc import Callable
 import pytest
 
 from vfsd import _ring
-from vfsd._memory import GuestMemory
 from vfsd._ring import CHAIN_ERRORS, DeviceRing, RingError
+from vfsd.memory._regions import GuestMemory
 
 from .layout import DATA_GPA, INDIRECT, NEXT, UVA_OFFSET, WRITE, Desc, Layout, add_region
 

@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vfsd._driver_ring import DriverRing
-from vfsd._memory import GuestMemory
 from vfsd.errors import ProtocolError
+from vfsd.memory._regions import GuestMemory
 from vfsd.vhost import messages
 from vfsd.vhost.backend import Backend
 from vfsd.vhost.frontend import Frontend, Setup, SharedRegion, Vring
 from vfsd.vhost.messages import ProtocolFeature, Region, VirtioFeature
+from vfsd.virtqueue._driver_ring import DriverRing
 
 DEADLINE_S = 20.0
 RING_NUM = 64
@@ -32,7 +32,7 @@ Wire = list[tuple[bytes, list[int]]]  # messages, each with its descriptors
 
 
 class RecordingQueue:
-    """In the place of vfsd._queue.Queue: no thread, but the same ownership and the same checks."""
+    """In the place of vfsd.queue._queue.Queue: no thread, but the same ownership and the same checks."""
 
     def __init__(self, index: int) -> None:
         self.index = index

@@ -1,6 +1,6 @@
 """Boots real Linux guests with the kernel's own virtio-fs driver, and the daemon that serves them.
 
-Used by the tests in ``tests/guest`` and by ``tools/demo.py``. `UmlGuest` is user-mode Linux: two
+Used by the tests in ``tests/linux`` and by ``tools/demo.py``. `UmlGuest` is user-mode Linux: two
 seconds to boot, the machine's own programs inside. `QemuGuest` is QEMU without KVM: a PCI device,
 several request queues, busybox and a Python interpreter inside. `DaxGuest` is a newer QEMU whose device
 has a DAX window.

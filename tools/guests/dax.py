@@ -1,6 +1,6 @@
 """QEMU 11.1 or newer with a DAX window: its generic vhost-user device as a virtio-fs device.
 
-What it needs is made by `tests/guest/get-dax-guest` in a folder, VFSD_DAX_GUEST or `.cache/dax-guest`.
+What it needs is made by `tests/linux/get-dax-guest` in a folder, VFSD_DAX_GUEST or `.cache/dax-guest`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from guests import initrd
 from guests.guest import HERE
 from guests.qemu import CACHE, QemuGuest, machine_arguments
 
-GET = HERE.parent.parent / "tests" / "guest" / "get-dax-guest"
+GET = HERE.parent.parent / "tests" / "linux" / "get-dax-guest"
 FOLDER = Path(os.environ.get("VFSD_DAX_GUEST") or HERE.parent.parent / ".cache" / "dax-guest")
 ROOT = FOLDER / "root"
 VIRTIO_ID_FS = 26

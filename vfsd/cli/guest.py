@@ -20,9 +20,9 @@ from vfsd.fuse import abi
 from vfsd.fuse.abi import Init
 from vfsd.fuse.opcodes import Opcode
 from vfsd.guest import mount
-from vfsd.guest.connection import FLAGS2, FLAGS_ALL, MAX_READAHEAD
-from vfsd.guest.device import Device
-from vfsd.guest.filesystem import Filesystem
+from vfsd.guest.client.connection import FLAGS2, FLAGS_ALL, MAX_READAHEAD
+from vfsd.guest.driver.device import Device
+from vfsd.guest.face.filesystem import Filesystem
 from vfsd.vhost.orders import ORDERS
 
 CHUNK = 1 << 20  # bytes copied at a time

@@ -11,11 +11,11 @@ from errno import ECONNREFUSED
 
 import click
 
-from vfsd.daemon import ignore, notify_ready, raise_descriptor_limit
+from vfsd.daemon.supervisor import ignore, notify_ready, raise_descriptor_limit
 from vfsd.errors import ConfigError
-from vfsd.guest.bridge import UNMOUNTED, Mount
-from vfsd.guest.device import Device
-from vfsd.guest.mounting import DEVICE, mount_flags
+from vfsd.guest.bridge.bridge import UNMOUNTED, Mount
+from vfsd.guest.bridge.mounting import DEVICE, mount_flags
+from vfsd.guest.driver.device import Device
 from vfsd.vhost.orders import ORDERS
 
 log = logging.getLogger("vfsd")

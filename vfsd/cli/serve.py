@@ -5,8 +5,8 @@ from typing import Any
 
 import click
 
-from vfsd import daemon
-from vfsd.options import SERVE_OPTIONS, check_options, o_spellings
+from vfsd.daemon import supervisor as daemon
+from vfsd.options.table import SERVE_OPTIONS, check_options, o_spellings
 
 
 def with_options(command: click.Command) -> click.Command:

@@ -1,7 +1,7 @@
 """FUSE structures and constants used from Python (linux/fuse.h 7.45).
 
 Layouts are native byte order: a virtio-fs guest and its host are one machine. What the data path
-reads and writes without the GIL is declared in `vfsd/_wire.pxd`.
+reads and writes without the GIL is declared in `vfsd/fuse/_wire.pxd`.
 """
 
 from enum import IntEnum, IntFlag
@@ -88,6 +88,8 @@ SETUPMAPPING_WRITE = 1  # setupmapping_in.flags; Linux sets READ always
 SETUPMAPPING_READ = 2
 SETUPMAPPING_FH = 0xFFFFFFFFFFFFFFFF  # setupmapping_in.fh of Linux: maps go by nodeid
 REMOVEMAPPING_MAX = PAGE_SIZE // REMOVEMAPPING_ONE.size  # FUSE_REMOVEMAPPING_MAX_ENTRY
+TAG_BYTES = 36
+CONFIG = Struct(f"<{TAG_BYTES}sI")  # struct virtio_fs_config: tag, num_request_queues
 DAX_SHMID = 0  # VIRTIO_FS_SHMCAP_ID_CACHE: the shared memory region that is the DAX window
 DAX_RANGE = 1 << 21  # FUSE_DAX_SZ: what Linux maps at a time
 IOCTL_UNRESTRICTED = 2

@@ -6,8 +6,8 @@ Knows FUSE and byte streams, nothing of rings: element borders carry no meaning 
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from vfsd._memory cimport iovec
-from vfsd._wire cimport fuse_in_header
+from vfsd.memory._regions cimport iovec
+from vfsd.fuse._wire cimport fuse_in_header
 
 cdef enum:
     OPCODES_MAX = 64

@@ -5,8 +5,8 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from libc.errno cimport E2BIG, EINVAL, EIO, ENAMETOOLONG, ENOSYS
 from libc.string cimport memchr, memcpy, memset
 
-from vfsd cimport _wire as w
-from vfsd._wire cimport fuse_out_header
+from vfsd.fuse cimport _wire as w
+from vfsd.fuse._wire cimport fuse_out_header
 
 import errno
 import logging

@@ -13,11 +13,9 @@ from contextlib import ExitStack
 from typing import Any
 
 from vfsd.fuse import abi
-from vfsd.guest.device import Device
-from vfsd.guest.filesystem import Filesystem
-from vfsd.guest.mountpoints import Mount
-from vfsd.guest.options import parse_options
-from vfsd.guest.superblock import (
+from vfsd.guest.client.mountpoints import Mount
+from vfsd.guest.client.options import parse_options
+from vfsd.guest.client.superblock import (
     Instance,
     Instances,
     MountSettings,
@@ -27,6 +25,8 @@ from vfsd.guest.superblock import (
     instance_of,
     no_steps,
 )
+from vfsd.guest.driver.device import Device
+from vfsd.guest.face.filesystem import Filesystem
 
 __all__ = ["Device", "Filesystem", "Instances", "mount", "mount_device", "mount_tag"]
 

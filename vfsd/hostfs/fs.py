@@ -8,11 +8,10 @@ from typing import Literal
 from vfsd.fuse.abi import Fopen, Init
 from vfsd.fuse.dispatch import Dispatch
 from vfsd.fuse.opcodes import OPERATIONS, Home, Opcode
-from vfsd.hostfs._locks import Locks
-from vfsd.hostfs._tables import Tables
 from vfsd.hostfs.cache import CachePolicy, DirectWrites
 from vfsd.hostfs.identity import IdentityPolicy
-from vfsd.hostfs.mappings import (
+from vfsd.hostfs.lock._locks import Locks
+from vfsd.hostfs.ops.mappings import (
     DAX_POLICIES,
     DaxPolicy,
     FrontEnd,
@@ -20,6 +19,7 @@ from vfsd.hostfs.mappings import (
     removemapping,
     setupmapping,
 )
+from vfsd.hostfs.table._tables import Tables
 
 FileHandles = Literal["never", "prefer", "mandatory"]
 FILE_HANDLES: tuple[FileHandles, ...] = ("never", "prefer", "mandatory")

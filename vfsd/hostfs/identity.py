@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Literal
 
 from vfsd.fuse.abi import Init
-from vfsd.hostfs import idmap, xattrmap
-from vfsd.hostfs._tables import Tables
+from vfsd.hostfs.ids import idmap, xattrmap
+from vfsd.hostfs.table._tables import Tables
 
 Negotiation = Literal["never", "auto", "always"]  # auto: if the guest can; always: it must
 

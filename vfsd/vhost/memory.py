@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Final
 
-from vfsd._memory import GuestMemory
 from vfsd.errors import ProtocolError
+from vfsd.memory._regions import GuestMemory
 from vfsd.vhost.messages import Region
 
 SLOTS_MAX: Final = 509  # answer of GET_MAX_MEM_SLOTS; below QEMU's own limit of 512

@@ -4,15 +4,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from vfsd._memory import GuestMemory
 from vfsd._ring import RING_NUM_MAX
 from vfsd.errors import ProtocolError
+from vfsd.memory._regions import GuestMemory
 from vfsd.vhost.memory import MemoryTable
 from vfsd.vhost.messages import VirtioFeature, VringAddr
 
 
 class VirtQueue(Protocol):
-    """What a ring needs of `vfsd._queue.Queue`; that stub says what each method does."""
+    """What a ring needs of `vfsd.queue._queue.Queue`; that stub says what each method does."""
 
     def start(
         self,

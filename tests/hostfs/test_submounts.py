@@ -1,0 +1,177 @@
+"""File systems mounted below the share: announced to the guest, each inode its own."""
+
+import contextlib
+import os
+import stat
+import subprocess
+from collections.abc import Callable, Iterator
+from errno import EBUSY, EXDEV
+from pathlib import Path
+
+import pytest
+from fuse.fixtures import guests_of
+from fuse.ops import LINUX_FLAGS, refused
+from fuse.rawguest import Guest
+from fuse.wire import ROOT
+from guests import Daemon, StartDaemon
+
+SUBMOUNTS = 1 << 27
+ATTR_SUBMOUNT = 1
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+
+MountHost = Callable[..., None]
+
+
+@pytest.fixture
+def mount_host(tmp_path: Path) -> Iterator[MountHost]:
+    """mount(8) with these arguments; all of them are gone after the test."""
+    made: list[Path] = []
+
+    def mount(*arguments: str, at: Path) -> None:
+        if not at.exists():
+            at.mkdir()
+        done = subprocess.run(["mount", *arguments, str(at)], capture_output=True, text=True, timeout=20)
+        if done.returncode:
+            pytest.skip(f"the machine does not let us mount: {done.stderr}")
+        made.append(at)
+
+    yield mount
+    for path in reversed(made):
+        subprocess.run(["umount", "--lazy", str(path)], check=False, capture_output=True, timeout=20)
+
+
+@pytest.fixture
+def places(tmp_path: Path, mount_host: MountHost) -> Path:
+    """A share with one and two, the same file system twice; three, another; plain, none."""
+    share = tmp_path / "share"
+    share.mkdir()
+    (share / "plain").mkdir()
+    mount_host("-t", "tmpfs", "vfsd-test", at=share / "one")
+    (share / "one" / "file").write_bytes(b"first")
+    (share / "one" / "dir").mkdir()
+    mount_host("--bind", str(share / "one"), at=share / "two")
+    mount_host("-t", "tmpfs", "vfsd-test", at=share / "three")
+    (share / "three" / "dir").mkdir()
+    mount_host("--bind", str(share / "plain"), at=share / "bound")
+    (share / "bound file").touch()
+    mount_host("--bind", str(share / "one" / "file"), at=share / "bound file")
+    return share
+
+
+@pytest.fixture
+def served(places: Path, daemon: StartDaemon) -> Daemon:
+    """one and two have one st_dev on the host, bound has that of the share."""
+    assert (places / "one").stat().st_dev == (places / "two").stat().st_dev
+    assert (places / "bound").stat().st_dev == places.stat().st_dev
+    return daemon(places)
+
+
+@contextlib.contextmanager
+def guest_of(daemon: Daemon, flags: int = LINUX_FLAGS) -> Iterator[Guest]:
+    with guests_of(daemon) as start:
+        guest = start()
+        assert bool(guest.init(flags=flags).flags & SUBMOUNTS) == bool(flags & SUBMOUNTS)
+        yield guest
+
+
+def marked(guest: Guest, parent: int = ROOT) -> set[bytes]:
+    """The names whose entries are marked, in a listing and by LOOKUP alike."""
+    listed, looked_up = set(), set()
+    for dirent in guest.listing(parent, plus=True):
+        assert dirent.entry is not None
+        entry = guest.lookup(parent, dirent.name)
+        assert entry.nodeid == dirent.entry.nodeid and entry.attr.ino == dirent.entry.attr.ino
+        listed |= {dirent.name} if dirent.entry.attr.flags & ATTR_SUBMOUNT else set()
+        looked_up |= {dirent.name} if entry.attr.flags & ATTR_SUBMOUNT else set()
+    assert listed == looked_up
+    return listed
+
+
+def test_directories_that_are_mounts_are_marked(served: Daemon) -> None:
+    with guest_of(served) as guest:
+        assert marked(guest) == {b"one", b"two", b"three", b"bound"}
+        assert marked(guest, guest.walk("one")) == marked(guest, guest.walk("plain")) == set()
+        assert guest.getattr(guest.walk("one")).flags == 0
+
+
+def test_every_place_has_inodes_of_its_own(served: Daemon) -> None:
+    with guest_of(served) as guest:
+        paths = ["plain", "bound", "one", "two", "one/file", "two/file", "bound file", "one/dir", "three/dir"]
+        found = {path: guest.walk(path) for path in paths}
+        assert len(set(found.values())) == len(paths)
+        for path, nodeid in found.items():
+            assert guest.getattr(nodeid).ino == (served.shared / path).stat().st_ino
+            assert guest.walk(path) == nodeid
+
+
+def test_nothing_is_said_to_a_guest_that_knows_none(served: Daemon) -> None:
+    with guest_of(served, LINUX_FLAGS & ~SUBMOUNTS) as guest:
+        assert marked(guest) == set()
+        assert guest.walk("one/file") != guest.walk("two/file")
+
+
+@pytest.mark.parametrize("option", ["--no-announce-submounts", "-ono_announce_submounts"])
+def test_not_announced(places: Path, daemon: StartDaemon, option: str) -> None:
+    with guests_of(daemon(places, options=[option])) as start:
+        guest = start()
+        assert not guest.init().flags & SUBMOUNTS
+        assert marked(guest) == set()
+        assert guest.getattr(guest.walk("one/file")).ino == (places / "one" / "file").stat().st_ino
+
+
+def test_mounts_come_and_go(served: Daemon, mount_host: MountHost) -> None:
+    plain = served.shared / "plain"
+    (plain / "covered").touch()
+    with guest_of(served) as guest:
+        before = guest.lookup(ROOT, b"plain")
+        assert not before.attr.flags & ATTR_SUBMOUNT
+        mount_host("-t", "tmpfs", "vfsd-test", at=plain)
+        (plain / "inside").write_bytes(b"new")
+        during = guest.lookup(ROOT, b"plain")
+        assert during.attr.flags & ATTR_SUBMOUNT and during.nodeid != before.nodeid
+        assert during.attr.ino == plain.stat().st_ino
+        assert [d.name for d in guest.listing(during.nodeid)] == [b"inside"]
+        assert [d.name for d in guest.listing(before.nodeid)] == [b"covered"], "what the guest holds"
+        inside = guest.lookup(during.nodeid, b"inside").nodeid
+        subprocess.run(["umount", "--lazy", plain], check=True)
+        after = guest.lookup(ROOT, b"plain")
+        assert after.nodeid == before.nodeid and not after.attr.flags & ATTR_SUBMOUNT
+        assert guest.getattr(inside).size == 3, "a lazy unmount leaves what is in use"
+
+
+def test_a_mount_nobody_holds_can_be_unmounted(served: Daemon) -> None:
+    with guest_of(served) as guest:
+        entry = guest.lookup(ROOT, b"three")
+        assert subprocess.run(["umount", served.shared / "three"], capture_output=True).returncode != 0
+        guest.forget(entry.nodeid)
+        guest.statfs()  # hiprio is another queue, FORGET went before on this one
+        subprocess.run(["umount", served.shared / "three"], check=True)
+
+
+@pytest.mark.parametrize("handles", ["never", "prefer"])
+def test_what_was_evicted_does_not_hold_a_mount(places: Path, daemon: StartDaemon, handles: str) -> None:
+    for i in range(300):
+        (places / "three" / f"file {i}").write_bytes(b"%d" % i)
+    served = daemon(places, options=["--fd-budget", "64", "--inode-file-handles", handles])
+    with guest_of(served) as guest:
+        three = guest.walk("three")
+        found = {d.name: d.entry.nodeid for d in guest.listing(three, plus=True) if d.entry is not None}
+        for i in range(300):
+            assert guest.getattr(found[b"file %d" % i]).size == len(str(i))
+        guest.batch_forget((three, 1), *((nodeid, 1) for nodeid in found.values()))
+        guest.statfs()
+        subprocess.run(["umount", places / "three"], check=True)
+
+
+def test_rename_and_link_do_not_cross(served: Daemon) -> None:
+    with guest_of(served) as guest:
+        one, two, file = guest.walk("one"), guest.walk("two"), guest.walk("one/file")
+        with refused(EXDEV):
+            guest.rename(one, b"file", two, b"other")
+        with refused(EXDEV):
+            guest.link(file, ROOT, b"link")
+        with refused(EBUSY):
+            guest.rmdir(ROOT, b"one")
+        assert stat.S_ISDIR(guest.getattr(one).mode)
+        assert guest.statfs(one) != guest.statfs(ROOT)

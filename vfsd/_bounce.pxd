@@ -1,8 +1,0 @@
-"""Requests with buffers in files that may end any time: what they work on is a copy."""
-
-from vfsd._ring cimport chain_t
-from vfsd._virtqueue cimport queue_t
-
-# One request of a fragile chain, from parse to used element.
-cdef void serve_fragile(queue_t *q, chain_t *chain) noexcept nogil
-cdef void bounce_free(queue_t *q) noexcept nogil

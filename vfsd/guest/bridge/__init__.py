@@ -1,0 +1,1 @@
+"""The share as a mount of the local kernel, through /dev/fuse."""

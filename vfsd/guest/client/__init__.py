@@ -1,0 +1,1 @@
+"""Superblock, inodes, caches, DAX: what Linux's FUSE client does (fs/fuse)."""

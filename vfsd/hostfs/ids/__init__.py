@@ -1,0 +1,1 @@
+"""Translation of ids and of attributes' names; credentials."""

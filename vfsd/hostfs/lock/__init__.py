@@ -1,0 +1,1 @@
+"""Locks granted by the host and waited for."""

@@ -1,6 +1,0 @@
-from vfsd.fuse.dispatch import Dispatch
-from vfsd.hostfs._tables import Tables
-
-__all__ = ("install",)
-
-def install(dispatch: Dispatch, tables: Tables) -> None: ...

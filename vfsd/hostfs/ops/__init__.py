@@ -1,0 +1,1 @@
+"""The operations: each has one home."""

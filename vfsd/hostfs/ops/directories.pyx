@@ -1,0 +1,234 @@
+"""OPENDIR, READDIR, READDIRPLUS. RELEASEDIR and FSYNCDIR are those of files (`data`)."""
+
+from libc.errno cimport EAGAIN, EINVAL, errno
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset, strlen
+
+from vfsd.fuse cimport _wire as w
+from vfsd.fuse._wire cimport FUSE_ROOT_ID
+from vfsd.fuse.dispatch cimport (
+    WOULD_BLOCK, Dispatch, request_args, request_t, span_limit, span_write,
+)
+from vfsd.sys cimport _syscalls as h
+from vfsd.hostfs.ops._caller cimport NAME_BYTES, place_get, place_put, place_t, reopen, room_for_handle
+from vfsd.hostfs.table._handles cimport handle_get, handle_open, handle_put
+from vfsd.hostfs.table._inodes cimport CACHED_ONLY, WAIT, WAIT_COLD, entry_at
+from vfsd.hostfs.table._nodes cimport is_anchored
+from vfsd.hostfs.table._slots cimport LISTINGS, cas_int, inode_t, listing_t, store_release_int, tables_t
+from vfsd.hostfs.table._tables cimport Tables
+
+from vfsd.fuse.opcodes import NUMBER
+
+__all__ = ("install",)
+
+cdef int op_opendir(void *fs, request_t *r) noexcept nogil:
+    cdef tables_t *t = <tables_t *>fs
+    cdef w.fuse_open_out out
+    cdef place_t p
+    cdef uint64_t fh = 0
+    cdef int fd, rc
+    if r.body.bytes < sizeof(w.fuse_open_in) or r.reply.bytes < sizeof(out):
+        return -EINVAL
+    rc = room_for_handle(t)
+    if rc == 0:
+        rc = place_get(t, r.header.nodeid, &p)
+    if rc < 0:
+        return rc
+    fd = reopen(t, &p, h.O_RDONLY | h.O_DIRECTORY)
+    place_put(t, &p)
+    if fd < 0:
+        return fd
+    rc = handle_open(t, fd, p.index, &fh)
+    if rc < 0:
+        h.close(fd)
+        return rc
+    begin_listing(t, fh)
+    out.fh = fh
+    out.open_flags = t.opendir_flags
+    out.backing_id = 0
+    r.reply_bytes = sizeof(out)
+    return span_write(&r.reply, &out, sizeof(out))
+
+
+cdef struct record_t:  # struct fuse_direntplus; without `entry` a struct fuse_dirent
+    w.fuse_entry_out entry
+    w.fuse_dirent head
+    char name[NAME_BYTES]  # padded with zeros to a multiple of 8
+
+
+cdef inline bint is_dot(const char *name) noexcept nogil:
+    return name[0] == c'.' and (name[1] == 0 or (name[1] == c'.' and name[2] == 0))
+
+
+cdef int entry_on_disk(tables_t *t, const place_t *parent, const h.linux_dirent64 *entry, const char *name,
+                       bint may_wait, w.fuse_entry_out *out) noexcept nogil:
+    """entry_at where the name may have to be read. -EAGAIN: it has, and may_wait is false."""
+    cdef const inode_t *inode = &t.inodes[parent.index]
+    # Who is known is in memory. What is mounted over it has another number, and is opened first.
+    cdef bint fresh = not t.names_last or not is_anchored(t, inode.dev, entry.d_ino, inode.mnt_id)
+    cdef int rc = entry_at(t, parent, name, fresh, CACHED_ONLY, out)
+    if rc == -EAGAIN and may_wait:
+        rc = entry_at(t, parent, name, fresh, WAIT_COLD, out)
+    return rc
+
+
+cdef bint add_entry(tables_t *t, const place_t *parent, const h.linux_dirent64 *entry, const char *name,
+                    bint may_wait, bint *fresh, w.fuse_entry_out *out) noexcept nogil:
+    """The lookup in front of a READDIRPLUS record; nodeid 0 where there is none. False: it would wait.
+
+    Gone since, or out of descriptors: the name is listed all the same, the guest may ask. fresh:
+    whether the last entry's inode was new, as the next one's will be then.
+    """
+    cdef int rc
+    if is_dot(name):
+        rc = -1
+    elif t.walks_wait:
+        rc = entry_on_disk(t, parent, entry, name, may_wait, out)
+        if rc == -EAGAIN and not may_wait:
+            return False
+    else:
+        rc = entry_at(t, parent, name, fresh[0], WAIT, out)
+    if rc < 0:
+        memset(out, 0, sizeof(out[0]))
+    else:
+        fresh[0] = rc
+    return True
+
+
+cdef int add_record(tables_t *t, request_t *r, const place_t *parent, const h.linux_dirent64 *entry,
+                    bint plus, bint *fresh) noexcept nogil:
+    """One host entry as a record of the reply: 1, 0 if it does not fit, -EAGAIN if it would have to wait."""
+    cdef const char *name = <const char *>(entry + 1)
+    cdef record_t record
+    cdef uint32_t n = <uint32_t>strlen(name)
+    cdef uint32_t padded = (n + 7) & ~<uint32_t>7
+    cdef uint32_t size = sizeof(record.head) + padded + (sizeof(record.entry) if plus else 0)
+    if size > r.reply.bytes:
+        return 0
+    if plus and not add_entry(t, parent, entry, name, r.may_wait, fresh, &record.entry):
+        return -EAGAIN
+    record.head.ino = entry.d_ino
+    if r.header.nodeid == FUSE_ROOT_ID and is_dot(name):
+        record.head.ino = t.inodes[FUSE_ROOT_ID].ino  # what lies above the share is nobody's business
+    record.head.off = entry.d_off
+    record.head.namelen = n
+    record.head.type = entry.d_type
+    memset(record.name + padded - 8, 0, 8)
+    memcpy(record.name, name, n)
+    span_write(&r.reply, &record if plus else <void *>&record.head, size)
+    r.reply_bytes += size
+    return 1
+
+
+cdef listing_t *take_listing(tables_t *t, uint64_t fh, listing_t *own) noexcept nogil:
+    """What is left of the handle's last reading; the caller's own, empty, while someone else has it."""
+    cdef listing_t *l = &t.listings[<uint32_t>fh % LISTINGS]
+    if not cas_int(&l.busy, 0, 1):
+        l = own
+        l.fh = 0
+    if l.fh != fh:
+        l.fh = fh
+        l.at = l.n = 0
+        l.stands = False
+    return l
+
+
+cdef void begin_listing(tables_t *t, uint64_t fh) noexcept nogil:
+    """For a directory that has just been opened: its descriptor stands at the beginning."""
+    cdef listing_t *l = &t.listings[<uint32_t>fh % LISTINGS]
+    if not cas_int(&l.busy, 0, 1):
+        return
+    l.fh = fh
+    l.at = l.n = 0
+    l.offset = 0
+    l.stands = True
+    store_release_int(&l.busy, 0)
+
+
+cdef inline bint was_last(const tables_t *t, const listing_t *l) noexcept nogil:
+    """Whether another entry would have come with the last ones, if there were one.
+
+    Local file systems fill the buffer. The guest asks once more anyhow: only an empty reply is the end.
+    """
+    return t.names_last and 0 < l.n <= sizeof(l.entries) - sizeof(h.linux_dirent64) - NAME_BYTES - 8
+
+
+cdef int list_from(tables_t *t, request_t *r, const place_t *p, listing_t *l, int64_t offset,
+                   bint plus) noexcept nogil:
+    """Whole records from a position of the directory on, until the reply is full or the next would wait.
+
+    0, -errno, or WOULD_BLOCK if that is so of the first.
+    """
+    cdef h.linux_dirent64 *entry
+    cdef long n
+    cdef int rc
+    cdef bint fresh = False
+    # The beginning is read anew: rewinddir(3) shows what has changed.
+    if offset == 0 or l.offset != offset:
+        l.at = l.n = 0
+        l.stands = l.stands and l.offset == offset
+        l.offset = offset
+    while True:
+        if l.at >= l.n:
+            if r.reply_bytes and was_last(t, l):
+                return 0
+            if l.n == 0 and not l.stands and h.lseek(p.fd, l.offset, h.SEEK_SET) < 0:
+                return -errno
+            l.at = l.n = 0
+            l.stands = False
+            n = h.syscall(h.SYS_getdents64, p.fd, l.entries, sizeof(l.entries))
+            if n == 0:
+                t.inodes[p.index].unread = 0
+            if n <= 0:
+                return -errno if n < 0 and r.reply_bytes == 0 else 0
+            l.n = <uint32_t>n
+        entry = <h.linux_dirent64 *>(l.entries + l.at)
+        rc = add_record(t, r, p, entry, plus, &fresh)
+        if rc <= 0:
+            return WOULD_BLOCK if rc < 0 and r.reply_bytes == 0 else 0
+        l.at += entry.d_reclen
+        l.offset = entry.d_off
+
+
+cdef int read_directory(void *fs, request_t *r, bint plus) noexcept nogil:
+    cdef tables_t *t = <tables_t *>fs
+    cdef w.fuse_read_in arg
+    cdef listing_t own
+    cdef listing_t *listing
+    cdef place_t p
+    cdef int64_t index
+    cdef int rc
+    memset(&arg, 0, sizeof(arg))
+    if request_args(r, &arg, sizeof(arg)) < 0:
+        return -EINVAL
+    p.index = 0
+    p.fd = -1
+    index = handle_get(t, arg.fh, &p.fd)
+    if index < 0:
+        return <int>index
+    p.index = t.handles[index].inode
+    if t.inodes[p.index].unread and not r.may_wait:
+        handle_put(t, index)
+        return WOULD_BLOCK
+    span_limit(&r.reply, arg.size)
+    listing = take_listing(t, arg.fh, &own)
+    rc = list_from(t, r, &p, listing, arg.offset, plus)
+    store_release_int(&listing.busy, 0)
+    handle_put(t, index)
+    return rc
+
+
+cdef int op_readdir(void *fs, request_t *r) noexcept nogil:
+    return read_directory(fs, r, False)
+
+
+cdef int op_readdirplus(void *fs, request_t *r) noexcept nogil:
+    return read_directory(fs, r, True)
+
+
+def install(Dispatch dispatch, Tables tables):
+    """Make these operations, on `tables`, the dispatch's."""
+    cdef tables_t *t = &tables.t
+    dispatch.set_hot(NUMBER["OPENDIR"], op_opendir, t, tables)
+    dispatch.set_hot(NUMBER["READDIR"], op_readdir, t, tables)
+    dispatch.set_hot(NUMBER["READDIRPLUS"], op_readdirplus, t, tables)

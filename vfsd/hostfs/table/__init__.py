@@ -1,0 +1,1 @@
+"""What the guest holds: inodes, handles, descriptors."""

@@ -1,0 +1,25 @@
+"""Anchors: the O_PATH descriptors of inodes, within a budget (docs/architecture.md, "Inodes and handles")."""
+
+from libc.stdint cimport uint32_t
+
+from vfsd.hostfs.table._slots cimport inode_t, load_acquire_u64, tables_t
+
+cdef enum:
+    EVICT_BATCH = 16  # anchors closed at a time, so that the search is paid once for several
+
+# The anchor of a referenced inode, re-opened when evicted, or -errno. Valid until inode_put.
+cdef int inode_fd(tables_t *t, uint32_t index) noexcept nogil
+# Whether fd is still the inode that was evicted, and no other one with its number.
+cdef bint is_same(tables_t *t, const inode_t *inode, int fd) noexcept nogil
+# The known inode of a name below a directory's descriptor, referenced and its anchor open; 0: none.
+cdef uint32_t inode_hold(tables_t *t, int parent, const char *name) noexcept nogil
+# Try to close up to n anchors that nobody uses. The number closed.
+cdef int evict(tables_t *t, int n) noexcept nogil
+# Whether it is worth trying the system call that failed with this errno once more.
+cdef bint out_of_descriptors(tables_t *t, int error) noexcept nogil
+
+
+cdef inline void make_room(tables_t *t) noexcept nogil:
+    """Before one more descriptor: stay within the budget, as far as anchors can be evicted."""
+    if load_acquire_u64(&t.n_anchors) + load_acquire_u64(&t.n_handles) >= t.evict_at:
+        evict(t, EVICT_BATCH)

@@ -1,0 +1,28 @@
+"""Names to inodes, and their attributes."""
+
+from libc.stdint cimport uint64_t
+
+from vfsd.fuse._wire cimport fuse_attr, fuse_attr_out, fuse_entry_out
+from vfsd.sys._syscalls cimport statx_t
+from vfsd.hostfs.table._slots cimport place_t, tables_t
+
+# What a walk to a name may do, where the share is on a disk.
+cdef enum walk_t:
+    WAIT         # the name is in the host's memory, or it does not matter
+    CACHED_ONLY  # not wait for the disk: -EAGAIN if it would. `fresh`, if the name may not be in memory
+    WAIT_COLD    # it has been found not to be in memory
+
+# The entry of a checked name in a directory; adds one to its lookup count. fresh: nobody is likely
+# to know the inode yet, so open it first and ask then. Whether that was so, 0 or 1, or -errno.
+cdef int entry_at(tables_t *t, const place_t *parent, const char *name, bint fresh, walk_t walk,
+                  fuse_entry_out *out) noexcept nogil
+# The entry of a file that may have no name, by the name of its descriptor below t.proc_fd; adds one
+# to its lookup count. 0 or -errno.
+cdef int entry_of_open(tables_t *t, const char *fd_name, fuse_entry_out *out) noexcept nogil
+# The same as entry_at below a nodeid: 0 or -errno. may_wait: for the disk, after an -EAGAIN without.
+cdef int lookup(tables_t *t, uint64_t parent, const char *name, bint may_wait,
+                fuse_entry_out *out) noexcept nogil
+
+cdef void attr_fill(const tables_t *t, const statx_t *st, fuse_attr *attr) noexcept nogil
+# Attributes of a descriptor; fills in the timeout. 0 or -errno.
+cdef int attr_of(tables_t *t, int fd, fuse_attr_out *out) noexcept nogil

@@ -1,0 +1,255 @@
+"""Names to inodes, and their attributes."""
+
+from libc.errno cimport EBADF, EMFILE, ENFILE, ENOENT, errno
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
+from vfsd.fuse._wire cimport FUSE_ATTR_DAX, FUSE_ATTR_SUBMOUNT
+from vfsd.sys cimport _syscalls as h
+from vfsd.hostfs.table._anchors cimport inode_fd, is_same, make_room, out_of_descriptors
+from vfsd.hostfs.ids._idmap cimport id_to_guest
+from vfsd.hostfs.table._nodes cimport (
+    ATTR_MASK, anchor_set, drop_lookups, find, inode_get, inode_put, insert, unhash,
+)
+from vfsd.hostfs.table._slots cimport (
+    SEEN_NAMES, generation_of, inode_t, load_acquire_int, load_acquire_u64, place_t, store_release_u64,
+)
+
+
+cdef enum:
+    ABSENT = 0xffffffff  # in place of the inode of a name that was not there
+
+
+# --- lookup ---
+
+cdef int open_anchor(tables_t *t, int parent, const char *name, int flags, bint cached,
+                     h.statx_t *st) noexcept nogil:
+    """A new O_PATH descriptor of a name and its attributes, or -errno. flags: O_NOFOLLOW or 0.
+
+    cached: -EAGAIN if the disk would have to be waited for.
+    """
+    cdef int fd = -1, rc
+    make_room(t)
+    while fd < 0:
+        if cached:
+            fd = h.open_cached(parent, name, h.O_PATH | flags | h.O_CLOEXEC)
+        else:
+            fd = h.openat(parent, name, h.O_PATH | flags | h.O_CLOEXEC)
+        if fd < 0:
+            rc = errno
+            if not out_of_descriptors(t, rc):
+                return -ENFILE if rc == EMFILE else -rc
+    if h.statx(fd, b"", h.AT_EMPTY_PATH, ATTR_MASK, st) < 0:
+        rc = -errno
+        h.close(fd)
+        return rc
+    return fd
+
+
+cdef int adopt(tables_t *t, int fd, const h.statx_t *st, uint32_t *index) noexcept nogil:
+    """Own fd, opened by a name, as the anchor of its inode. 0 or -errno."""
+    cdef inode_t *inode
+    while True:
+        index[0] = insert(t, fd, st)
+        if index[0] == 0:
+            h.close(fd)
+            return -ENFILE
+        inode = &t.inodes[index[0]]
+        if load_acquire_int(&inode.fd) == fd:
+            return 0
+        if load_acquire_int(&inode.fd) >= 0:
+            h.close(fd)
+            return 0
+        if is_same(t, inode, fd):
+            anchor_set(t, index[0], fd)
+            return 0
+        # What the guest knew is gone, and its number another's.
+        unhash(t, index[0])
+        drop_lookups(t, index[0], 1)
+        inode_put(t, index[0])
+
+
+cdef int lookup_at(tables_t *t, int parent, const char *name, bint fresh, bint cached, h.statx_t *st,
+                   uint32_t *index) noexcept nogil:
+    """The slot of a name, referenced and with one more lookup. 0 or -errno.
+
+    An anchor keeps (dev, ino) from being reused: who has it is known. An evicted inode must prove it.
+    """
+    cdef int fd
+    if not fresh:
+        if h.statx(parent, name, h.AT_SYMLINK_NOFOLLOW | h.AT_NO_AUTOMOUNT, ATTR_MASK, st) < 0:
+            return -errno
+        index[0] = find(t, st)
+        if index[0] and load_acquire_int(&t.inodes[index[0]].fd) >= 0:
+            if t.inodes[index[0]].used == 0:
+                t.inodes[index[0]].used = 1
+            return 0
+        if index[0]:
+            drop_lookups(t, index[0], 1)
+            inode_put(t, index[0])
+    fd = open_anchor(t, parent, name, h.O_NOFOLLOW, cached, st)
+    return fd if fd < 0 else adopt(t, fd, st, index)
+
+
+cdef void entry_fill(tables_t *t, uint32_t index, const h.statx_t *st, fuse_entry_out *out) noexcept nogil:
+    out.nodeid = (generation_of(load_acquire_u64(&t.inodes[index].state)) << 32) | index
+    out.generation = 0
+    out.entry_valid = t.entry_valid
+    out.entry_valid_nsec = t.entry_valid_nsec
+    out.attr_valid = t.attr_valid
+    out.attr_valid_nsec = t.attr_valid_nsec
+    attr_fill(t, st, &out.attr)
+    if maybe_dax(t, st) and is_dax(t, inode_fd(t, index), st):
+        out.attr.flags |= FUSE_ATTR_DAX
+
+
+cdef int entry_of_open(tables_t *t, const char *fd_name, fuse_entry_out *out) noexcept nogil:
+    cdef h.statx_t st
+    cdef uint32_t index = 0
+    cdef int fd = open_anchor(t, t.proc_fd, fd_name, 0, False, &st)
+    cdef int rc = fd if fd < 0 else adopt(t, fd, &st, &index)
+    if rc < 0:
+        return rc
+    entry_fill(t, index, &st, out)
+    inode_put(t, index)
+    return 0
+
+
+cdef bint is_mount(const inode_t *parent, const inode_t *inode) noexcept nogil:
+    """Whether a directory is another mount than the one its name is in, or a file system within it
+    (btrfs subvolumes): what is a name's today is so until somebody mounts or unmounts there.
+    """
+    return inode.mode == h.S_IFDIR and (inode.mnt_id != parent.mnt_id or inode.dev != parent.dev)
+
+
+cdef int entry_at(tables_t *t, const place_t *parent, const char *name, bint fresh, walk_t walk,
+                  fuse_entry_out *out) noexcept nogil:
+    cdef h.statx_t st
+    cdef uint32_t index = 0
+    cdef int rc = lookup_at(t, parent.fd, name, fresh, walk == CACHED_ONLY, &st, &index)
+    if rc < 0:
+        return rc
+    entry_fill(t, index, &st, out)
+    if t.submounts and is_mount(&t.inodes[parent.index], &t.inodes[index]):
+        out.attr.flags |= FUSE_ATTR_SUBMOUNT
+    rc = t.inodes[index].nlookup == 1
+    if rc and walk == WAIT_COLD:
+        t.inodes[index].unread = t.inodes[index].mode == h.S_IFDIR
+    inode_put(t, index)
+    return rc
+
+
+cdef inline uint64_t hash_of(uint32_t parent, const char *name) noexcept nogil:
+    """FNV-1a"""
+    cdef uint64_t x = 0xCBF29CE484222325ULL ^ parent
+    while name[0]:
+        x = (x ^ <uint8_t>name[0]) * 0x100000001B3ULL
+        name += 1
+    return x ^ (x >> 29)
+
+
+cdef inline bint was_seen(tables_t *t, uint64_t hash) noexcept nogil:
+    """Whether a name led to an inode whose anchor is still there, which keeps the name in memory, too; or
+    was not there lately, which Linux remembers until it is short of memory.
+    """
+    cdef uint64_t seen = load_acquire_u64(&t.seen_names[hash % SEEN_NAMES])
+    if seen == 0 or seen >> 32 != hash >> 32:
+        return False
+    return <uint32_t>seen == ABSENT or load_acquire_int(&t.inodes[<uint32_t>seen].fd) >= 0
+
+
+cdef inline void note_seen(tables_t *t, uint64_t hash, uint32_t index) noexcept nogil:
+    store_release_u64(&t.seen_names[hash % SEEN_NAMES], (hash >> 32 << 32) | index)
+
+
+cdef int lookup(tables_t *t, uint64_t parent, const char *name, bint may_wait,
+                fuse_entry_out *out) noexcept nogil:
+    """A known name costs statx(2) alone. That could wait for a disk, of which only openat2(2) can tell
+    beforehand: so the first time, it is opened.
+    """
+    cdef int64_t index = inode_get(t, parent)
+    cdef uint64_t hash = 0
+    cdef walk_t walk = WAIT
+    cdef place_t p
+    cdef bint fresh
+    cdef int rc
+    if index < 0:
+        return <int>index
+    p.index = <uint32_t>index
+    p.fd = rc = inode_fd(t, index)
+    if rc >= 0:
+        fresh = t.inodes[index].cold
+        if t.walks_wait:
+            walk = WAIT_COLD if may_wait else CACHED_ONLY
+            hash = hash_of(p.index, name)
+            fresh = fresh or not t.names_last or not was_seen(t, hash)
+        rc = entry_at(t, &p, name, fresh, walk, out)
+    if rc >= 0:
+        t.inodes[index].cold = rc
+        if t.walks_wait:
+            note_seen(t, hash, <uint32_t>out.nodeid)
+        rc = 0
+    elif rc == -ENOENT and t.walks_wait:
+        note_seen(t, hash, ABSENT)
+    inode_put(t, index)
+    return rc
+
+
+# --- attributes ---
+
+cdef void attr_fill(const tables_t *t, const h.statx_t *st, fuse_attr *attr) noexcept nogil:
+    attr.ino = st.stx_ino
+    attr.size = st.stx_size
+    attr.blocks = st.stx_blocks
+    attr.atime = st.stx_atime.tv_sec
+    attr.mtime = st.stx_mtime.tv_sec
+    attr.ctime = st.stx_ctime.tv_sec
+    attr.atimensec = st.stx_atime.tv_nsec
+    attr.mtimensec = st.stx_mtime.tv_nsec
+    attr.ctimensec = st.stx_ctime.tv_nsec
+    attr.mode = st.stx_mode
+    attr.nlink = st.stx_nlink
+    attr.uid = id_to_guest(&t.uid_to_guest, st.stx_uid)
+    attr.gid = id_to_guest(&t.gid_to_guest, st.stx_gid)
+    # new_encode_dev() of linux/kdev_t.h
+    attr.rdev = ((st.stx_rdev_minor & 0xff) | (st.stx_rdev_major << 8)
+                 | ((st.stx_rdev_minor & ~<uint32_t>0xff) << 12))
+    attr.blksize = st.stx_blksize
+    attr.flags = 0
+
+
+cdef int attr_of(tables_t *t, int fd, fuse_attr_out *out) noexcept nogil:
+    cdef h.statx_t st
+    if h.statx(fd, b"", h.AT_EMPTY_PATH, h.STATX_BASIC_STATS, &st) < 0:
+        return -errno
+    out.attr_valid = t.attr_valid
+    out.attr_valid_nsec = t.attr_valid_nsec
+    out.dummy = 0
+    attr_fill(t, &st, &out.attr)
+    if maybe_dax(t, &st) and is_dax(t, fd, &st):
+        out.attr.flags |= FUSE_ATTR_DAX
+    return 0
+
+
+cdef inline bint dax_by_size(tables_t *t, const h.statx_t *st) noexcept nogil:
+    return t.dax_size_min <= st.stx_size and (st.stx_size & t.dax_size_mask) == 0
+
+
+cdef inline bint maybe_dax(tables_t *t, const h.statx_t *st) noexcept nogil:
+    return (t.dax_marked or dax_by_size(t, st)) and st.stx_mode & h.S_IFMT == h.S_IFREG
+
+
+cdef bint is_dax(tables_t *t, int fd, const h.statx_t *st) noexcept nogil:
+    """Whether a guest that leaves it to us maps that regular file."""
+    cdef h.fsxattr marks
+    cdef char name[h.FD_BYTES]
+    cdef int opened, rc
+    if dax_by_size(t, st):
+        return True
+    rc = h.ioctl(fd, h.FS_IOC_FSGETXATTR, &marks)
+    if rc < 0 and errno == EBADF and fd >= 0:  # an anchor
+        opened = h.openat(t.proc_fd, h.fd_name(fd, name), h.O_RDONLY | h.O_CLOEXEC | h.O_NONBLOCK)
+        if opened < 0:
+            return False
+        rc = h.ioctl(opened, h.FS_IOC_FSGETXATTR, &marks)
+        h.close(opened)
+    return rc == 0 and marks.fsx_xflags & h.FS_XFLAG_DAX

@@ -1,0 +1,1 @@
+"""Guest memory: regions, translation, what is cut off."""

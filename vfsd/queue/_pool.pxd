@@ -1,0 +1,34 @@
+"""Threads for what may block, so that no queue waits for it (docs/architecture.md, "Threads")."""
+
+from vfsd.sys._threads cimport pthread_cond_t, pthread_mutex_t
+
+
+# A piece of work, part of the caller's own structure, which is the caller's again once run is called.
+cdef struct task_t:
+    void (*run)(task_t *task) noexcept nogil
+    task_t *next
+
+
+cdef struct pool_t:
+    task_t *first
+    task_t *last
+    unsigned int waiting   # tasks nobody has taken
+    unsigned int idle      # threads with nothing to do
+    unsigned int threads
+    unsigned int threads_max
+    bint stop
+    void *owner            # the Pool: borrowed
+    pthread_mutex_t lock
+    pthread_cond_t work
+
+
+# Have a thread run the task, a new one if all are busy and there may be more. Never waits for it.
+cdef void pool_submit(pool_t *p, task_t *task) noexcept nogil
+
+
+cdef class Pool:
+    cdef pool_t p
+    cdef list threads
+    cdef str name
+
+    cdef int add_thread(self) except -1

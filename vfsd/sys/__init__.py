@@ -1,0 +1,1 @@
+"""Atomics, POSIX threads and system calls."""

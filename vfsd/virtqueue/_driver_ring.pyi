@@ -1,0 +1,26 @@
+from collections.abc import Sequence
+from typing import Self, final
+
+from vfsd.memory._regions import GuestMemory
+
+__pyx_capi__: dict[str, object]  # Cython's
+__test__: dict[str, object]  # Cython's
+
+RING_NUM_MAX: int
+
+@final
+class DriverRing:
+    @property
+    def memory(self) -> GuestMemory: ...
+    def __new__(
+        cls, memory: GuestMemory, num: int, desc: int, avail: int, used: int,
+        event_idx: bool = False, indirect: int | None = None,
+    ) -> Self: ...
+    def add(
+        self, readable: Sequence[tuple[int, int]], writable: Sequence[tuple[int, int]], token: int
+    ) -> None: ...
+    def publish(self) -> None: ...
+    def wants_kick(self) -> bool: ...
+    def pop_used(self) -> tuple[int, int] | None: ...
+    def disable_call(self) -> None: ...
+    def enable_call(self) -> bool: ...
