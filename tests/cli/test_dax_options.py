@@ -4,7 +4,7 @@ import pytest
 
 from vfsd.errors import ConfigError
 from vfsd.hostfs.ops.mappings import DaxPolicy
-from vfsd.options.table import check_dax_policy, check_dax_window
+from vfsd.options.checks import check_dax_policy, check_dax_window
 
 
 @pytest.mark.parametrize(

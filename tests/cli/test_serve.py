@@ -20,7 +20,9 @@ from guests import StartDaemon
 from guests.daemon import eventually
 
 from vfsd.errors import ConfigError
-from vfsd.options.table import SERVE_OPTIONS, check_options, check_seconds
+from vfsd.options.checks import check_seconds
+from vfsd.options.resolve import check_options
+from vfsd.options.table import SERVE_OPTIONS
 
 SERVE = [sys.executable, "-m", "vfsd", "serve"]
 NOBODY = 65534

@@ -6,7 +6,9 @@ from typing import Any
 import click
 
 from vfsd.daemon import supervisor as daemon
-from vfsd.options.table import SERVE_OPTIONS, check_options, o_spellings
+from vfsd.options.o_list import o_spellings
+from vfsd.options.resolve import check_options
+from vfsd.options.table import SERVE_OPTIONS
 
 
 def with_options(command: click.Command) -> click.Command:

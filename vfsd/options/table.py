@@ -1,40 +1,38 @@
 """Every option of the daemon, once: names, default, check and help.
 
 A check takes the operator's text and gives the value, or raises ConfigError naming the option.
-`-o name[=value],...` is how libvirt and the older daemons spell the same options.
 """
 
-import os
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
-from vfsd.errors import ConfigError
-from vfsd.fuse.abi import DAX_RANGE, TAG_BYTES
 from vfsd.hostfs.cache import CACHE_POLICIES, CacheMode, DirectWrites, SymlinkCache
 from vfsd.hostfs.fs import FILE_HANDLES, FileHandles
 from vfsd.hostfs.identity import Negotiation
-from vfsd.hostfs.ids.idmap import IDENTITY, IdMap, parse_rules
+from vfsd.hostfs.ids.idmap import IdMap, parse_rules
 from vfsd.hostfs.ids.xattrmap import Rule, parse_map
-from vfsd.hostfs.ops.mappings import DAX_POLICIES, DaxPolicy
-from vfsd.sandbox.userns import IdRange, check_allowed, parse_ranges
+from vfsd.hostfs.ops.mappings import DaxPolicy
+from vfsd.options.checks import (
+    check_choice,
+    check_dax_policy,
+    check_dax_window,
+    check_number,
+    check_seconds,
+    check_shared_dir,
+    check_socket,
+    check_tag,
+)
+from vfsd.sandbox.userns import IdRange, parse_ranges
 
-SOCKET_PATH_BYTES = 107  # sun_path of unix(7), without the NUL
 REQUEST_QUEUES_MAX = 64
 POLL_US_MAX = 1000
-TIMEOUT_S_MAX = 10**9
-SECONDS = re.compile(r"[0-9]+(\.[0-9]*)?|\.[0-9]+", re.ASCII)
 NEGOTIATIONS = ("never", "auto", "always")
-SIZE_SUFFIXES = {"K": 10, "M": 20, "G": 30, "T": 40}
-DAX_WINDOW_MAX = 1 << 40  # bytes: RANGES_MAX pages of 4 KiB
 FD_BUDGET_MIN = 64
 FD_BUDGET_MAX = 1 << 20  # HANDLES_MAX of the tables; Linux's default fs.nr_open
 LOG_LEVELS = ("error", "warning", "info", "debug")
 
 
-@dataclass(frozen=True)
-class Option:
+class Option(NamedTuple):
     """One option. check None: a flag, off unless given. default None: required, or simply not set.
 
     on: a flag that is on unless --no-NAME is given.
@@ -55,15 +53,14 @@ class Option:
     on: bool = False
     multiple: bool = False
     o_names: tuple[str, ...] = ()
-    o_words: Mapping[str, str] = field(default_factory=dict)
+    o_words: Mapping[str, str] = {}
 
     @property
     def key(self) -> str:
         return self.name.lstrip("-").replace("-", "_")
 
 
-@dataclass(frozen=True)
-class ServeOptions:
+class ServeOptions(NamedTuple):
     """The checked values, by Option.key."""
 
     socket: str
@@ -103,100 +100,6 @@ class ServeOptions:
     dax_window: int | None
     dax_policy: DaxPolicy | None
     log_level: str
-
-
-def check_socket(option: str, text: str) -> str:
-    if not text:
-        raise ConfigError(option, "is empty; give the path the front end connects to")
-    if len(os.fsencode(text)) > SOCKET_PATH_BYTES:
-        raise ConfigError(
-            option, f"is longer than a socket path can be ({SOCKET_PATH_BYTES} bytes); use a shorter one"
-        )
-    parent = os.path.dirname(text) or "."
-    if not os.path.isdir(parent):
-        raise ConfigError(option, f"there is no directory {parent}; make it first")
-    return text
-
-
-def check_shared_dir(option: str, text: str) -> str:
-    if not os.path.exists(text):
-        raise ConfigError(option, f"{text} does not exist; name an existing directory or regular file")
-    if not os.path.isdir(text) and not os.path.isfile(text):
-        raise ConfigError(
-            option, f"{text} is neither a directory nor a regular file; name an existing one"
-        )
-    needed = os.R_OK | (os.X_OK if os.path.isdir(text) else 0)
-    if not os.access(text, needed, effective_ids=True):
-        raise ConfigError(option, f"no permission to read {text}; run as a user who may, or share another")
-    return text
-
-
-def check_tag(option: str, text: str) -> bytes:
-    tag = os.fsencode(text)
-    if not tag:
-        raise ConfigError(option, "is empty; give the name the guest mounts")
-    if len(tag) > TAG_BYTES:
-        raise ConfigError(option, f"has {len(tag)} bytes; use at most {TAG_BYTES}")
-    if b"\n" in tag or b"\0" in tag:
-        raise ConfigError(option, "contains a newline or NUL, which Linux refuses; leave it out")
-    return tag
-
-
-def check_choice(*choices: str, **spellings: str) -> Callable[[str, str], str]:
-    """One of the choices; spellings: other words for some of them, as other daemons have them."""
-
-    def check(option: str, text: str) -> str:
-        text = spellings.get(text, text)
-        if text not in choices:
-            raise ConfigError(option, f"{text!r} is unknown; use {', '.join(choices[:-1])} or {choices[-1]}")
-        return text
-
-    return check
-
-
-def check_number(least: int, most: int) -> Callable[[str, str], int]:
-    def check(option: str, text: str) -> int:
-        if not text.isascii() or not text.isdigit() or not least <= int(text) <= most:
-            raise ConfigError(option, f"{text!r} is no number from {least} to {most}; use one")
-        return int(text)
-
-    return check
-
-
-def check_seconds(option: str, text: str) -> float:
-    if not SECONDS.fullmatch(text) or float(text) > TIMEOUT_S_MAX:
-        raise ConfigError(option, f"{text!r} is no number of seconds up to {TIMEOUT_S_MAX}; write 1.5 or so")
-    return float(text)
-
-
-def check_size(option: str, text: str) -> int:
-    """Bytes; K, M, G and T are powers of 1024."""
-    number, shift = text, 0
-    if text[-1:].upper() in SIZE_SUFFIXES:
-        number, shift = text[:-1], SIZE_SUFFIXES[text[-1].upper()]
-    if not number.isascii() or not number.isdigit() or len(number) > 20:
-        raise ConfigError(option, f"{text!r} is no size; give bytes, or a number with K, M, G or T")
-    return int(number) << shift
-
-
-def check_dax_window(option: str, text: str) -> int:
-    size = check_size(option, text)
-    if size == 0 or size % DAX_RANGE or size > DAX_WINDOW_MAX:
-        raise ConfigError(
-            option,
-            f"{text!r} is not 2M to {DAX_WINDOW_MAX >> 30}G in steps of 2M, which guests map at a time;"
-            " use such a size",
-        )
-    return size
-
-
-def check_dax_policy(option: str, text: str) -> DaxPolicy:
-    kind, colon, size = text.partition(":")
-    if kind == "size" and colon:
-        return DaxPolicy(size_min=check_size(option, size))
-    if text not in DAX_POLICIES:
-        raise ConfigError(option, f"{text!r} is unknown; use {', '.join(DAX_POLICIES)} or size:BYTES")
-    return DAX_POLICIES[text]
 
 
 SERVE_OPTIONS = (
@@ -367,86 +270,3 @@ SERVE_OPTIONS = (
         o_names=("loglevel", "log_level"),
     ),
 )  # fmt: skip
-
-
-def check_together(options: ServeOptions) -> None:
-    """What can't be combined. ConfigError."""
-    if options.dax_policy is not None and options.dax_window is None:
-        raise ConfigError("--dax-policy", "there is no window; add --dax-window")
-    if options.zero_message_open:
-        needs = {
-            "--cache always, as the guest keeps all it has read of a file": options.cache == "always",
-            "to go without --writeback, which depends on how files were opened": not options.writeback,
-            "to go without --readonly, which an open for writing has to be told": not options.readonly,
-            "to go without --flock and --posix-lock: locks end with an open file": not (
-                options.flock or options.posix_lock
-            ),
-            "root: a file stays in use when its mode is changed": os.geteuid() == 0,
-        }
-        for what, given in needs.items():
-            if not given:
-                raise ConfigError("--zero-message-open", f"needs {what}")
-    if options.uid_map or options.gid_map:
-        check_allowed(options.uid_map, options.gid_map)
-    translated = {options.translate_uid, options.translate_gid} != {IDENTITY}
-    if options.posix_acl != "never" and translated:
-        raise ConfigError("--posix-acl", "the ids in an ACL can't be translated; leave out --translate-*")
-
-
-def o_spellings() -> dict[str, tuple[Option, str | bool | None]]:
-    """Every word `-o` knows: the option, and the value it stands for (None: one follows after "=")."""
-    known: dict[str, tuple[Option, str | bool | None]] = {}
-    for option in SERVE_OPTIONS:
-        for name in option.o_names:
-            known[name] = (option, True if option.check is None else None)
-            if option.check is None:
-                known[f"no_{name}"] = (option, False)
-        known.update({word: (option, value) for word, value in option.o_words.items()})
-    return known
-
-
-def split_o(text: str) -> list[str]:
-    """The words of one `-o`: between commas, where two commas are one of the word itself."""
-    return [word.replace("\0", ",") for word in text.replace(",,", "\0").split(",") if word]
-
-
-def read_o(lists: Sequence[str]) -> dict[str, tuple[str, str | bool]]:
-    """What `-o` gives, the last word for an option: by Option.key its spelling and value. ConfigError."""
-    known = o_spellings()
-    given: dict[str, tuple[str, str | bool]] = {}
-    for word in (word for text in lists for word in split_o(text)):
-        name, equals, value = word.partition("=")
-        spelled = f"-o {name}"
-        if name not in known:
-            raise ConfigError(spelled, f"is unknown; use {', '.join(known)}")
-        option, stands_for = known[name]
-        if equals and stands_for is not None:
-            raise ConfigError(spelled, f"takes no value; leave out {equals + value!r}")
-        if not equals and stands_for is None:
-            raise ConfigError(spelled, f"needs a value; write {name}={option.metavar}")
-        given[option.key] = (spelled, value if stands_for is None else stands_for)
-    return given
-
-
-def check_options(given: dict[str, Any], o_lists: Sequence[str] = ()) -> ServeOptions:
-    """Text by Option.key, None where not given, and the texts of `-o`, to checked values. ConfigError.
-
-    An option given by its own name outweighs `-o`.
-    """
-    in_o = read_o(o_lists)
-    values: dict[str, Any] = {}
-    for option in SERVE_OPTIONS:
-        spelled, text = option.name, given[option.key]
-        if text is None and option.key in in_o:
-            spelled, text = in_o[option.key]
-        if option.check is None:
-            values[option.key] = option.on if text is None else text
-            continue
-        if text is None:
-            text = option.default
-        if text is None and option.required:
-            raise ConfigError(option.name, f"is missing; add {option.name} {option.metavar}")
-        values[option.key] = None if text is None else option.check(spelled, text)
-    options = ServeOptions(**values)
-    check_together(options)
-    return options

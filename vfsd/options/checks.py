@@ -1,0 +1,111 @@
+"""Checks of single values: each takes the option's name and the operator's text and gives the value.
+
+ConfigError names the option and says what to write instead.
+"""
+
+import os
+from collections.abc import Callable
+
+from vfsd.errors import ConfigError
+from vfsd.fuse.abi import DAX_RANGE, TAG_BYTES
+from vfsd.hostfs.ops.mappings import DAX_POLICIES, DaxPolicy
+
+SOCKET_PATH_BYTES = 107  # sun_path of unix(7), without the NUL
+TIMEOUT_S_MAX = 10**9
+SIZE_SUFFIXES = {"K": 10, "M": 20, "G": 30, "T": 40}
+DAX_WINDOW_MAX = 1 << 40  # bytes: RANGES_MAX pages of 4 KiB
+
+
+def check_socket(option: str, text: str) -> str:
+    if not text:
+        raise ConfigError(option, "is empty; give the path the front end connects to")
+    if len(os.fsencode(text)) > SOCKET_PATH_BYTES:
+        raise ConfigError(
+            option, f"is longer than a socket path can be ({SOCKET_PATH_BYTES} bytes); use a shorter one"
+        )
+    parent = os.path.dirname(text) or "."
+    if not os.path.isdir(parent):
+        raise ConfigError(option, f"there is no directory {parent}; make it first")
+    return text
+
+
+def check_shared_dir(option: str, text: str) -> str:
+    if not os.path.exists(text):
+        raise ConfigError(option, f"{text} does not exist; name an existing directory or regular file")
+    if not os.path.isdir(text) and not os.path.isfile(text):
+        raise ConfigError(
+            option, f"{text} is neither a directory nor a regular file; name an existing one"
+        )
+    needed = os.R_OK | (os.X_OK if os.path.isdir(text) else 0)
+    if not os.access(text, needed, effective_ids=True):
+        raise ConfigError(option, f"no permission to read {text}; run as a user who may, or share another")
+    return text
+
+
+def check_tag(option: str, text: str) -> bytes:
+    tag = os.fsencode(text)
+    if not tag:
+        raise ConfigError(option, "is empty; give the name the guest mounts")
+    if len(tag) > TAG_BYTES:
+        raise ConfigError(option, f"has {len(tag)} bytes; use at most {TAG_BYTES}")
+    if b"\n" in tag or b"\0" in tag:
+        raise ConfigError(option, "contains a newline or NUL, which Linux refuses; leave it out")
+    return tag
+
+
+def check_choice(*choices: str, **spellings: str) -> Callable[[str, str], str]:
+    """One of the choices; spellings: other words for some of them, as other daemons have them."""
+
+    def check(option: str, text: str) -> str:
+        text = spellings.get(text, text)
+        if text not in choices:
+            raise ConfigError(option, f"{text!r} is unknown; use {', '.join(choices[:-1])} or {choices[-1]}")
+        return text
+
+    return check
+
+
+def check_number(least: int, most: int) -> Callable[[str, str], int]:
+    def check(option: str, text: str) -> int:
+        if not text.isascii() or not text.isdigit() or not least <= int(text) <= most:
+            raise ConfigError(option, f"{text!r} is no number from {least} to {most}; use one")
+        return int(text)
+
+    return check
+
+
+def check_seconds(option: str, text: str) -> float:
+    digits = text.replace(".", "", 1)
+    if not digits.isascii() or not digits.isdigit() or float(text) > TIMEOUT_S_MAX:
+        raise ConfigError(option, f"{text!r} is no number of seconds up to {TIMEOUT_S_MAX}; write 1.5 or so")
+    return float(text)
+
+
+def check_size(option: str, text: str) -> int:
+    """Bytes; K, M, G and T are powers of 1024."""
+    number, shift = text, 0
+    if text[-1:].upper() in SIZE_SUFFIXES:
+        number, shift = text[:-1], SIZE_SUFFIXES[text[-1].upper()]
+    if not number.isascii() or not number.isdigit() or len(number) > 20:
+        raise ConfigError(option, f"{text!r} is no size; give bytes, or a number with K, M, G or T")
+    return int(number) << shift
+
+
+def check_dax_window(option: str, text: str) -> int:
+    size = check_size(option, text)
+    if size == 0 or size % DAX_RANGE or size > DAX_WINDOW_MAX:
+        raise ConfigError(
+            option,
+            f"{text!r} is not 2M to {DAX_WINDOW_MAX >> 30}G in steps of 2M, which guests map at a time;"
+            " use such a size",
+        )
+    return size
+
+
+def check_dax_policy(option: str, text: str) -> DaxPolicy:
+    kind, colon, size = text.partition(":")
+    if kind == "size" and colon:
+        return DaxPolicy(size_min=check_size(option, size))
+    if text not in DAX_POLICIES:
+        raise ConfigError(option, f"{text!r} is unknown; use {', '.join(DAX_POLICIES)} or size:BYTES")
+    return DAX_POLICIES[text]
