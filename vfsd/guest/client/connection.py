@@ -12,11 +12,10 @@ from contextlib import contextmanager
 from errno import ECONNREFUSED, EINVAL, ENOSYS, ENOTCONN
 from typing import NamedTuple
 
-from typing_extensions import Buffer
-
 from vfsd.fuse import abi
 from vfsd.fuse.abi import PAGE_SIZE, Init
 from vfsd.fuse.opcodes import Opcode
+from vfsd.guest.buffer import Buffer
 from vfsd.guest.client import objects
 from vfsd.guest.client.dax import RANGE_SHIFT, Dax
 from vfsd.guest.client.pages import PagePool

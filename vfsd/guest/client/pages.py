@@ -4,9 +4,8 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 
-from typing_extensions import Buffer
-
 from vfsd.fuse.abi import PAGE_SIZE
+from vfsd.guest.buffer import Buffer
 
 Page = memoryview  # of PAGE_SIZE bytes; read-only if it came so
 

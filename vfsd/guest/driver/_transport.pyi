@@ -1,8 +1,7 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, final
 
-from typing_extensions import Buffer
-
+from vfsd.guest.buffer import Buffer
 from vfsd.memory._regions import GuestMemory
 
 __all__ = ("RingPlace", "Transport")

@@ -1,9 +1,8 @@
 from collections.abc import Callable, Sequence
 from typing import Self, final
 
-from typing_extensions import Buffer
-
 from vfsd._dax import Window
+from vfsd.guest.buffer import Buffer
 
 __all__ = ("View", "WindowMemory")
 

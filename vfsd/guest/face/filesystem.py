@@ -10,11 +10,10 @@ from errno import EBADF, EINVAL, EISDIR, ENODEV, ENOENT
 from types import TracebackType
 from typing import Any, Self
 
-from typing_extensions import Buffer
-
 from vfsd.fuse import abi
 from vfsd.fuse.abi import Rename
 from vfsd.fuse.opcodes import Opcode
+from vfsd.guest.buffer import Buffer
 from vfsd.guest.client import attributes, directories, fileops, files, ioctls, namei
 from vfsd.guest.client.attributes import MAY_WRITE, Times, check_writable, permission, update_attributes
 from vfsd.guest.client.connection import acting_as

@@ -5,10 +5,9 @@ import os
 from errno import EINVAL, ESPIPE
 from typing import TYPE_CHECKING
 
-from typing_extensions import Buffer
-
 from vfsd.fuse import abi
 from vfsd.fuse.abi import Fopen
+from vfsd.guest.buffer import Buffer
 from vfsd.guest.client import daxfile, fileops, files
 from vfsd.guest.client.openfile import OpenFile
 
