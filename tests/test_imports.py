@@ -1,8 +1,10 @@
 """The direction of imports (docs/architecture.md, "Rooms")."""
 
+import ast
 import re
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,13 @@ ALLOWED = {
     "options": {"errors", "fuse", "hostfs", "sandbox"},
     "daemon": {"_dax", "errors", "fuse", "hostfs", "options", "queue", "sandbox", "vhost"},
     "guest": {"_dax", "errors", "fuse", "memory", "sys", "vhost", "virtqueue"},
+}
+# Within vfsd.guest.
+GUEST_ROOMS = {
+    "driver": {"buffer"},
+    "client": {"buffer", "driver"},
+    "face": {"buffer", "client", "driver"},
+    "bridge": {"buffer", "driver"},
 }
 GUEST_MAY_USE_OF_FUSE = {"_wire", "abi", "opcodes", "shapes"}
 
@@ -61,6 +70,41 @@ def test_the_guest_uses_of_fuse_only_what_both_sides_share() -> None:
     for path in sources("guest"):
         of_fuse = {name.split(".")[1] for name in imported(path) if name.startswith("fuse.")}
         assert of_fuse <= GUEST_MAY_USE_OF_FUSE, path.name
+
+
+@pytest.mark.parametrize("room", GUEST_ROOMS)
+def test_a_room_of_the_guest_imports_only_what_lies_below_it(room: str) -> None:
+    for path in sources(f"guest/{room}"):
+        used = {name.split(".")[1] for name in imported(path) if name.startswith("guest.")}
+        assert used - {room} <= GUEST_ROOMS[room], path.name
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports_of(path: Path, modules: set[str]) -> set[str]:
+    """Modules of ours that a file imports anywhere: in functions and for type checkers alone, too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= names & modules or {node.module}
+    return found & modules
+
+
+def test_no_module_is_in_an_import_circle() -> None:
+    paths = [path for suffix in ("*.py", "*.pyi") for path in PACKAGE.rglob(suffix)]
+    modules = {module_name(path) for path in paths}
+    graph: dict[str, set[str]] = {module: set() for module in modules}
+    for path in paths:
+        graph[module_name(path)] |= imports_of(path, modules) - {module_name(path)}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as problem:
+        pytest.fail(" imports ".join(reversed(problem.args[1])))
 
 
 def test_serving_loads_neither_numpy_nor_posix_ipc() -> None:

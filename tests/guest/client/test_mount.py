@@ -12,8 +12,8 @@ import pytest
 
 from vfsd.guest import Device, Instances, mount, mount_device, mount_tag
 from vfsd.guest.client import objects
+from vfsd.guest.client.instances import STEPS
 from vfsd.guest.client.options import parse_options
-from vfsd.guest.client.superblock import STEPS
 
 from .conftest import StartPeer
 

@@ -13,7 +13,7 @@ import pytest
 from vfsd.guest import Device, Filesystem, mount_device
 from vfsd.guest.client import objects
 from vfsd.guest.client.files import sync_filesystem
-from vfsd.guest.client.superblock import SUBMOUNT_STEPS
+from vfsd.guest.client.instances import SUBMOUNT_STEPS
 
 from .conftest import StartPeer, requests
 

@@ -13,7 +13,8 @@ from vfsd.fuse.opcodes import Opcode
 from vfsd.guest.client import acl
 from vfsd.guest.client.connection import Connection, current
 from vfsd.guest.client.dax import layout_alone
-from vfsd.guest.client.inodes import STATX_GID, STATX_MODE, STATX_UID, Attr, Inode
+from vfsd.guest.client.inodes import Inode
+from vfsd.guest.client.replies import STATX_GID, STATX_MODE, STATX_UID, Attr
 
 MAY_EXEC, MAY_WRITE, MAY_READ = 1, 2, 4
 XATTR_SIZE_MAX = 65536

@@ -334,3 +334,15 @@ class Connection:
 
     def has(self, flag: Init) -> bool:
         return bool(self.flags & flag)
+
+
+class FuseMount:
+    """What joins a superblock to its connection (struct fuse_mount)."""
+
+    def __init__(self, conn: Connection) -> None:
+        self.conn = conn
+        objects.born("mounts")
+
+    def destroy(self) -> None:
+        """fuse_mount_destroy"""
+        objects.gone("mounts")

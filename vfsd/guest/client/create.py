@@ -11,10 +11,11 @@ from vfsd.fuse.opcodes import Opcode
 from vfsd.guest.client import namei
 from vfsd.guest.client.attributes import MAY_EXEC, MAY_WRITE, check_writable, daemon_kills, permission
 from vfsd.guest.client.files import finish_open, open_dentry
-from vfsd.guest.client.inodes import NEVER, Dentry, Entry
+from vfsd.guest.client.inodes import Dentry
 from vfsd.guest.client.mountpoints import Mount
 from vfsd.guest.client.namei import LOOKUP_EXCL, Place, cross, error
 from vfsd.guest.client.openfile import OpenFile
+from vfsd.guest.client.replies import NEVER, Entry
 
 TMPFILE: Final = os.O_TMPFILE & ~os.O_DIRECTORY
 

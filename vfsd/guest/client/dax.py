@@ -17,18 +17,14 @@ from contextlib import contextmanager
 from errno import ENOMEM, ENOTCONN
 from os import strerror
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from vfsd._dax import Window
 from vfsd.fuse import abi
 from vfsd.fuse.opcodes import Opcode
+from vfsd.guest.client.options import Dax as Mode
 from vfsd.guest.client.sync import SharedLock
 from vfsd.guest.driver._window import WindowMemory
-
-if TYPE_CHECKING:
-    from vfsd.guest.client.connection import Connection
-    from vfsd.guest.client.inodes import Inode
-    from vfsd.guest.client.options import Dax as Mode
 
 log = logging.getLogger("vfsd.guest")
 
@@ -49,8 +45,33 @@ class InodeDax:
         self.sem = threading.Lock()
 
 
+class DaxFile(Protocol):
+    """What the window must know of an inode."""
+
+    dax: InodeDax | None
+
+    @property
+    def nodeid(self) -> int: ...
+    @property
+    def is_reg(self) -> bool: ...
+    def grab(self) -> bool:
+        """One more reference; False if the inode is on its way out."""
+
+    def put(self) -> None:
+        """Give that reference back."""
+
+
+class Requests(Protocol):
+    """What the window must know of a connection."""
+
+    @property
+    def connected(self) -> bool: ...
+    def has(self, flag: abi.Init) -> bool: ...
+    def call(self, opcode: Opcode, nodeid: int, args: bytes) -> tuple[bytes, int]: ...
+
+
 @contextmanager
-def layout_alone(inode: "Inode") -> Iterator[None]:
+def layout_alone(inode: DaxFile) -> Iterator[None]:
     """Nobody copies from or to the file, maps it or takes its ranges (fuse_dax_break_layouts).
 
     By who has `inode.lock`. Views stay: a page of theirs that is cut off reads as zeroes."""
@@ -64,7 +85,7 @@ def layout_alone(inode: "Inode") -> Iterator[None]:
 class Dax:
     """The window of one connection (struct fuse_conn_dax)."""
 
-    def __init__(self, conn: "Connection", memory: WindowMemory, mode: "Mode | None") -> None:
+    def __init__(self, conn: Requests, memory: WindowMemory, mode: Mode | None) -> None:
         self.conn = conn
         self.memory = memory
         self.mode = mode
@@ -77,7 +98,7 @@ class Dax:
         self._freed = threading.Condition(self._lock)
         self._waiting: dict[int, float] = {}  # since when, by thread
         self._held: Counter[tuple[int, int]] = Counter()  # key and start of ranges that views have
-        self._inodes: dict[int, Inode] = {}
+        self._inodes: dict[int, DaxFile] = {}
         self._keys = 0
         self._asked = False
         self._closed = False
@@ -87,7 +108,7 @@ class Dax:
 
     # ---- which files
 
-    def enable(self, inode: "Inode", attr_flags: int) -> None:
+    def enable(self, inode: DaxFile, attr_flags: int) -> None:
         """fuse_dax_inode_init: once, when the inode is made."""
         if inode.is_reg and self._should(attr_flags):
             with self._lock:
@@ -101,7 +122,7 @@ class Dax:
             return True
         return self.conn.has(abi.Init.HAS_INODE_DAX) and bool(attr_flags & abi.ATTR_DAX)
 
-    def differs(self, inode: "Inode", attr_flags: int) -> bool:
+    def differs(self, inode: DaxFile, attr_flags: int) -> bool:
         """Whether the daemon wants it otherwise by now: not before it is looked up anew
         (fuse_dax_dontcache)."""
         return (
@@ -111,7 +132,7 @@ class Dax:
 
     # ---- a range of a file, busy until unpin
 
-    def pin(self, inode: "Inode", position: int, write: bool, *, fault: bool = False) -> int | None:
+    def pin(self, inode: DaxFile, position: int, write: bool, *, fault: bool = False) -> int | None:
         """The moffset of the range that has that place of the file; mapped, and writable, if it was not.
 
         None: no range can be had. For a fault that is when none is free: it has locks that reclaim
@@ -142,7 +163,7 @@ class Dax:
             self._give_back(moffset)  # somebody was faster
             return other
 
-    def _pin_mapped(self, inode: "Inode", dax: InodeDax, start: int, write: bool) -> int | None:
+    def _pin_mapped(self, inode: DaxFile, dax: InodeDax, start: int, write: bool) -> int | None:
         moffset = self.table.find(dax.key, start)
         if moffset is None:
             return None
@@ -163,12 +184,12 @@ class Dax:
         if self._waiting:
             self._ask_worker()
 
-    def _setup(self, inode: "Inode", start: int, moffset: int, write: bool) -> None:
+    def _setup(self, inode: DaxFile, start: int, moffset: int, write: bool) -> None:
         flags = abi.SETUPMAPPING_READ | (abi.SETUPMAPPING_WRITE if write else 0)
         args = abi.SETUPMAPPING_IN.pack(abi.SETUPMAPPING_FH, start, RANGE, flags, moffset)
         self.conn.call(Opcode.SETUPMAPPING, inode.nodeid, args)
 
-    def _remove(self, inode: "Inode", moffsets: Sequence[int]) -> None:
+    def _remove(self, inode: DaxFile, moffsets: Sequence[int]) -> None:
         """Errors are only told, as Linux does."""
         for at in range(0, len(moffsets), abi.REMOVEMAPPING_MAX):
             part = moffsets[at : at + abi.REMOVEMAPPING_MAX]
@@ -181,7 +202,7 @@ class Dax:
 
     # ---- getting one
 
-    def _claim(self, inode: "Inode", dax: InodeDax) -> int | None:
+    def _claim(self, inode: DaxFile, dax: InodeDax) -> int | None:
         """alloc_dax_mapping_reclaim: A a free one, B one of the same inode's, C wait for one."""
         waited = False
         while True:
@@ -202,7 +223,7 @@ class Dax:
             self.count("waited" if waited else "free")
         return moffset
 
-    def _steal(self, inode: "Inode", dax: InodeDax) -> int | None:
+    def _steal(self, inode: DaxFile, dax: InodeDax) -> int | None:
         """inode_inline_reclaim_one_dmap"""
         if self.table.of(dax.key) == []:
             return None
@@ -309,22 +330,16 @@ class Dax:
             self.count("reclaimed")
             return True
         finally:
-            inode.sb.tree.iput(inode)
+            inode.put()
 
-    def _grab(self, key: int) -> "Inode | None":
+    def _grab(self, key: int) -> DaxFile | None:
         """igrab"""
         inode = self._inodes.get(key)
-        if inode is None:
-            return None
-        with inode.sb.tree.lock:
-            if inode.count == 0:
-                return None
-            inode.count += 1
-            return inode
+        return inode if inode is not None and inode.grab() else None
 
     # ---- views
 
-    def hold(self, inode: "Inode", starts: Sequence[int]) -> None:
+    def hold(self, inode: DaxFile, starts: Sequence[int]) -> None:
         """A view is going to have those ranges. OSError ENOMEM: the window has no room for one more."""
         assert inode.dax is not None
         keys = [(inode.dax.key, start) for start in starts]
@@ -335,7 +350,7 @@ class Dax:
             self._held.update(keys)
             self._freed.notify_all()
 
-    def unhold(self, inode: "Inode", starts: Sequence[int]) -> None:
+    def unhold(self, inode: DaxFile, starts: Sequence[int]) -> None:
         assert inode.dax is not None
         with self._lock:
             for start in starts:
@@ -346,7 +361,7 @@ class Dax:
 
     # ---- the end
 
-    def evict(self, inode: "Inode") -> None:
+    def evict(self, inode: DaxFile) -> None:
         """fuse_dax_inode_cleanup: before FORGET. After an unmount DESTROY has done it."""
         dax = inode.dax
         assert dax is not None

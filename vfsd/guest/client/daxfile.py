@@ -13,8 +13,8 @@ from os import strerror
 from vfsd.fuse.abi import PAGE_SIZE
 from vfsd.guest.client.attributes import getattr_now, update_attributes
 from vfsd.guest.client.dax import RANGE, Dax, InodeDax
-from vfsd.guest.client.inodes import STATX_MODIFY, STATX_SIZE
 from vfsd.guest.client.openfile import OpenFile
+from vfsd.guest.client.replies import STATX_MODIFY, STATX_SIZE
 
 Direct = Callable[[OpenFile, int, memoryview], int]
 

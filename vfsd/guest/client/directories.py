@@ -11,8 +11,9 @@ from vfsd.fuse.abi import Fopen, Init
 from vfsd.fuse.opcodes import Opcode
 from vfsd.guest.client.attributes import update_attributes
 from vfsd.guest.client.connection import NAME_MAX
-from vfsd.guest.client.inodes import STATX_MTIME, Dentry, Entry, Listing
+from vfsd.guest.client.inodes import Dentry, Listing
 from vfsd.guest.client.openfile import OpenFile
+from vfsd.guest.client.replies import STATX_MTIME, Entry
 
 GETDENTS_SIZE = 32768  # what glibc's readdir(3) asks for at a time
 

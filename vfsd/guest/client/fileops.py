@@ -24,9 +24,9 @@ from vfsd.guest.client.attributes import remove_privileges, size_changing, updat
 from vfsd.guest.client.connection import current
 from vfsd.guest.client.dax import layout_alone
 from vfsd.guest.client.files import flush_dirty, read_at, scrambled, write_at
-from vfsd.guest.client.inodes import STATX_MODSIZE, STATX_SIZE
 from vfsd.guest.client.locks import OFFSET_MAX, Range
 from vfsd.guest.client.openfile import OpenFile
+from vfsd.guest.client.replies import STATX_MODSIZE, STATX_SIZE
 
 FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE = 1, 2, 0x10
 COPY_MAX = 0xFFFFF000  # of COPY_FILE_RANGE, which answers with 32 bits

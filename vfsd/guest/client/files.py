@@ -26,19 +26,17 @@ from vfsd.guest.client.attributes import (
 )  # fmt: skip
 from vfsd.guest.client.connection import Connection
 from vfsd.guest.client.dax import layout_alone
-from vfsd.guest.client.inodes import (
+from vfsd.guest.client.inodes import Dentry, Inode, Superblock
+from vfsd.guest.client.mountpoints import Mount
+from vfsd.guest.client.openfile import OpenFile
+from vfsd.guest.client.replies import (
     SIZE_MAX,
     STATX_ATIME,
     STATX_BLOCKS,
     STATX_MODE,
     STATX_MODSIZE,
     STATX_SIZE,
-    Dentry,
-    Inode,
 )
-from vfsd.guest.client.mountpoints import Mount
-from vfsd.guest.client.openfile import OpenFile
-from vfsd.guest.client.superblock import Superblock
 
 DIRTY_PAGES_MAX = 4096  # of one file, before a write waits for them to be written
 FETCH_MAX = 4096  # pages at a time, less than are kept

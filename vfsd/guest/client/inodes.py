@@ -1,96 +1,33 @@
-"""What the guest remembers of a superblock: inodes by nodeid, and the tree of names (fs/fuse/inode.c).
+"""Superblocks, their inodes by nodeid and their trees of names (fs/fuse/inode.c, fs/dcache.c).
 
 The sum of an inode's lookups and of the forgets sent for it is always what the daemon counts: each
 accepted reply with an entry adds one, and all go back in one FORGET when the last name and the last
 open file of the inode have gone (fuse_evict_inode).
 """
 
+import itertools
+import os
 import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
 from errno import EIO, ELOOP
 from os import strerror
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from vfsd.fuse import abi
 from vfsd.fuse.abi import Init
 from vfsd.guest.client import objects
-from vfsd.guest.client.connection import Connection
+from vfsd.guest.client.connection import FuseMount
 from vfsd.guest.client.dax import InodeDax
 from vfsd.guest.client.locks import LocalLocks
+from vfsd.guest.client.options import MountSettings, Steps
 from vfsd.guest.client.pages import Pages
+from vfsd.guest.client.replies import NEVER, STATX_CTIME, STATX_MODSIZE, STATX_MTIME, STATX_SIZE, Attr, Entry
 from vfsd.guest.client.sync import SharedLock
 
-if TYPE_CHECKING:
-    from vfsd.guest.client.superblock import Superblock
-
 UNUSED_DENTRIES_MAX = 1 << 17
-SIZE_MAX = 2**63 - 1
-NEVER = float("-inf")  # a deadline that has passed
 
-STATX_ATIME, STATX_MTIME, STATX_CTIME, STATX_SIZE, STATX_BLOCKS = 0x20, 0x40, 0x80, 0x200, 0x400
-STATX_MODE, STATX_NLINK, STATX_UID, STATX_GID = 0x2, 0x4, 0x8, 0x10
-STATX_MODIFY = STATX_MTIME | STATX_CTIME | STATX_BLOCKS
-STATX_MODSIZE = STATX_MODIFY | STATX_SIZE
-
-
-class Attr(NamedTuple):
-    """struct fuse_attr"""
-
-    ino: int
-    size: int
-    blocks: int
-    atime: int
-    mtime: int
-    ctime: int
-    atimensec: int
-    mtimensec: int
-    ctimensec: int
-    mode: int
-    nlink: int
-    uid: int
-    gid: int
-    rdev: int
-    blksize: int
-    flags: int
-
-    @property
-    def mtime_ns(self) -> int:
-        return self.mtime * 10**9 + self.mtimensec
-
-    @property
-    def valid(self) -> bool:
-        """fuse_invalid_attr"""
-        return stat.S_IFMT(self.mode) in FILE_TYPES and self.size <= SIZE_MAX
-
-
-FILE_TYPES = {stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO,
-              stat.S_IFSOCK}  # fmt: skip
-
-
-class Entry(NamedTuple):
-    """struct fuse_entry_out, with deadlines for its timeouts. asked: the attribute version before."""
-
-    nodeid: int
-    generation: int
-    entry_deadline: float
-    attr_deadline: float
-    attr: Attr
-    asked: int
-
-    @classmethod
-    def parse(cls, conn: Connection, out: bytes, asked: int, at: int = 0) -> "Entry":
-        nodeid, generation, entry_s, attr_s, entry_ns, attr_ns = abi.ENTRY_OUT.unpack_from(out, at)
-        attr = Attr._make(abi.ATTR.unpack_from(out, at + abi.ENTRY_OUT.size))
-        if nodeid == abi.ROOT_ID and generation != 0:
-            generation = 0
-        return cls(nodeid, generation, conn.deadline(entry_s, entry_ns), conn.deadline(attr_s, attr_ns),
-                   attr, asked)  # fmt: skip
-
-    @property
-    def submount(self) -> bool:
-        return bool(self.attr.flags & abi.ATTR_SUBMOUNT) and stat.S_ISDIR(self.attr.mode)
+_anonymous_devs = itertools.count(1)  # get_anon_bdev
 
 
 class SubmountLookup:
@@ -215,6 +152,18 @@ class Inode:
                 self.pages.clear()
         elif conn.has(Init.AUTO_INVAL_DATA) and old_mtime != attr.mtime_ns:
             self.pages.clear()
+
+    def grab(self) -> bool:
+        """igrab: one more reference, unless the last one has gone."""
+        with self.sb.tree.lock:
+            if self.count == 0:
+                return False
+            self.count += 1
+            return True
+
+    def put(self) -> None:
+        """iput"""
+        self.sb.tree.iput(self)
 
     def grow(self, end: int) -> None:
         """A write has ended there (fuse_write_update_attr)."""
@@ -516,3 +465,35 @@ class Tree:
                 self._kill(root)
         self.send_forgets()
         return held
+
+
+class Superblock:
+    """A mounted file system: the root of a share, or a submount of it."""
+
+    def __init__(self, fm: FuseMount, settings: MountSettings, parent: "Superblock | None" = None) -> None:
+        self.conn = fm.conn
+        self.mount = fm
+        self.settings = settings
+        self.parent = parent
+        self.options = settings.options
+        self.dev = os.makedev(0, next(_anonymous_devs))
+        self.tree = Tree(self)
+        self.root: Dentry | None = None  # s_root
+        self.active = 1  # s_active: mount points
+        self.mounts: list[FuseMount] = []  # of the connection; the root superblock's list is the one
+        if parent is not None:
+            self.mounts = parent.mounts
+        objects.born("superblocks")
+
+    def set_root(self, attr: Attr, nodeid: int, steps: Steps) -> Inode:
+        steps("root_inode")
+        inode = Inode(self, nodeid, 0, attr)
+        self.tree.by_nodeid[nodeid] = inode
+        try:
+            steps("root_dentry")
+            self.root = self.tree.make_root(inode)
+        except BaseException:
+            self.tree.iput(inode)
+            raise
+        self.mounts.append(self.mount)
+        return inode

@@ -7,8 +7,9 @@ from os import strerror
 from typing import Protocol
 
 from vfsd.guest.client import objects
-from vfsd.guest.client.inodes import Dentry
-from vfsd.guest.client.superblock import Instance, Steps, Superblock, deactivate, get_tree_submount, no_steps
+from vfsd.guest.client.inodes import Dentry, Superblock
+from vfsd.guest.client.instances import Instance, deactivate, get_tree_submount
+from vfsd.guest.client.options import Steps, no_steps
 
 
 class View(Protocol):

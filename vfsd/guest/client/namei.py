@@ -36,8 +36,9 @@ from vfsd.guest.client.attributes import (
     update_attributes,
 )  # fmt: skip
 from vfsd.guest.client.connection import Connection, current
-from vfsd.guest.client.inodes import NEVER, STATX_CTIME, STATX_NLINK, Dentry, Entry, Inode
+from vfsd.guest.client.inodes import Dentry, Inode
 from vfsd.guest.client.mountpoints import Mount
+from vfsd.guest.client.replies import NEVER, STATX_CTIME, STATX_NLINK, Entry
 
 MAXSYMLINKS = 40
 READLINK_MAX = 4095  # PATH_MAX - 1

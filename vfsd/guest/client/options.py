@@ -1,9 +1,13 @@
 """Mount options: what Linux knows for virtiofs (virtio_fs_parse_param), and what its VFS takes before."""
 
 import os
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from errno import EINVAL
 from typing import Literal
+
+from vfsd.fuse import abi
 
 Dax = Literal["always", "never", "inode"]
 
@@ -65,3 +69,20 @@ def parse_dax(value: str | None) -> Dax:
         if value == mode:
             return mode
     raise OSError(EINVAL, f"bad value {value!r} for mount option 'dax'")
+
+
+Steps = Callable[[str], None]
+
+
+def no_steps(_name: str) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class MountSettings:
+    """How to mount: what is asked of the daemon, and what a test wants."""
+
+    options: MountOptions
+    minor: int = abi.KERNEL_MINOR_VERSION
+    clock: Callable[[], float] = time.monotonic
+    steps: Steps = no_steps

@@ -2,8 +2,9 @@
 
 import io
 import os
+from contextlib import AbstractContextManager
 from errno import EINVAL, ESPIPE
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from vfsd.fuse import abi
 from vfsd.fuse.abi import Fopen
@@ -11,8 +12,16 @@ from vfsd.guest.buffer import Buffer
 from vfsd.guest.client import daxfile, fileops, files
 from vfsd.guest.client.openfile import OpenFile
 
-if TYPE_CHECKING:
-    from vfsd.guest.face.filesystem import Filesystem
+
+class FileOwner(Protocol):
+    """The file system that a raw file belongs to, as far as the file needs it."""
+
+    @property
+    def lock_owner(self) -> int: ...
+    def errors(self, path: str | bytes) -> AbstractContextManager[None]: ...
+    def forget_file(self, file: "RawFile") -> None: ...
+    def fstat(self, file: "RawFile") -> os.stat_result: ...
+    def ftruncate(self, file: "RawFile", length: int) -> None: ...
 
 
 class RawFile(io.RawIOBase):
@@ -21,7 +30,7 @@ class RawFile(io.RawIOBase):
     It has no descriptor of this machine: `fileno()` is refused. Errors name `name`.
     """
 
-    def __init__(self, fs: "Filesystem", file: OpenFile, path: str | bytes) -> None:
+    def __init__(self, fs: FileOwner, file: OpenFile, path: str | bytes) -> None:
         super().__init__()
         self.fs = fs
         self.file = file

@@ -1,51 +1,30 @@
-"""Devices by tag, superblocks and how they are mounted and unmounted (fs/fuse/virtio_fs.c, inode.c).
+"""Devices by tag, and how superblocks are mounted and unmounted (fs/fuse/virtio_fs.c, inode.c).
 
 A step of mounting that fails undoes all before it. The steps have names, so that a test can make
 each one fail: `steps` is called with the name before the step is taken.
 """
 
-import itertools
 import logging
-import os
 import stat
 import threading
-import time
 import weakref
-from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from errno import EEXIST, EINVAL, EIO
 
 from vfsd.fuse import abi
 from vfsd.guest.client import objects
-from vfsd.guest.client.connection import HEADER_OVERHEAD, Connection
+from vfsd.guest.client.connection import HEADER_OVERHEAD, Connection, FuseMount
 from vfsd.guest.client.dax import Dax
-from vfsd.guest.client.inodes import NEVER, Attr, Dentry, Inode, Tree
-from vfsd.guest.client.options import MountOptions
+from vfsd.guest.client.inodes import Inode, Superblock
+from vfsd.guest.client.options import MountSettings, Steps, no_steps
+from vfsd.guest.client.replies import NEVER, Attr
 from vfsd.guest.driver.device import Device
 
 log = logging.getLogger("vfsd.guest")
 
-Steps = Callable[[str], None]
 STEPS = ("queue_size", "alloc_conn", "alloc_mount", "sget", "removed", "alloc_devs", "dax",
          "fill_super", "root_inode", "root_dentry", "start_queues", "send_init")  # fmt: skip
 SUBMOUNT_STEPS = ("alloc_mount", "sget", "root_inode", "root_dentry")
-
-_anonymous_devs = itertools.count(1)  # get_anon_bdev
-
-
-def no_steps(_name: str) -> None:
-    pass
-
-
-@dataclass(frozen=True)
-class MountSettings:
-    """How to mount: what is asked of the daemon, and what a test wants."""
-
-    options: MountOptions
-    minor: int = abi.KERNEL_MINOR_VERSION
-    clock: Callable[[], float] = time.monotonic
-    steps: Steps = no_steps
 
 
 class Instance:
@@ -107,50 +86,6 @@ class Instances:
     def remove(self, device: Device) -> None:
         with self._lock:
             self._by_device.pop(device, None)
-
-
-class FuseMount:
-    """What joins a superblock to its connection (struct fuse_mount)."""
-
-    def __init__(self, conn: Connection) -> None:
-        self.conn = conn
-        objects.born("mounts")
-
-    def destroy(self) -> None:
-        """fuse_mount_destroy"""
-        objects.gone("mounts")
-
-
-class Superblock:
-    """A mounted file system: the root of a share, or a submount of it."""
-
-    def __init__(self, fm: FuseMount, settings: MountSettings, parent: "Superblock | None" = None) -> None:
-        self.conn = fm.conn
-        self.mount = fm
-        self.settings = settings
-        self.parent = parent
-        self.options = settings.options
-        self.dev = os.makedev(0, next(_anonymous_devs))
-        self.tree = Tree(self)
-        self.root: Dentry | None = None  # s_root
-        self.active = 1  # s_active: mount points
-        self.mounts: list[FuseMount] = []  # of the connection; the root superblock's list is the one
-        if parent is not None:
-            self.mounts = parent.mounts
-        objects.born("superblocks")
-
-    def set_root(self, attr: Attr, nodeid: int, steps: Steps) -> Inode:
-        steps("root_inode")
-        inode = Inode(self, nodeid, 0, attr)
-        self.tree.by_nodeid[nodeid] = inode
-        try:
-            steps("root_dentry")
-            self.root = self.tree.make_root(inode)
-        except BaseException:
-            self.tree.iput(inode)
-            raise
-        self.mounts.append(self.mount)
-        return inode
 
 
 def get_tree(instance: Instance, settings: MountSettings) -> Superblock:
