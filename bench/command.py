@@ -6,9 +6,10 @@ import logging
 import os
 import re
 import resource
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +22,9 @@ from .daemons import Pinning, Target, found_targets, parse_target
 from .fixture import Tree
 from .levels import programplan
 from .levels.place import Place
-from .model import FLOOR, Report
+from .model import FLOOR, NotOffered, Report
 from .profiles import Profile
+from .slowmount import slow_mount
 
 EXIT_FAILED = 1
 PIPE_WIDTH = 200
@@ -42,6 +44,7 @@ class Words:
     rounds: int | None
     seconds: float | None
     patience: float
+    delay_us: int
     memory_dir: str
     disk_dir: str
     json: str | None
@@ -58,6 +61,11 @@ def choose_targets(words: Words) -> list[Target]:
     if not found and not given:
         raise ConfigError("--daemon", "there is none to measure; give one, or leave out --no-found")
     return found + given
+
+
+def with_pools(targets: Sequence[Target]) -> list[Target]:
+    """The same, and each peer once more with a pool of threads: what serves its queue otherwise is one."""
+    return [*targets, *(target.with_pool() for target in targets if target.kind in ("c", "rust"))]
 
 
 def choose_profile(words: Words) -> Profile:
@@ -87,7 +95,12 @@ def trees(words: Words, profile: Profile) -> Iterator[tuple[dict[str, Tree], dic
     """The directories to serve, by backing, and why there is none."""
     made: dict[str, Tree] = {}
     missing: dict[str, str] = {}
-    try:
+    with ExitStack() as stack:
+        if "slow" in chosen_levels(words):
+            try:
+                made["slow"] = stack.enter_context(slow_tree(words, profile))
+            except (NotOffered, OSError) as problem:
+                missing["slow"] = str(problem)
         for backing, where in (("memory", words.memory_dir), ("disk", words.disk_dir)):
             try:
                 base = Path(tempfile.mkdtemp(prefix="vfsd-bench-", dir=where))
@@ -98,10 +111,21 @@ def trees(words: Words, profile: Profile) -> Iterator[tuple[dict[str, Tree], dic
                 missing[backing] = f"{where}: {problem.strerror}"
                 if backing in made:
                     made.pop(backing).remove()
+            else:
+                stack.callback(made[backing].remove)
         yield made, missing
+
+
+@contextmanager
+def slow_tree(words: Words, profile: Profile) -> Iterator[Tree]:
+    """A directory in memory, served by way of a file system that is slow. NotOffered, OSError."""
+    base = Path(tempfile.mkdtemp(prefix="vfsd-bench-", dir=words.memory_dir))
+    try:
+        base.chmod(0o755)
+        with slow_mount(base / "source", base / "mount", words.delay_us) as mount:
+            yield Tree(mount.directory, profile.big, profile.large, profile.known, mount.source)
     finally:
-        for tree in made.values():
-            tree.remove()
+        shutil.rmtree(base, ignore_errors=True)
 
 
 def make_console() -> Console:
@@ -126,7 +150,8 @@ def run(words: Words) -> int:
         report = runner.new_report(place)
         with terminal.Shown(console) as progress:
             for name in chosen_levels(words):
-                measure_level(name, place, targets, only, words.cache_table, report, progress)
+                entrants = with_pools(targets) if name == "slow" else targets
+                measure_level(name, place, entrants, only, words.cache_table, report, progress)
     if words.only is not None and not report.contestants:
         raise ConfigError(
             "--only", f"there is no cell like {words.only!r}; --json of a short run has the names"

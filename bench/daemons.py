@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vfsd.errors import ConfigError
@@ -35,6 +35,7 @@ UML_EXACT = (6, 2)  # from here on it sends a SET_MEM_TABLE of the length it mea
 DAX_WINDOW = "1G"
 MODES = ("never", "none", "auto", "always", "metadata")
 SPELLINGS = {"none": MODES[:2]}  # of modes with more than one
+POOL = 64  # threads, where a pool is measured
 TAG = "bench"  # of the share, for front ends that ask the daemon for it
 TAGGED = ("uml", "qemu-dax")  # guests with such a front end
 
@@ -145,13 +146,18 @@ def rust_command(program: Sequence[str], handles: str | None, setting: Setting) 
 class Target:
     """A daemon to measure. kind: vfsd, c, rust, or given, with the operator's `words`.
 
-    handles: see rust_command.
+    handles: see rust_command. pool: threads for requests; 0, as it is by default.
     """
 
     name: str
     kind: str
     words: tuple[str, ...] = ()
     handles: str | None = None
+    pool: int = 0
+
+    def with_pool(self) -> Target:
+        """The same daemon with POOL threads."""
+        return replace(self, name=f"{self.name}-pool", pool=POOL)
 
     def command(self, setting: Setting, socket: Path, directory: Path) -> list[str]:
         """What to run. NotOffered: it has no such setting."""
@@ -165,6 +171,7 @@ class Target:
             words = rust_command(self.words, self.handles, setting)
         else:
             words = self.given(setting)
+        words += [f"--thread-pool-size={self.pool}"] if self.pool else []
         for name, value in (("{socket}", str(socket)), ("{dir}", str(directory)), ("{tag}", TAG)):
             words = [word.replace(name, value) for word in words]
         return words

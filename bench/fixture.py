@@ -3,6 +3,7 @@
 common/files/fXXXXXXXX     FILES files of 4 KiB
 common/new                 the same, whose inodes are forgotten as soon as they have been looked up
 common/small/dXXXXXXXX/    SMALL directories of 10 files, and small-new
+common/thousand/d00000000/ a thousand files, empty, and thousand-new
 common/large/d00000000/    many files, empty, and large-new
 common/known/d00000000/    files whose inodes are only weighed
 common/big                 the file to read
@@ -24,6 +25,7 @@ FILES = 1024
 FILE_SIZE = 4096
 SMALL = 256  # more than the operations under way and the forgets on their way
 SMALL_ENTRIES = 10
+THOUSAND = 1000
 SEED = 20261122
 XATTR = "user.bench"
 XATTR_VALUE = b"0123456789abcdef"
@@ -51,10 +53,12 @@ class Tree:
     """A served directory, at `base`; its parts are made when they are first needed.
 
     big: bytes of the files to read and write; large and known: entries of those directories.
+    source: another way to `base`, by which parts are made; where base itself is slow.
     """
 
-    def __init__(self, base: Path, big: int, large: int, known: int = 0) -> None:
+    def __init__(self, base: Path, big: int, large: int, known: int = 0, source: Path | None = None) -> None:
         self.base = base
+        self.source = source or base
         self.big = big
         self.large = large
         self.known = known
@@ -75,36 +79,42 @@ class Tree:
             for number in range(SMALL):
                 make_files(new / f"d{number:08x}", SMALL_ENTRIES)
         else:
-            make_files(new / f"d{0:08x}", {"large": self.large, "known": self.known}[kind])
+            make_files(new / f"d{0:08x}", self.entries(kind))
+
+    def entries(self, part: str) -> int:
+        """How many files a directory of that part has."""
+        counts = {"small": SMALL_ENTRIES, "thousand": THOUSAND, "large": self.large, "known": self.known}
+        return counts[part.removesuffix("-new")]
 
     def made(self, name: str, make: Callable[[Path], None]) -> Path:
         """A part that `make` makes at the path it is given, when it is first needed."""
-        path = self.common / name
+        common = self.source / "common"
+        path = common / name
         if not path.exists():
-            self.common.mkdir(parents=True, exist_ok=True)
-            new = self.common / f"{name}.new"  # not taken for whole when this is interrupted
+            common.mkdir(parents=True, exist_ok=True)
+            new = common / f"{name}.new"  # not taken for whole when this is interrupted
             make(new)
             new.rename(path)
-        return path
+        return self.common / name
 
     def own(self, name: str) -> Path:
         """A fresh directory for one contestant."""
-        directory = self.base / name
+        directory = self.source / name
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
         (directory / "file").write_bytes(bytes(8192))
         (directory / f"a{0:08x}").touch()
-        return directory
+        return self.base / name
 
     def own_big(self, name: str) -> Path:
         """Its file to write."""
-        path = self.base / name / "big"
+        path = self.source / name / "big"
         if not path.exists():
             write_pages(path, self.big, 0)
-        return path
+        return self.base / name / "big"
 
     def remove(self) -> None:
-        shutil.rmtree(self.base, ignore_errors=True)
+        shutil.rmtree(self.source, ignore_errors=True)
 
 
 def written_wrong(path: Path, seed: int, block: int, blocks: list[int]) -> int | None:

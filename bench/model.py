@@ -22,7 +22,7 @@ class NotOffered(Exception):
 class Setting:
     """What a daemon is started with and how it is driven.
 
-    backing: memory or disk. cache: none, auto, always, metadata. completions: poll or event, how
+    backing: memory, disk or slow. cache: none, auto, always, metadata. completions: poll or event, how
     the front end learns of replies. queue_size: elements of each queue. locks: POSIX locks. dax: with
     a window. guest: uml or qemu at the level guest, qemu-dax at the level dax; its driver decides on
     queues and completions.

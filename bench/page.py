@@ -351,6 +351,7 @@ def facts(report: Report) -> str:
 
 
 LEVELS = {
+    "slow": "A file system whose operations take their time",
     "wire": "On the wire", "dax": "In a DAX window", "mount": "Mounted by /dev/fuse", "guest": "In a guest",
 }  # fmt: skip
 ONE_PLOT = (
@@ -430,6 +431,7 @@ def page(report: Report) -> str:
         ("Cache modes: what they save, and how old a guest's view may be",
          modes + ONE_PLOT + key(daemons, floor=False) + mode_plots(report, daemons) if modes else ""),
         *of_level(report, "wire", daemons),
+        *of_level(report, "slow", daemons),
         ("A getattr beside something slow on its queue", beside),
         ("Cache modes on the wire: what replies let a guest keep", replies),
         *of_level(report, "dax", daemons),

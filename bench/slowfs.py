@@ -1,81 +1,67 @@
-"""A FUSE file system with one file, each read of which takes its time: `python -m vfsd_bench.slowfs`.
+"""A file system whose operations take their time, as on a server: `python -m vfsd_bench.slowfs`.
 
-    slowfs DIRECTORY SECONDS
+    slowfs SOURCE DIRECTORY DELAY_US [THREADS]
 
-Mounts itself at DIRECTORY and prints READY. Ends when it is unmounted, or told to.
+Mounts SOURCE at DIRECTORY by FUSE; each operation waits for DELAY_US microseconds before it begins, and
+THREADS of them (64) do so at a time. Prints READY when it is mounted. A line `OPERATION DELAY_US` on standard
+input changes the delay of one operation, and is answered by the same line. Nothing is kept by the kernel:
+names and attributes are asked for each time. It ends by a signal, or when standard input does.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import signal
-import stat
-import struct
 import sys
-import time
+import threading
 from typing import NoReturn
 
-from vfsd.fuse import abi
+from vfsd.daemon.supervisor import policy_of
+from vfsd.fuse.abi import Init
+from vfsd.fuse.dispatch import Dispatch
+from vfsd.fuse.init import Offer, Session
 from vfsd.guest.bridge import mounting
+from vfsd.hostfs.fs import HostFs
+from vfsd.hostfs.lock._locks import Locks
+from vfsd.options.resolve import check_options
+from vfsd.options.table import SERVE_OPTIONS
 
-FILE = b"file"
-FILE_ID = 2
-SIZE = 1 << 20
-DIRECT_IO = 1
-IN_HEADER = struct.Struct("=IIQQIIIHH")
-OUT_HEADER = struct.Struct("=IiQ")
-ATTR = struct.Struct("=QQQQQQ IIIIIIIIII")
-BUFFER = (1 << 20) + 4096
+from ._slowfs import Server
 
-
-def attr(node: int) -> bytes:
-    mode, size = (stat.S_IFREG | 0o644, SIZE) if node == FILE_ID else (stat.S_IFDIR | 0o755, 4096)
-    return ATTR.pack(node, size, size // 512, 0, 0, 0, 0, 0, 0, mode, 1, 0, 0, 0, 4096, 0)
+THREADS = 64
+QUEUE_SIZE = 260  # as a virtqueue of that size: requests of at most 1 MiB
+FLAGS = (
+    Init.ASYNC_READ | Init.BIG_WRITES | Init.ASYNC_DIO | Init.PARALLEL_DIROPS | Init.MAX_PAGES | Init.INIT_EXT
+)
 
 
-def answer(opcode: int, node: int, args: bytes, seconds: float) -> bytes | int | None:
-    """The body of a reply, or an errno; None: none is awaited."""
-    if opcode in (2, 42):  # FORGET, BATCH_FORGET
-        return None
-    if opcode == 26:  # INIT
-        return abi.INIT_OUT.pack(7, 31, 0, 0, 16, 12, 1 << 20, 1, 0, 0, 0)
-    if opcode == 1:  # LOOKUP
-        if node != abi.ROOT_ID or args.rstrip(b"\0") != FILE:
-            return errno.ENOENT
-        return struct.pack("=QQQQII", FILE_ID, 0, 3600, 3600, 0, 0) + attr(FILE_ID)
-    if opcode == 3:  # GETATTR
-        return struct.pack("=QII", 3600, 0, 0) + attr(node)
-    if opcode in (14, 27):  # OPEN, OPENDIR: nothing of it stays in the page cache
-        return abi.OPEN_OUT.pack(0, DIRECT_IO if opcode == 14 else 0, 0)
-    if opcode == 15:  # READ
-        time.sleep(seconds)
-        (_, offset, size, *_) = abi.READ_IN.unpack(args[: abi.READ_IN.size])
-        return bytes(max(0, min(size, SIZE - offset)))
-    return b"" if opcode in (18, 25, 29) else errno.ENOSYS  # RELEASE, FLUSH, RELEASEDIR
+def served(source: str) -> Dispatch:
+    """The operations of vfsd on a directory."""
+    said = {"shared_dir": source, "socket": "unused", "cache": "never"}
+    nothing = {option.key: () if option.multiple else None for option in SERVE_OPTIONS}
+    policy = policy_of(check_options(nothing | said))
+    root = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fs = HostFs(root, policy, Locks())
+    dispatch = Dispatch(fs)
+    fs.install(dispatch)
+    offer = Offer(FLAGS | policy.init_flags(), QUEUE_SIZE, Init(0), 0, policy.settle)
+    Session(dispatch, lambda: offer, fs.agree, fs.clear)
+    return dispatch
 
 
-def serve(fd: int, seconds: float) -> None:
-    """Until it is unmounted."""
-    while True:
-        try:
-            request = os.read(fd, BUFFER)
-        except OSError as problem:
-            if problem.errno == errno.ENODEV:
-                return
-            continue
-        _, opcode, unique, node, *_ = IN_HEADER.unpack_from(request)
-        found = answer(opcode, node, request[IN_HEADER.size :], seconds)
-        if found is None:
-            continue
-        body, error = (b"", -found) if isinstance(found, int) else (found, 0)
-        with contextlib.suppress(OSError):  # the request was interrupted
-            os.write(fd, OUT_HEADER.pack(OUT_HEADER.size + len(body), error, unique) + body)
+def follow(server: Server) -> None:
+    """Delays as standard input says, until it ends."""
+    for line in sys.stdin:
+        operation, delay_us = line.split()
+        server.set_delay(operation, int(delay_us))
+        print(line, end="", flush=True)
 
 
 def main() -> NoReturn:
-    directory, seconds = sys.argv[1], float(sys.argv[2])
+    source, directory, delay_us = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    threads = int(sys.argv[4]) if len(sys.argv) > 4 else THREADS
+    server = Server(served(source), delay_us)
     fd = mounting.open_device()
     mounting.mount(fd, directory, "slow", 0)
 
@@ -85,9 +71,12 @@ def main() -> NoReturn:
         os._exit(0)
 
     signal.signal(signal.SIGTERM, end)
+    for _ in range(threads):
+        threading.Thread(target=server.work, args=(fd,), daemon=True).start()
     print("READY", flush=True)
-    serve(fd, seconds)
-    sys.exit(0)
+    follow(server)
+    end()
+    raise AssertionError
 
 
 if __name__ == "__main__":

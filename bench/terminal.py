@@ -18,6 +18,9 @@ from .model import FLOOR, Contestant, Memory, PageCache, Report, Setting
 TITLE_WIDTH = 40
 DAEMON_WIDTH = 46
 BULK = ("read-128k", "write-128k", "read-1m", "write-1m")
+BACKINGS = {
+    "memory": "files in memory", "disk": "files on a disk", "slow": "files on a slow file system"
+}  # fmt: skip
 GUESTS = {"uml": "user-mode Linux", "qemu": "QEMU without KVM", "qemu-dax": "Linux in QEMU without KVM"}
 COLOURS = {"faster": "green", "slower": "red", "FAILED": "bold red", "noise": "dim"}
 
@@ -48,11 +51,11 @@ class Shown:
 
 def setting_title(setting: Setting) -> str:
     queues = "1 queue" if setting.queues == 1 else f"{setting.queues} queues"
-    backing = {"memory": "files in memory", "disk": "files on a disk"}.get(setting.backing, setting.backing)
+    backing = BACKINGS.get(setting.backing, setting.backing)
     how = "polling for replies" if setting.completions == "poll" else "sleeping until called"
     if setting.guest:
         driver = [GUESTS[setting.guest]]
-    elif setting.level == "wire":
+    elif setting.level in ("wire", "slow"):
         driver = [how, f"{queues} of {setting.queue_size}"]
     else:
         driver = [f"{queues} of {setting.queue_size}"]

@@ -12,7 +12,7 @@ from vfsd.fuse.opcodes import NUMBER
 from vfsd.fuse.shapes import SHAPES
 
 from .client import Client
-from .fixture import FILE_SIZE, FILES, SEED, SMALL_ENTRIES, XATTR, XATTR_VALUE
+from .fixture import FILE_SIZE, FILES, SEED, SMALL_ENTRIES, THOUSAND, XATTR, XATTR_VALUE
 from .steps import ANY_SIZE, Check, File, Items, Node, Number, Order, Program, Step
 
 NAME = b"########"  # digits go here
@@ -219,7 +219,7 @@ def listing(opcode: str, directory: str, new: bool = False) -> Callable[[Client]
         if plus and not new:
             client.list_all(directory)
         args = abi.READ_IN.pack(0, 0, LISTING, 0, 0, 0, 0)
-        entries = 2 + (client.tree.large if directory.startswith("large") else SMALL_ENTRIES)
+        entries = 2 + client.tree.entries(directory)
         steps = (
             step("OPENDIR", abi.OPEN_IN.pack(os.O_RDONLY | os.O_DIRECTORY, 0), check=Check.OPENED,
                  node_from=Node.ITEM),
@@ -286,6 +286,10 @@ def ten(_large: int) -> int:
     return SMALL_ENTRIES
 
 
+def thousand(_large: int) -> int:
+    return THOUSAND
+
+
 def many(large: int) -> int:
     return large
 
@@ -319,6 +323,8 @@ WORKLOADS: dict[str, Workload] = {
                  listing("READDIRPLUS", "large"), "readdirplus", "entry", many),
         Workload("readdirplus-10-new", "readdirplus, 10, new; forget",
                  listing("READDIRPLUS", "small-new", True), "readdirplus-new", "entry", ten),
+        Workload("readdirplus-1000-new", "readdirplus, 1,000, new; forget",
+                 listing("READDIRPLUS", "thousand-new", True), "readdirplus-new", "entry", thousand),
         Workload("readdirplus-10000-new", "readdirplus, 10,000, new; forget",
                  listing("READDIRPLUS", "large-new", True), "readdirplus-new", "entry", many),
         Workload("fsync", "write 4 KiB, fsync", writing(4096, Order.SCATTERED, sync=True), "write-fsync",

@@ -9,10 +9,11 @@ from .dax import DaxLevel
 from .guest import GUESTS, GuestLevel
 from .mount import MountLevel
 from .place import Place
+from .slow import SlowLevel
 from .wire import WireLevel
 
 LEVELS: dict[str, Callable[[Place], Level]] = {
-    "wire": WireLevel, "dax": DaxLevel, "mount": MountLevel, "guest": GuestLevel,
+    "wire": WireLevel, "slow": SlowLevel, "dax": DaxLevel, "mount": MountLevel, "guest": GuestLevel,
 }  # fmt: skip
 NAMES = tuple(LEVELS)
 

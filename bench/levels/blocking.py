@@ -5,24 +5,20 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import signal
 import struct
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from vfsd.fuse import abi
 from vfsd.fuse.opcodes import NUMBER
-from vfsd.guest.bridge import mounting
 
 from .._load import Load
 from ..client import POSIX_LOCKS
 from ..histogram import Histogram, bounds
 from ..model import Blocking, Failed, NotOffered
+from ..slowmount import SlowMount
 from .driving import abandon, expect_device, expect_right, wait
 from .session import WireSession
 
@@ -31,6 +27,7 @@ PATIENCE_S = 120.0  # an fsync may take long, and getattr with it
 ALONE_S = 0.2
 ARRIVAL_NS = 1_000_000  # getattrs are taken to come this often: those that could not even be sent count
 CHUNK = 1 << 20
+SLOW_SOURCE, SLOW_FILE = "slow-source", 1 << 20
 SETLK, SETLKW = 32, 33
 LOCK_IN = struct.Struct("=QQQQIIII")  # fh, owner, start, end, type, pid, lk_flags, padding
 
@@ -76,28 +73,10 @@ def fsync(session: WireSession) -> Iterator[Callable[[Callable[[int], None]], No
         path.unlink()
 
 
-@contextmanager
-def slow_mount(directory: Path) -> Iterator[None]:
-    """A file system below the served directory whose reads take SLOW_S. NotOffered."""
-    if os.geteuid() != 0 or not os.path.exists(mounting.DEVICE):
-        raise NotOffered(f"needs root and {mounting.DEVICE}")
-    directory.mkdir(exist_ok=True)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "vfsd_bench.slowfs", str(directory), str(SLOW_S)],
-        stdout=subprocess.PIPE, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        assert process.stdout is not None
-        if process.stdout.readline() != b"READY\n":
-            raise NotOffered("the slow file system could not be mounted")
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            mounting.unmount(str(directory), mounting.MNT_DETACH)
-        process.send_signal(signal.SIGTERM)
-        process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
+def prepare_slow_file(mount: SlowMount) -> None:
+    """A file each read of which takes SLOW_S."""
+    (mount.source / "file").write_bytes(bytes(SLOW_FILE))
+    mount.set_delay("READ", int(SLOW_S * 1e6))
 
 
 @contextmanager

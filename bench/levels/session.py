@@ -138,7 +138,7 @@ class WireSession:
         queues = len(load.begun())
         items = {k * queues + q for q, n in enumerate(load.begun()) for k in range(min(n, file.blocks))}
         at = {block_at(i, bits) if workload.order == Order.SCATTERED else i % file.blocks for i in items}
-        wrong = written_wrong(self.client.path("big"), fresh, file.block, sorted(at))
+        wrong = written_wrong(self.tree.source / self.target.name / "big", fresh, file.block, sorted(at))
         if wrong is not None:
             raise Failed(
                 f"WRITE was answered, but byte {wrong} of the file on the host is not what was written"

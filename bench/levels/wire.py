@@ -9,12 +9,13 @@ from pathlib import Path
 
 from .. import _floor
 from ..daemons import Running, Target
-from ..fixture import FILES, SMALL, SMALL_ENTRIES, Tree
+from ..fixture import FILES, SMALL, Tree
 from ..histogram import Histogram
 from ..level import Found
 from ..machine import Foreign
 from ..model import FLOOR, Cell, Errand, Failed, Memory, NotOffered, Sample, Setting
 from ..profiles import Profile
+from ..slowmount import slow_mount
 from ..steps import Order
 from ..workloads import WORKLOADS, Workload, blocks_of
 from . import blocking, caching, plan
@@ -58,7 +59,9 @@ class WireLevel:
         if errand.what != "read":
             yield
             return
-        with blocking.slow_mount(self._place.trees[errand.setting.backing].base / f"slow-{target.name}"):
+        base = self._place.trees[errand.setting.backing].base
+        with slow_mount(base / blocking.SLOW_SOURCE, base / f"slow-{target.name}", 0) as mount:
+            blocking.prepare_slow_file(mount)
             yield
 
     @contextmanager
@@ -127,8 +130,9 @@ def floor(workload: Workload, tree: Tree, seconds: float, warm: float, depth: in
         flags = os.O_RDWR
         part = "files"
         if workload.floor.startswith("readdir"):
-            part = "large" if "10000" in workload.name else "small"
-            count, entries = (1, 2 + tree.large) if part == "large" else (SMALL, 2 + SMALL_ENTRIES)
+            words = workload.name.split("-")
+            part = {"10": "small", "1000": "thousand"}.get(words[1], "large")
+            count, entries = SMALL if part == "small" else 1, 2 + tree.entries(part)
             part += "-new" * workload.name.endswith("new")
         files = tree.part(part)
         if workload.block:

@@ -27,7 +27,7 @@ def suite() -> ModuleType:
               " {cache} if it is to be measured in more than one cache mode.")  # fmt: skip
 @click.option("--found/--no-found", default=True, show_default=True,
               help="Measure vfsd and the virtiofsd that are installed.")  # fmt: skip
-@click.option("--level", "levels", multiple=True, metavar="wire|dax|mount|guest",
+@click.option("--level", "levels", multiple=True, metavar="wire|slow|dax|mount|guest",
               help="Only this level, or these.  [default: all]")  # fmt: skip
 @click.option("--guest", default="uml", metavar="uml|qemu", show_default=True,
               help="What the level guest boots: user-mode Linux, or QEMU without KVM.")  # fmt: skip
@@ -37,6 +37,8 @@ def suite() -> ModuleType:
 @click.option("--seconds", type=click.FloatRange(0.001, 3600), help="Time for each figure in each round.")
 @click.option("--patience", type=click.FloatRange(0.1, 3600), default=10.0, show_default=True,
               help="Seconds a daemon may take to listen, or to answer, before it has failed.")  # fmt: skip
+@click.option("--delay-us", type=click.IntRange(0, 10**7), default=1000, show_default=True,
+              help="How long each operation of the file system of level slow takes.")  # fmt: skip
 @click.option(
     "--memory-dir", default="/dev/shm", show_default=True, metavar="DIR", help="A directory in memory."
 )
