@@ -1,6 +1,6 @@
 """vfsd guest: use a virtio-fs daemon from the command line, without a virtual machine.
 
-Exit status 1: the daemon could not be reached or said no, in one line.
+Exit status 1: the daemon could not be reached, or something could not be done, with a line for each.
 """
 
 import os
@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, Self
 
 import click
 
+from vfsd.cli.output import Complaints, echo, shown
 from vfsd.errors import ConfigError
 from vfsd.fuse import abi
 from vfsd.fuse.abi import Init
@@ -22,11 +23,13 @@ from vfsd.fuse.opcodes import Opcode
 from vfsd.guest import mount
 from vfsd.guest.client.connection import FLAGS2, FLAGS_ALL, MAX_READAHEAD
 from vfsd.guest.driver.device import Device
-from vfsd.guest.face.filesystem import Filesystem
+from vfsd.guest.face.copytree import CHUNK, Files, TreeCopy
+from vfsd.guest.face.filesystem import DirEntry, Filesystem
+from vfsd.guest.face.hostfiles import HostFiles
 from vfsd.vhost.orders import ORDERS
 
-CHUNK = 1 << 20  # bytes copied at a time
 ROUND_TRIPS = 1000
+PROGRESS_S = 0.2
 EXIT_FAILED = 1
 
 
@@ -46,7 +49,7 @@ with_order = click.option("--order", type=click.Choice(sorted(ORDERS)), default=
 
 
 def with_share(command: Callable[..., None]) -> click.Command:
-    """A command on a mounted share: options to reach it, errors as one line."""
+    """A command on a mounted share: options to reach it, a line for each error."""
 
     @with_socket
     @with_order
@@ -54,10 +57,14 @@ def with_share(command: Callable[..., None]) -> click.Command:
     def run(socket: str, order: str, dax: bool = False, **given: Any) -> None:
         if dax and order == "qemu":
             order = "qemu-generic"  # the one of QEMU's devices that has a window
-        with failures(), mount(socket, options="dax" if dax else "", order=order) as fs:
-            command(fs, **given)
+        complaints = Complaints()
+        with failures(complaints), mount(socket, options="dax" if dax else "", order=order) as fs:
+            complaints.hopeless = lambda: fs.device.gone is not None
+            command(fs, complaints, **given)
+        if complaints.any:
+            sys.exit(EXIT_FAILED)
 
-    return guest.command()(run)
+    return guest.command(command.__name__.removeprefix("show_"))(run)
 
 
 with_dax = click.option("--dax", is_flag=True,
@@ -65,16 +72,14 @@ with_dax = click.option("--dax", is_flag=True,
 
 
 @contextmanager
-def failures() -> Iterator[None]:
+def failures(complaints: Complaints) -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:
         sys.stderr.close()  # whoever read our output has had enough
         sys.exit(EXIT_FAILED)
     except OSError as problem:
-        where = os.fsdecode(problem.filename) if problem.filename else ""
-        text = problem.strerror or str(problem)
-        print(f"vfsd: {where}: {text}" if where else f"vfsd: {text}", file=sys.stderr)
+        complaints.tell_error(problem)
         sys.exit(EXIT_FAILED)
 
 
@@ -86,7 +91,7 @@ def failures() -> Iterator[None]:
 @with_order
 def info(socket: str, order: str) -> None:
     """What the daemon says of itself: vhost-user, INIT, limits, round-trip time."""
-    with failures():
+    with failures(Complaints()):
         device = Device.connect(socket, order=order)
         try:
             show_vhost(device)
@@ -156,56 +161,96 @@ def names_of(flags: Any) -> str:
 @click.argument("paths", nargs=-1)
 @click.option("-l", "long", is_flag=True, help="Mode, links, owner, size and time too.")
 @click.option("-a", "hidden", is_flag=True, help="Names that begin with a dot too.")
-def ls(fs: Filesystem, paths: tuple[str, ...], long: bool, hidden: bool) -> None:
+@click.option("-R", "recursive", is_flag=True, help="Directories below, too.")
+def ls(
+    fs: Filesystem, complaints: Complaints, paths: tuple[str, ...], long: bool, hidden: bool, recursive: bool
+) -> None:
     """List directories."""
+    todo = []
     for path in paths or ("/",):
-        if not stat.S_ISDIR(fs.lstat(path).st_mode):
-            show_entry(fs, path, path, long)
-            continue
-        if len(paths) > 1:
-            click.echo(f"{path}:")
-        for name in sorted(fs.listdir(path)):
-            if hidden or not name.startswith("."):
-                show_entry(fs, name, str(PurePosixPath(path, name)), long)
+        with complaints.each(path):
+            if stat.S_ISDIR(fs.lstat(path).st_mode):
+                todo.append(path)
+            else:
+                show_entry(fs, path, path, long)
+    with_titles = len(paths) > 1 or recursive
+    todo.reverse()
+    while todo:
+        path = todo.pop()
+        with complaints.each(path):
+            names = sorted(name for name in fs.listdir(path) if hidden or not name.startswith("."))
+            if with_titles:
+                echo(f"{shown(path)}:")
+            below = []
+            for name in names:
+                inside = join(path, name)
+                with complaints.each(inside):
+                    show_entry(fs, name, inside, long)
+                    if recursive and stat.S_ISDIR(fs.lstat(inside).st_mode):
+                        below.append(inside)
+            todo += reversed(below)
+
+
+def join(path: str, name: str) -> str:
+    return str(PurePosixPath(path, name))
 
 
 def show_entry(fs: Filesystem, name: str, path: str, long: bool) -> None:
     if not long:
-        click.echo(name)
+        echo(shown(name))
         return
     st = fs.lstat(path)
-    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(st.st_mtime))
-    target = f" -> {os.fsdecode(fs.readlink(path))}" if stat.S_ISLNK(st.st_mode) else ""
-    click.echo(
-        f"{stat.filemode(st.st_mode)} {st.st_nlink:3} {st.st_uid:5} {st.st_gid:5} {st.st_size:12} {when} "
-        f"{name}{target}"
+    target = f" -> {shown(os.fsdecode(fs.readlink(path)))}" if stat.S_ISLNK(st.st_mode) else ""
+    is_device = stat.S_ISCHR(st.st_mode) or stat.S_ISBLK(st.st_mode)
+    size = f"{os.major(st.st_rdev)}, {os.minor(st.st_rdev)}" if is_device else str(st.st_size)
+    echo(
+        f"{stat.filemode(st.st_mode)} {st.st_nlink:3} {st.st_uid:5} {st.st_gid:5} {size:>12} "
+        f"{date(st.st_mtime_ns // 10**9)} {shown(name)}{target}"
     )
+
+
+def date(seconds: int) -> str:
+    """Local time, or the number of seconds where the calendar ends."""
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+    except (OverflowError, ValueError):
+        return f"@{seconds}"
 
 
 @with_share
 @click.argument("path", default="/")
-def tree(fs: Filesystem, path: str) -> None:
+def tree(fs: Filesystem, complaints: Complaints, path: str) -> None:
     """Show a directory and all below it."""
-    click.echo(path)
-    show_tree(fs, path, "")
+    echo(shown(path))
+    levels = [(path, "", entries_of(fs, complaints, path))]
+    while levels:
+        above, indent, entries = levels[-1]
+        if not entries:
+            levels.pop()
+            continue
+        entry = entries.pop()
+        echo(f"{indent}{'├── ' if entries else '└── '}{shown(entry.name)}")
+        below = join(above, entry.name)
+        with complaints.each(below):
+            if entry.is_dir(follow_symlinks=False):
+                deeper = indent + ("│   " if entries else "    ")
+                levels.append((below, deeper, entries_of(fs, complaints, below)))
 
 
-def show_tree(fs: Filesystem, path: str, indent: str) -> None:
-    entries = sorted(fs.scandir(path), key=lambda entry: str(entry.name))
-    for number, entry in enumerate(entries):
-        last = number + 1 == len(entries)
-        click.echo(f"{indent}{'└── ' if last else '├── '}{entry.name}")
-        if entry.is_dir(follow_symlinks=False):
-            show_tree(fs, str(PurePosixPath(path, entry.name)), indent + ("    " if last else "│   "))
+def entries_of(fs: Filesystem, complaints: Complaints, path: str) -> list[DirEntry]:
+    """The last by name first."""
+    with complaints.each(path):
+        return sorted(fs.scandir(path), key=lambda entry: str(entry.name), reverse=True)
+    return []
 
 
 @with_share
 @click.argument("paths", nargs=-1, required=True)
 @with_dax
-def cat(fs: Filesystem, paths: tuple[str, ...]) -> None:
+def cat(fs: Filesystem, complaints: Complaints, paths: tuple[str, ...]) -> None:
     """Write files to standard output."""
     for path in paths:
-        with fs.open(path) as file:
+        with complaints.each(path), fs.open(path) as file:
             while data := file.read(CHUNK):
                 sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()
@@ -213,27 +258,26 @@ def cat(fs: Filesystem, paths: tuple[str, ...]) -> None:
 
 @with_share
 @click.argument("paths", nargs=-1, required=True)
-def show_stat(fs: Filesystem, paths: tuple[str, ...]) -> None:
+def show_stat(fs: Filesystem, complaints: Complaints, paths: tuple[str, ...]) -> None:
     """Show attributes."""
     for path in paths:
-        st = fs.lstat(path)
-        click.echo(f"{path}: {stat.filemode(st.st_mode)} {stat.S_IMODE(st.st_mode):04o}")
-        click.echo(f"  device {st.st_dev}, inode {st.st_ino}, links {st.st_nlink}")
-        click.echo(f"  owner {st.st_uid}:{st.st_gid}")
-        click.echo(f"  size {st.st_size} bytes in {st.st_blocks} blocks of 512, i/o block {st.st_blksize}")
-        times = {"accessed": st.st_atime_ns, "modified": st.st_mtime_ns, "changed": st.st_ctime_ns}
-        for name, at in times.items():
-            seconds, nanoseconds = divmod(at, 10**9)
-            when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
-            click.echo(f"  {name:8} {when}.{nanoseconds:09}")
+        with complaints.each(path):
+            show_attributes(path, fs.lstat(path))
 
 
-guest.add_command(show_stat, "stat")
-del guest.commands["show-stat"]
+def show_attributes(path: str, st: os.stat_result) -> None:
+    echo(f"{shown(path)}: {stat.filemode(st.st_mode)} {stat.S_IMODE(st.st_mode):04o}")
+    click.echo(f"  device {st.st_dev}, inode {st.st_ino}, links {st.st_nlink}")
+    click.echo(f"  owner {st.st_uid}:{st.st_gid}")
+    click.echo(f"  size {st.st_size} bytes in {st.st_blocks} blocks of 512, i/o block {st.st_blksize}")
+    times = {"accessed": st.st_atime_ns, "modified": st.st_mtime_ns, "changed": st.st_ctime_ns}
+    for name, at in times.items():
+        seconds, nanoseconds = divmod(at, 10**9)
+        click.echo(f"  {name:8} {date(seconds)}.{nanoseconds:09}")
 
 
 @with_share
-def df(fs: Filesystem) -> None:
+def df(fs: Filesystem, complaints: Complaints) -> None:
     """Show how full the share's file system is."""
     st = fs.statvfs("/")
     gib = st.f_frsize / 2**30
@@ -248,91 +292,55 @@ def df(fs: Filesystem) -> None:
 @with_share
 @click.argument("paths", nargs=-1, required=True)
 @click.option("-p", "parents", is_flag=True, help="Make parents as needed; no error if it exists.")
-def mkdir(fs: Filesystem, paths: tuple[str, ...], parents: bool) -> None:
+def mkdir(fs: Filesystem, complaints: Complaints, paths: tuple[str, ...], parents: bool) -> None:
     """Make directories."""
     for path in paths:
-        if parents:
-            fs.makedirs(path, exist_ok=True)
-        else:
-            fs.mkdir(path)
+        with complaints.each(path):
+            if parents:
+                fs.makedirs(path, exist_ok=True)
+            else:
+                fs.mkdir(path)
 
 
 @with_share
 @click.argument("paths", nargs=-1, required=True)
 @click.option("-r", "recursive", is_flag=True, help="Directories and all below them.")
-def rm(fs: Filesystem, paths: tuple[str, ...], recursive: bool) -> None:
+def rm(fs: Filesystem, complaints: Complaints, paths: tuple[str, ...], recursive: bool) -> None:
     """Remove files."""
     for path in paths:
-        if recursive and stat.S_ISDIR(fs.lstat(path).st_mode):
-            remove_tree(fs, path)
-        else:
-            fs.unlink(path)
+        with complaints.each(path):
+            if recursive and stat.S_ISDIR(fs.lstat(path).st_mode):
+                remove_tree(fs, complaints, path)
+            else:
+                fs.unlink(path)
 
 
-def remove_tree(fs: Filesystem, path: str) -> None:
-    for entry in fs.scandir(path):
-        below = str(PurePosixPath(path, entry.name))
-        if entry.is_dir(follow_symlinks=False):
-            remove_tree(fs, below)
-        else:
-            fs.unlink(below)
-    fs.rmdir(path)
+def remove_tree(fs: Filesystem, complaints: Complaints, top: str) -> None:
+    """What can't be removed is told, and the directories it is in stay without a word."""
+    todo = [(top, False)]
+    kept: set[str] = set()
+    while todo:
+        path, emptied = todo.pop()
+        above = str(PurePosixPath(path).parent)
+        try:
+            if emptied:
+                if path not in kept:
+                    fs.rmdir(path)
+                    continue
+            elif stat.S_ISDIR(fs.lstat(path).st_mode):
+                todo.append((path, True))
+                todo += [(join(path, name), False) for name in fs.listdir(path)]
+                continue
+            else:
+                fs.unlink(path)
+                continue
+        except OSError as problem:
+            complaints.tell_error(problem, path)
+            kept.add(path)
+        kept.add(above)
 
 
 # ---- copying
-
-
-class Copy:
-    """One run of cp: from one side to the other, with a bar on a terminal's standard error."""
-
-    def __init__(self, fs: Filesystem, recursive: bool, to_share: bool) -> None:
-        self._fs = fs
-        self._recursive = recursive
-        self._to_share = to_share
-        self._files: list[tuple[str, str, int]] = []
-
-    def add(self, source: str, target: str) -> None:
-        """Make the directories and links below target, note the files."""
-        st = os.lstat(source) if self._to_share else self._fs.lstat(source)
-        if stat.S_ISREG(st.st_mode):
-            self._files.append((source, target, st.st_size))
-        elif stat.S_ISLNK(st.st_mode):
-            link = os.readlink(source) if self._to_share else os.fsdecode(self._fs.readlink(source))
-            (self._fs.symlink if self._to_share else os.symlink)(link, target)
-        elif not stat.S_ISDIR(st.st_mode):
-            raise ConfigError(source, "is neither a file, a link nor a directory; leave it out")
-        elif not self._recursive:
-            raise ConfigError(source, "is a directory; add -r")
-        else:
-            self._make_directory(target)
-            names = os.listdir(source) if self._to_share else self._fs.listdir(source)
-            for name in names:
-                self.add(str(PurePosixPath(source, name)), str(PurePosixPath(target, name)))
-
-    def run(self) -> None:
-        total = sum(size for _, _, size in self._files)
-        with click.progressbar(length=total, label=f"{len(self._files)} files", file=sys.stderr) as bar:
-            for source, target, _ in self._files:
-                with self._open(source, "rb") as reader, self._open(target, "wb") as writer:
-                    while data := reader.read(CHUNK):
-                        write_all(writer, data)
-                        bar.update(len(data))
-
-    def _make_directory(self, path: str) -> None:
-        if self._to_share:
-            self._fs.makedirs(path, exist_ok=True)
-        else:
-            os.makedirs(path, exist_ok=True)
-
-    def _open(self, path: str, mode: str) -> Any:
-        on_share = self._to_share == (mode == "wb")
-        return self._fs.open(path, mode) if on_share else open(path, mode, buffering=0)
-
-
-def write_all(writer: BinaryIO, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[writer.write(view) :]
 
 
 @with_share
@@ -340,20 +348,73 @@ def write_all(writer: BinaryIO, data: bytes) -> None:
 @click.argument("target")
 @click.option("-r", "recursive", is_flag=True, help="Directories and all below them.")
 @with_dax
-def cp(fs: Filesystem, sources: tuple[str, ...], target: str, recursive: bool) -> None:
-    """Copy to the share or from it: exactly one side begins with a colon."""
-    to_share = target.startswith(":")
-    if any(source.startswith(":") == to_share for source in sources):
-        raise ConfigError("cp", "copies between two sides; begin the share's paths with a colon")
-    target = target.removeprefix(":") or "/"
-    copy = Copy(fs, recursive, to_share)
-    into = is_directory(fs, target) if to_share else Path(target).is_dir()
+def cp(
+    fs: Filesystem, complaints: Complaints, sources: tuple[str, ...], target: str, recursive: bool
+) -> None:
+    """Copy to the share, from it, or within it: its paths begin with a colon.
+
+    As cp -a: modes, owners, times, links, holes, special files and extended attributes are kept, symlinks
+    are not followed. Exit status 1 when something was left out, which is told.
+    """
+    sides: dict[bool, Files] = {True: fs, False: HostFiles()}
+    there, target = side_of(target)
+    into = is_directory(fs, target) if there else Path(target).is_dir()
     if len(sources) > 1 and not into:
         raise ConfigError(target, "is no directory; several sources need one")
-    for source in sources:
-        source = source.removeprefix(":")
-        copy.add(source, str(PurePosixPath(target, PurePosixPath(source).name)) if into else target)
-    copy.run()
+    with Progress() as progress:
+        copies = {
+            here: TreeCopy(sides[here], sides[there], progress.tell_above(complaints), progress.add)
+            for here in sides
+        }
+        for source in sources:
+            here, path = side_of(source)
+            if not here and not there:
+                raise ConfigError("cp", "copies to or from a share; begin the share's paths with a colon")
+            with complaints.each(path):
+                if stat.S_ISDIR(sides[here].lstat(path).st_mode) and not recursive:
+                    raise ConfigError(path, "is a directory; add -r")
+                copies[here].copy(path, join(target, PurePosixPath(path).name) if into else target)
+
+
+def side_of(path: str) -> tuple[bool, str]:
+    """Whether a path of cp is the share's, and the path itself."""
+    return (True, path[1:] or "/") if path.startswith(":") else (False, path)
+
+
+class Progress:
+    """How much has been copied, on a terminal's standard error."""
+
+    def __init__(self) -> None:
+        self._done = 0
+        self._next = 0.0
+        self._shown = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._clear()
+
+    def add(self, count: int) -> None:
+        self._done += count
+        if sys.stderr.isatty() and time.monotonic() >= self._next:
+            self._next = time.monotonic() + PROGRESS_S
+            self._shown = True
+            click.echo(f"\r{self._done >> 20} MiB copied", err=True, nl=False)
+
+    def tell_above(self, complaints: Complaints) -> Callable[[str, str], None]:
+        """Complaints that begin on a line of their own."""
+
+        def tell(path: str, reason: str) -> None:
+            self._clear()
+            complaints.tell(path, reason)
+
+        return tell
+
+    def _clear(self) -> None:
+        if self._shown:
+            self._shown = False
+            click.echo("\r\033[K", err=True, nl=False)
 
 
 def is_directory(fs: Filesystem, path: str) -> bool:
