@@ -19,8 +19,10 @@ from fuse.wire import ROOT
 from guests import Daemon
 
 from vfsd.errors import ConfigError
-from vfsd.fuse.abi import Fattr
+from vfsd.fuse.abi import Fattr, Init
 from vfsd.sandbox.userns import parse_ranges
+
+from .test_identity import groups_ext
 
 OWN, FIRST, COUNT = 1234, 300000, 65536
 
@@ -145,6 +147,32 @@ def test_a_namespace_of_one_id_needs_no_privilege(base: Path) -> None:
         assert owners(base / "share/xf") == (OWN, OWN)
         with refused(errno.EOVERFLOW):
             guest.mkdir(ROOT, b"not", uid=1)
+
+
+def test_groups_are_not_asked_for_where_none_can_be_set(base: Path) -> None:
+    """A namespace with one group denies setgroups(2)."""
+    os.chmod(base / "share", 0o777)
+    daemon = Daemon(base / "share", options=[f"--uid-map=:0:{OWN}:1:"], before=as_user(base), owner=OWN)
+    with daemon, guests_of(daemon) as start:
+        guest, other = start(), start()
+        for each in (guest, other):
+            assert not each.init().flags & Init.CREATE_SUPP_GROUP
+        for uid, gid in ((1, 1), (0, 7), (1, OWN)):
+            with refused(errno.EINVAL):  # not agreed
+                guest.mkdir(ROOT, b"not", uid=uid, gid=gid, ext=groups_ext(7))
+            with refused(errno.EOVERFLOW):
+                guest.mkdir(ROOT, b"not", uid=uid, gid=gid)
+        guest.mkdir(ROOT, b"d", uid=0, gid=OWN)
+        assert owners(base / "share/d") == (OWN, OWN)
+        other.statfs()
+
+
+@pytest.mark.parametrize("names", [["setgid"], ["setuid"], ["setuid", "setgid"]], ids="+".join)
+def test_root_without_the_right_to_be_others_is_told(base: Path, names: list[str]) -> None:
+    less = ",".join(f"-{name}" for name in names)
+    said = refusal(["setpriv", "--bounding-set", less, "--inh-caps", less, "--"], base)
+    assert said.startswith("vfsd: vfsd serve: root without ") and said.count("\n") == 1
+    assert all(f"CAP_{name.upper()}" in said for name in names)
 
 
 def refusal(before: list[str], base: Path, *options: str) -> str:

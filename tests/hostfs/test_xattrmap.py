@@ -262,6 +262,9 @@ def test_any_text_is_rules_or_a_mistake_within_it(text: str, data: st.DataObject
         (":ok:all:::/bad/all//", 21, "the prepend does not end"),
         (":map:a:b::ok:all:::", 10, "put that one last"),
         (":prefix:all:" + "k" * 256 + "::", 13, "256 bytes"),
+        (":prefix:client::user." + "p" * 250 + ":", 17, "274 bytes"),
+        (":prefix:all::" + "p" * 237 + ":", 14, "256 bytes"),
+        (":map:trusted.:" + "p" * 248 + ":", 15, "256 bytes"),
         (":ok:all:::   ;bad;none;;;", 19, "scope 'none'"),
     ],
 )

@@ -77,7 +77,7 @@ def open_root(path: str) -> int:
 
 
 def tell(counts: dict[str, int]) -> str:
-    return ", ".join(f"{n} {what}" for what, n in counts.items() if what != "evicted")
+    return ", ".join(f"{counts[what]} {what}" for what in ("inodes", "handles", "anchors"))
 
 
 class Share:
@@ -173,6 +173,9 @@ class Connection:
             requests += sum(op["requests"] for op in counters.values())
             errors += sum(op["errors"] for op in counters.values())
         text = f"{requests} requests, {errors} answered with an error"
+        left_out = self._fs.tables.counts()["names_left_out"]
+        if left_out:
+            text += f", {left_out} times a name too long for a guest was left out of a listing"
         return ", ".join([text, *(f"{what}: {n}" for what, n in troubles.items())])
 
     def _end_session(self) -> None:

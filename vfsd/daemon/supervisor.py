@@ -22,7 +22,7 @@ from vfsd.daemon.share import Connection, Share, ShareSettings
 from vfsd.errors import ConfigError, ProtocolError
 from vfsd.hostfs.cache import CACHE_POLICIES, CachePolicy
 from vfsd.hostfs.fs import Policy
-from vfsd.hostfs.identity import IdentityPolicy
+from vfsd.hostfs.identity import IdentityPolicy, check_rights
 from vfsd.hostfs.ops.mappings import DAX_POLICIES
 from vfsd.hostfs.table._tables import file_handles_work
 from vfsd.options.table import ServeOptions
@@ -62,6 +62,7 @@ def serve(options: ServeOptions) -> None:
 
 
 def open_share(options: ServeOptions) -> Share:
+    check_rights()
     settings = ShareSettings(
         path=options.shared_dir,
         policy=policy_of(options),

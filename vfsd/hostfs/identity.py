@@ -1,14 +1,20 @@
 """Whose files are and what is attached to them: the operator's choices, and what INIT has to agree on."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from vfsd.errors import ConfigError
 from vfsd.fuse.abi import Init
 from vfsd.hostfs.ids import idmap, xattrmap
+from vfsd.hostfs.ids._credentials import supplementary_groups_work
 from vfsd.hostfs.table._tables import Tables
 
 Negotiation = Literal["never", "auto", "always"]  # auto: if the guest can; always: it must
+
+# What root needs to make files for others (linux/capability.h).
+CREATOR_CAPABILITIES = {"CAP_SETGID": 6, "CAP_SETUID": 7}
 
 POSIX_ACL = Init.POSIX_ACL | Init.DONT_MASK | Init.SETXATTR_EXT
 
@@ -18,6 +24,20 @@ def has_selinux() -> bool:
     if "selinuxfs" not in Path("/proc/filesystems").read_text().split():
         return False
     return Path("/proc/self/attr/current").read_bytes().rstrip(b"\0\n") != b"kernel"
+
+
+def check_rights() -> None:
+    """ConfigError for a root that can't make files for others; another user makes all of them its own."""
+    if os.geteuid() != 0:
+        return
+    status = Path("/proc/self/status").read_text()
+    effective = int(status.partition("CapEff:")[2].split()[0], 16)
+    missing = [name for name, bit in CREATOR_CAPABILITIES.items() if not effective >> bit & 1]
+    if missing:
+        raise ConfigError(
+            "vfsd serve", f"root without {' and '.join(missing)} can't make files for a guest's users; grant"
+            f" {'them' if len(missing) > 1 else 'it'}, or run as another user",
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -31,7 +51,9 @@ class IdentityPolicy:
 
     def offered(self) -> Init:
         # Virtio-fs guests check permissions themselves, always: ids are needed of who creates only.
-        flags = Init.CREATE_SUPP_GROUP | Init.ALLOW_IDMAP
+        flags = Init.ALLOW_IDMAP
+        if supplementary_groups_work():
+            flags |= Init.CREATE_SUPP_GROUP
         if self.killpriv_v2:
             flags |= Init.HANDLE_KILLPRIV_V2
         if self.posix_acl != "never":

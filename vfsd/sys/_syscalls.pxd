@@ -56,6 +56,7 @@ cdef extern from "<sys/stat.h>" nogil:
 
 cdef extern from "<time.h>" nogil:
     int clock_gettime(int clock, timespec *now)
+    int nanosleep(const timespec *how_long, timespec *left)
     int CLOCK_MONOTONIC_COARSE  # the time of the last tick: read for next to nothing
 
 cdef extern from "<sys/sysmacros.h>" nogil:
@@ -179,6 +180,7 @@ cdef extern from "<sys/syscall.h>" nogil:
     long SYS_openat2
     long SYS_setresuid
     long SYS_setresgid
+    long SYS_getgroups
     long SYS_setgroups
     long SYS_capget
     long SYS_capset

@@ -34,7 +34,7 @@ cdef int creator_read(tables_t *t, request_t *r, uint32_t umask, creator_t *c) n
 # Who another request is from, as far as the guest says (FUSE_ALLOW_IDMAP); else it is the daemon
 # itself, and the guest has checked: 0 or -errno.
 cdef int caller_read(tables_t *t, request_t *r, creator_t *c) noexcept nogil
-# Be the caller, until unbecome: 0 or -errno.
+# Be the caller, until unbecome: 0, or -errno and the thread is as it was.
 cdef int become(tables_t *t, const creator_t *c) noexcept nogil
 cdef void unbecome(tables_t *t, const creator_t *c) noexcept nogil
 # Whether it is worth trying once more what failed with -EACCES: the guest has checked, and it alone
@@ -42,5 +42,9 @@ cdef void unbecome(tables_t *t, const creator_t *c) noexcept nogil
 cdef bint override(tables_t *t, const creator_t *c, int rc) noexcept nogil
 # Whether this thread's changes of a file leave its set-id bits alone (CAP_FSETID): 0 or -errno.
 cdef int keep_setid(tables_t *t, bint keep) noexcept nogil
+# After a system call failed that gives a thread back what it was: returns when it is worth trying once
+# more. A thread that went on as somebody else would work with the wrong rights: if it is not, this ends
+# the process. tries: 0 before the first.
+cdef void must_restore(int *tries) noexcept nogil
 # Make /proc/self/fd this thread's directory, so that a descriptor's number is a path: 0 or -errno.
 cdef int enter_proc(tables_t *t) noexcept nogil

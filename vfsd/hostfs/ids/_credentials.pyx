@@ -1,6 +1,6 @@
 """Who makes a file, and what the thread that works is."""
 
-from libc.errno cimport EACCES, EINVAL, EOVERFLOW, errno
+from libc.errno cimport EACCES, EAGAIN, EINTR, EINVAL, ENOMEM, EOVERFLOW, errno
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport abort
 from libc.string cimport memchr, memcpy
@@ -12,6 +12,12 @@ from vfsd.hostfs.ops._caller cimport check_end
 from vfsd.hostfs.ids._idmap cimport translate
 from vfsd.hostfs.table._slots cimport caps_t
 from vfsd.hostfs.ids._xattrmap cimport name_to_host
+
+__all__ = ("supplementary_groups_work",)
+
+cdef enum:
+    RESTORE_TRIES = 1000       # a millisecond each
+    RESTORE_PAUSE_NS = 1000000
 
 cdef extern from *:
     """
@@ -39,7 +45,7 @@ cdef int read_groups(tables_t *t, const char *at, uint32_t n, creator_t *c) noex
     if n < sizeof(groups):
         return -EINVAL
     memcpy(groups, at, sizeof(groups))
-    if groups[0] != 1 or groups[1] == NO_ID:
+    if groups[0] != 1 or groups[1] == NO_ID or not t.supp_group:
         return -EINVAL
     c.has_group = True
     return translate(&t.gid_to_host, groups[1], &c.group)
@@ -162,6 +168,10 @@ cdef int keep_setid(tables_t *t, bint keep) noexcept nogil:
     return rc
 
 
+cdef int refused_id(int error) noexcept nogil:
+    return -EOVERFLOW if error == EINVAL else -error  # the daemon's user namespace does not have it
+
+
 cdef int become(tables_t *t, const creator_t *c) noexcept nogil:
     cdef int rc = 0
     if not me.own_fs:
@@ -173,29 +183,70 @@ cdef int become(tables_t *t, const creator_t *c) noexcept nogil:
         me.umask = c.umask
     if not c.other_uid:
         rc = keep_setid(t, True)
+        if rc < 0:
+            return rc
     # The groups first: without uid 0 they could not be changed any more.
-    if rc == 0 and c.other_uid and c.has_group:
-        rc = -errno if h.syscall(h.SYS_setgroups, <long>1, &c.group) < 0 else 0
-    if rc == 0 and c.other_gid:
-        rc = -errno if h.syscall(h.SYS_setresgid, <long>-1, <long>c.gid, <long>-1) < 0 else 0
-    if rc == 0 and c.other_uid:
-        rc = -errno if h.syscall(h.SYS_setresuid, <long>-1, <long>c.uid, <long>-1) < 0 else 0
-    if rc < 0:
-        unbecome(t, c)
-        return -EOVERFLOW if rc == -EINVAL else rc  # an id that the daemon's user namespace does not have
+    if c.other_uid and c.has_group and h.syscall(h.SYS_setgroups, <long>1, &c.group) < 0:
+        return refused_id(errno)
+    if c.other_gid and h.syscall(h.SYS_setresgid, <long>-1, <long>c.gid, <long>-1) < 0:
+        rc = refused_id(errno)
+        if c.other_uid and c.has_group:
+            restore_groups()
+        return rc
+    if c.other_uid and h.syscall(h.SYS_setresuid, <long>-1, <long>c.uid, <long>-1) < 0:
+        rc = refused_id(errno)
+        if c.other_gid:
+            restore_gid(t)
+        if c.has_group:
+            restore_groups()
+        return rc
     return 0
 
 
+cdef void must_restore(int *tries) noexcept nogil:
+    cdef h.timespec pause
+    pause.tv_sec = 0
+    pause.tv_nsec = RESTORE_PAUSE_NS
+    # What the daemon had it may have again: only memory can be missing, or a signal come.
+    if (errno != ENOMEM and errno != EAGAIN and errno != EINTR) or tries[0] == RESTORE_TRIES:
+        abort()
+    tries[0] += 1
+    h.nanosleep(&pause, NULL)
+
+
+cdef void restore_groups() noexcept nogil:
+    cdef int tries = 0
+    while h.syscall(h.SYS_setgroups, <long>0, NULL) < 0:
+        must_restore(&tries)
+
+
+cdef void restore_gid(const tables_t *t) noexcept nogil:
+    cdef int tries = 0
+    while h.syscall(h.SYS_setresgid, <long>-1, <long>t.gid, <long>-1) < 0:
+        must_restore(&tries)
+
+
+cdef void restore_uid(const tables_t *t) noexcept nogil:
+    cdef int tries = 0
+    while h.syscall(h.SYS_setresuid, <long>-1, <long>t.uid, <long>-1) < 0:
+        must_restore(&tries)
+    me.no_setid = False  # with uid 0 all capabilities come back
+
+
 cdef void unbecome(tables_t *t, const creator_t *c) noexcept nogil:
-    """A thread that stayed somebody else would work with the wrong rights: never go on with one."""
     if c.other_uid:
-        if h.syscall(h.SYS_setresuid, <long>-1, <long>t.uid, <long>-1) < 0:
-            abort()
-        me.no_setid = False  # with uid 0 all capabilities come back
-    if c.other_gid and h.syscall(h.SYS_setresgid, <long>-1, <long>t.gid, <long>-1) < 0:
-        abort()
-    if c.other_uid and c.has_group and h.syscall(h.SYS_setgroups, <long>0, NULL) < 0:
-        abort()
+        restore_uid(t)
+    if c.other_gid:
+        restore_gid(t)
+    if c.other_uid and c.has_group:
+        restore_groups()
+
+
+def supplementary_groups_work():
+    """Whether a thread of this process can be given a supplementary group, and give it back."""
+    # Where a user namespace denies it the process may have kept groups, which unbecome() would lose.
+    return (h.syscall(h.SYS_getgroups, <long>0, NULL) == 0
+            and h.syscall(h.SYS_setgroups, <long>0, NULL) == 0)
 
 
 cdef bint override(tables_t *t, const creator_t *c, int rc) noexcept nogil:

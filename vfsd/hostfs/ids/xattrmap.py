@@ -45,7 +45,7 @@ def parse_map(option: str, text: str) -> tuple[Rule, ...]:
     while scan.next_rule():
         word, start = scan.field("type")
         if word == "map":
-            rules += rules_of_map(*scan.names())
+            rules += rules_of_map(*scan.names(Kind.PREFIX))
             if scan.next_rule():
                 raise scan.mistake(scan.next, "a rule follows a map rule; put that one last")
             break
@@ -54,7 +54,8 @@ def parse_map(option: str, text: str) -> tuple[Rule, ...]:
         scope, start = scan.field("scope")
         if scope.upper() not in Scope.__members__ or not scope.islower():
             raise scan.mistake(start, f"scope {scope!r} is unknown; use client, server or all")
-        rules.append(Rule(Kind[word.upper()], Scope[scope.upper()], *scan.names()))
+        kind = Kind[word.upper()]
+        rules.append(Rule(kind, Scope[scope.upper()], *scan.names(kind)))
     if not rules:
         raise scan.mistake(1, "there is no rule; give one, or leave the option out")
     return tuple(rules)
@@ -104,9 +105,21 @@ class Scan:
         self.next = end + 1
         return self.text[start:end], start + 1
 
-    def names(self) -> tuple[bytes, bytes]:
+    def names(self, kind: Kind) -> tuple[bytes, bytes]:
         """The last two fields of every rule: key and prepend."""
-        return self.name("key"), self.name("prepend")
+        key = self.name("key")
+        start = self.next + 1
+        prepend = self.name("prepend")
+        if kind is Kind.PREFIX:
+            # The shortest name it is for, and the one that the daemon itself looks for (host_capability).
+            names = [key, *([CAPABILITY] if prepend and CAPABILITY.startswith(key) else [])]
+            longest = len(prepend) + max(map(len, names))
+            if longest > NAME_MAX:
+                raise self.mistake(
+                    start, f"with the prepend a name has {longest} bytes, at most {NAME_MAX} are allowed;"
+                    " make it shorter",
+                )  # fmt: skip
+        return key, prepend
 
     def name(self, what: str) -> bytes:
         text, start = self.field(what)

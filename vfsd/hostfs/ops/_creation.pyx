@@ -2,12 +2,11 @@
 
 from libc.errno cimport EISDIR, EMFILE, ENFILE, EOPNOTSUPP, errno
 from libc.stdint cimport uint32_t
-from libc.stdlib cimport abort
 from libc.string cimport strcmp
 
 from vfsd.sys cimport _syscalls as h
 from vfsd.hostfs.table._anchors cimport out_of_descriptors
-from vfsd.hostfs.ids._credentials cimport become, creator_t, enter_proc, override, unbecome
+from vfsd.hostfs.ids._credentials cimport become, creator_t, enter_proc, must_restore, override, unbecome
 from vfsd.sys._syscalls cimport FD_BYTES, fd_name
 from vfsd.hostfs.table._slots cimport tables_t
 
@@ -46,10 +45,11 @@ cdef int begin(tables_t *t, const creator_t *c, int *fscreate) noexcept nogil:
 
 cdef void drop_fscreate(int fd) noexcept nogil:
     """A thread that went on with this label would give it to others' files: never."""
+    cdef int tries = 0
     if fd < 0:
         return
-    if h.write(fd, NULL, 0) < 0:
-        abort()
+    while h.write(fd, NULL, 0) < 0:
+        must_restore(&tries)
     h.close(fd)
 
 

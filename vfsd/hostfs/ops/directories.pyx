@@ -1,20 +1,22 @@
 """OPENDIR, READDIR, READDIRPLUS. RELEASEDIR and FSYNCDIR are those of files (`data`)."""
 
-from libc.errno cimport EAGAIN, EINVAL, errno
+from libc.errno cimport EAGAIN, EINVAL, ENAMETOOLONG, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset, strlen
 
 from vfsd.fuse cimport _wire as w
 from vfsd.fuse._wire cimport FUSE_ROOT_ID
 from vfsd.fuse.dispatch cimport (
-    WOULD_BLOCK, Dispatch, request_args, request_t, span_limit, span_write,
+    NAME_MAX, WOULD_BLOCK, Dispatch, request_args, request_t, span_limit, span_write,
 )
 from vfsd.sys cimport _syscalls as h
 from vfsd.hostfs.ops._caller cimport NAME_BYTES, place_get, place_put, place_t, reopen, room_for_handle
 from vfsd.hostfs.table._handles cimport handle_get, handle_open, handle_put
 from vfsd.hostfs.table._inodes cimport CACHED_ONLY, WAIT, WAIT_COLD, entry_at
 from vfsd.hostfs.table._nodes cimport is_anchored
-from vfsd.hostfs.table._slots cimport LISTINGS, cas_int, inode_t, listing_t, store_release_int, tables_t
+from vfsd.hostfs.table._slots cimport (
+    LISTINGS, add_u64, cas_int, inode_t, listing_t, store_release_int, tables_t,
+)
 from vfsd.hostfs.table._tables cimport Tables
 
 from vfsd.fuse.opcodes import NUMBER
@@ -97,10 +99,15 @@ cdef bint add_entry(tables_t *t, const place_t *parent, const h.linux_dirent64 *
 
 cdef int add_record(tables_t *t, request_t *r, const place_t *parent, const h.linux_dirent64 *entry,
                     bint plus, bint *fresh) noexcept nogil:
-    """One host entry as a record of the reply: 1, 0 if it does not fit, -EAGAIN if it would have to wait."""
+    """One host entry as a record of the reply: 1, 0 if it does not fit, -EAGAIN if it would have to wait.
+
+    -ENAMETOOLONG: vfat, exfat, ntfs3, cifs and FUSE count characters, or have longer names.
+    """
     cdef const char *name = <const char *>(entry + 1)
     cdef record_t record
     cdef uint32_t n = <uint32_t>strlen(name)
+    if n > NAME_MAX:
+        return -ENAMETOOLONG
     cdef uint32_t padded = (n + 7) & ~<uint32_t>7
     cdef uint32_t size = sizeof(record.head) + padded + (sizeof(record.entry) if plus else 0)
     if size > r.reply.bytes:
@@ -153,6 +160,46 @@ cdef inline bint was_last(const tables_t *t, const listing_t *l) noexcept nogil:
     return t.names_last and 0 < l.n <= sizeof(l.entries) - sizeof(h.linux_dirent64) - NAME_BYTES - 8
 
 
+cdef int read_entries(listing_t *l, int fd) noexcept nogil:
+    """What comes where the descriptor stands, none at the end: 0 or -errno."""
+    cdef long n = h.syscall(h.SYS_getdents64, fd, l.entries, sizeof(l.entries))
+    l.at = 0
+    l.n = <uint32_t>n if n > 0 else 0
+    l.stands = n == 0  # the end, which is not sought again: its position need not be one of lseek(2)'s
+    return -errno if n < 0 else 0
+
+
+cdef int read_up_to(listing_t *l, int fd) noexcept nogil:
+    """Read the directory from its beginning to what follows l.offset: 0, or -EINVAL, it is not there."""
+    cdef const h.linux_dirent64 *entry
+    cdef int rc
+    if h.lseek(fd, 0, h.SEEK_SET) < 0:
+        return -errno
+    while True:
+        rc = read_entries(l, fd)
+        if rc < 0 or l.n == 0:
+            l.stands = False
+            return rc if rc < 0 else -EINVAL
+        while l.at < l.n:
+            entry = <const h.linux_dirent64 *>(l.entries + l.at)
+            l.at += entry.d_reclen
+            if entry.d_off == l.offset:
+                return 0
+
+
+cdef int next_entries(listing_t *l, int fd) noexcept nogil:
+    """The entries after those that have been passed on, none at the end: 0 or -errno.
+
+    lseek(2) refuses positions of 2^63 and more, which NFSv4 and FUSE servers may choose.
+    """
+    cdef int rc = 0
+    if l.n == 0 and not l.stands and h.lseek(fd, l.offset, h.SEEK_SET) < 0:
+        rc = read_up_to(l, fd) if errno == EINVAL and l.offset else -errno
+        if rc < 0 or l.at < l.n:
+            return rc
+    return read_entries(l, fd)
+
+
 cdef int list_from(tables_t *t, request_t *r, const place_t *p, listing_t *l, int64_t offset,
                    bint plus) noexcept nogil:
     """Whole records from a position of the directory on, until the reply is full or the next would wait.
@@ -160,7 +207,6 @@ cdef int list_from(tables_t *t, request_t *r, const place_t *p, listing_t *l, in
     0, -errno, or WOULD_BLOCK if that is so of the first.
     """
     cdef h.linux_dirent64 *entry
-    cdef long n
     cdef int rc
     cdef bint fresh = False
     # The beginning is read anew: rewinddir(3) shows what has changed.
@@ -172,22 +218,21 @@ cdef int list_from(tables_t *t, request_t *r, const place_t *p, listing_t *l, in
         if l.at >= l.n:
             if r.reply_bytes and was_last(t, l):
                 return 0
-            if l.n == 0 and not l.stands and h.lseek(p.fd, l.offset, h.SEEK_SET) < 0:
-                return -errno
-            l.at = l.n = 0
-            l.stands = False
-            n = h.syscall(h.SYS_getdents64, p.fd, l.entries, sizeof(l.entries))
-            if n == 0:
+            rc = next_entries(l, p.fd)
+            if rc < 0:
+                return rc if r.reply_bytes == 0 else 0
+            if l.n == 0:
                 t.inodes[p.index].unread = 0
-            if n <= 0:
-                return -errno if n < 0 and r.reply_bytes == 0 else 0
-            l.n = <uint32_t>n
+                return 0
         entry = <h.linux_dirent64 *>(l.entries + l.at)
         rc = add_record(t, r, p, entry, plus, &fresh)
-        if rc <= 0:
+        if rc == 0 or rc == -EAGAIN:
             return WOULD_BLOCK if rc < 0 and r.reply_bytes == 0 else 0
         l.at += entry.d_reclen
-        l.offset = entry.d_off
+        if rc > 0:
+            l.offset = entry.d_off  # of what is left out the guest knows no position
+        else:
+            add_u64(&t.names_left_out, 1)
 
 
 cdef int read_directory(void *fs, request_t *r, bint plus) noexcept nogil:

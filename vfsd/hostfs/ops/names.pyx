@@ -1,6 +1,6 @@
 """LOOKUP and FORGET, and the operations that make, remove and move names."""
 
-from libc.errno cimport EAGAIN, EINVAL, ENOENT, errno
+from libc.errno cimport EAGAIN, EINVAL, ENAMETOOLONG, ENOENT, errno
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
@@ -86,6 +86,8 @@ cdef int op_readlink(void *fs, request_t *r) noexcept nogil:
     n = h.readlinkat(p.fd, b"", target, PATH_BYTES)
     rc = -errno if n < 0 else 0
     place_put(t, &p)
+    if n == PATH_BYTES:
+        return -ENAMETOOLONG  # it may be cut off
     if rc < 0:
         return rc
     r.reply_bytes = n

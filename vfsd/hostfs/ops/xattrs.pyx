@@ -2,7 +2,7 @@
 
 from libc.errno cimport E2BIG, EINVAL, ENOSYS, ERANGE, errno
 from libc.stdint cimport uint32_t
-from libc.string cimport memmove, memset, strcmp, strlen
+from libc.string cimport memmove, memset, strcmp
 
 from vfsd.fuse cimport _wire as w
 from vfsd.fuse.dispatch cimport Dispatch, request_t, span_read, span_write
@@ -16,6 +16,9 @@ from vfsd.hostfs.ids._xattrmap cimport name_to_guest, name_to_host
 from vfsd.fuse.opcodes import NUMBER
 
 __all__ = ("install",)
+
+cdef extern from "<string.h>" nogil:
+    size_t strnlen(const char *text, size_t most)
 
 cdef enum:
     VALUE_MAX = 65536  # XATTR_SIZE_MAX and XATTR_LIST_MAX of linux/limits.h
@@ -94,7 +97,9 @@ cdef ssize_t list_for_guest(tables_t *t, const char *path, char *names) noexcept
     if n < 0 and errno == ERANGE:
         n = h.listxattr(path, names, VALUE_MAX)
     while at < n:
-        size = strlen(names + at) + 1
+        size = strnlen(names + at, n - at) + 1
+        if size > n - at:
+            break  # 9p passes on what its server says, with or without an end
         name = name_to_guest(t, names + at)
         at += size
         if name != NULL:

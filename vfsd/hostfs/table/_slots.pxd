@@ -181,6 +181,7 @@ cdef struct tables_t:
     uint64_t handles_max
     uint64_t evict_at          # so many descriptors are a reason to evict
     uint64_t evicted           # anchors closed to stay within the budget
+    uint64_t names_left_out    # entries that no listing had, as their names are too long
     uint32_t hand              # of the evictor
     bint file_handles          # use them
     mount_t mounts[MOUNTS_MAX]

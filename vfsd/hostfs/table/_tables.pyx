@@ -223,6 +223,8 @@ cdef class Tables:
         self.kept.append(rules)
         self.t.xattr_rules = <const xattr_rule_t *><const char *>rules
         self.t.n_xattr_rules = len(rules) // sizeof(xattr_rule_t)
+        if len(capability) >= sizeof(self.t.capability):
+            raise ValueError("the name is too long")
         memcpy(self.t.capability, <const char *>capability, len(capability) + 1)
 
     def agree_identity(self, bint posix_acl, bint killpriv_v2, bint setxattr_ext, bint security_ctx, bint supp_group):
@@ -329,10 +331,13 @@ cdef class Tables:
                     inode_forget(t, (generation_of(state) << 32) | index, <uint64_t>-1)
 
     def counts(self):
-        """Now: inodes, handles, anchors (O_PATH descriptors held); since the start: evicted."""
+        """Now: inodes, handles, anchors (O_PATH descriptors held); since the start: evicted anchors,
+        and names_left_out, entries that no listing had, as their names are too long.
+        """
         return {
             "inodes": load_acquire_u64(&self.t.n_inodes),
             "handles": load_acquire_u64(&self.t.n_handles),
             "anchors": load_acquire_u64(&self.t.n_anchors),
             "evicted": load_acquire_u64(&self.t.evicted),
+            "names_left_out": load_acquire_u64(&self.t.names_left_out),
         }

@@ -1,0 +1,117 @@
+"""A FUSE file system of one directory of empty files, with names and positions as no local one has them.
+
+    listfs.py DIRECTORY FIRST STEP NAME_BYTES...
+
+The position behind file number i is FIRST + i * STEP, its name has so many bytes. `served` runs it as a
+process of its own.
+"""
+
+import contextlib
+import errno
+import os
+import stat
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from vfsd.fuse import abi
+from vfsd.fuse.opcodes import NUMBER
+from vfsd.guest.bridge import mounting
+
+IN_HEADER = struct.Struct("=IIQQIIIHH")
+OUT_HEADER = struct.Struct("=IiQ")
+FIRST_FILE = 2  # inode number
+SILENT = {NUMBER["FORGET"], NUMBER["BATCH_FORGET"]}
+EMPTY = {NUMBER["RELEASE"], NUMBER["RELEASEDIR"], NUMBER["FLUSH"]}
+
+
+def names_of(lengths: list[int]) -> list[bytes]:
+    return [(b"%d-" % i).ljust(length, b"n") for i, length in enumerate(lengths)]
+
+
+class ListFs:
+    def __init__(self, first: int, step: int, names: list[bytes]) -> None:
+        self.names = names
+        self.positions = [first + i * step for i in range(len(names))]
+
+    def attr(self, node: int) -> bytes:
+        mode = stat.S_IFDIR | 0o755 if node == abi.ROOT_ID else stat.S_IFREG | 0o644
+        return abi.ATTR.pack(node, 0, 0, 0, 0, 0, 0, 0, 0, mode, 1, 0, 0, 0, 4096, 0)
+
+    def listing(self, offset: int, size: int) -> bytes:
+        records = b""
+        start = self.positions.index(offset) + 1 if offset else 0
+        for i in range(start, len(self.names)):
+            name = self.names[i]
+            record = abi.DIRENT.pack(FIRST_FILE + i, self.positions[i], len(name), stat.S_IFREG >> 12)
+            record += name.ljust(-len(name) // 8 * -8, b"\0")
+            if len(records) + len(record) > size:
+                break
+            records += record
+        return records
+
+    def answer(self, opcode: int, node: int, args: bytes) -> bytes | int:
+        """The body of a reply, or an errno."""
+        if opcode == NUMBER["INIT"]:
+            return abi.INIT_OUT.pack(7, 31, 0, 0, 16, 12, 1 << 20, 1, 0, 0, 0)
+        if opcode == NUMBER["LOOKUP"]:
+            name = args.rstrip(b"\0")
+            if name not in self.names:
+                return errno.ENOENT
+            number = FIRST_FILE + self.names.index(name)
+            return struct.pack("=QQQQII", number, 0, 3600, 3600, 0, 0) + self.attr(number)
+        if opcode == NUMBER["GETATTR"]:
+            return struct.pack("=QII", 3600, 0, 0) + self.attr(node)
+        if opcode in (NUMBER["OPEN"], NUMBER["OPENDIR"]):
+            return abi.OPEN_OUT.pack(0, 0, 0)
+        if opcode == NUMBER["READDIR"]:
+            _, offset, size, *_ = abi.READ_IN.unpack_from(args)
+            return self.listing(offset, size)
+        if opcode == NUMBER["STATFS"]:
+            return abi.KSTATFS.pack(1, 1, 1, 1, 1, 4096, 1024, 4096, 0)
+        return b"" if opcode in EMPTY else errno.ENOSYS
+
+    def serve(self, fd: int) -> None:
+        """Until it is unmounted."""
+        while True:
+            try:
+                request = os.read(fd, 1 << 21)
+            except OSError as problem:
+                if problem.errno == errno.ENODEV:
+                    return
+                continue
+            _, opcode, unique, node, *_ = IN_HEADER.unpack_from(request)
+            if opcode in SILENT:
+                continue
+            found = self.answer(opcode, node, request[IN_HEADER.size :])
+            body, error = (b"", -found) if isinstance(found, int) else (found, 0)
+            with contextlib.suppress(OSError):  # the request was interrupted
+                os.write(fd, OUT_HEADER.pack(OUT_HEADER.size + len(body), error, unique) + body)
+
+
+@contextlib.contextmanager
+def served(directory: Path, lengths: list[int], first: int = 1, step: int = 1) -> Iterator[None]:
+    """Mounted there."""
+    directory.mkdir(exist_ok=True)
+    words = [sys.executable, __file__, directory, first, step, *lengths]
+    with subprocess.Popen([str(word) for word in words], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "READY\n"
+        try:
+            yield
+        finally:
+            mounting.unmount(str(directory), mounting.MNT_DETACH)
+            process.kill()  # whoever has it open yet is told that it is gone
+
+
+def main() -> None:
+    directory, first, step, *lengths = sys.argv[1:]
+    fd = mounting.open_device()
+    mounting.mount(fd, directory, "listfs", 0)
+    print("READY", flush=True)
+    ListFs(int(first), int(step), names_of([int(n) for n in lengths])).serve(fd)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,3 @@
+__all__ = ("supplementary_groups_work",)
+
+def supplementary_groups_work() -> bool: ...
