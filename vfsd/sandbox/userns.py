@@ -5,13 +5,12 @@ and /etc/subgid allow; the daemon's own id needs neither.
 """
 
 import os
-import subprocess
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from vfsd.errors import ConfigError
-from vfsd.sandbox._namespaces import unshare_user
+from vfsd.sandbox._linux import CLONE_NEWUSER, setns, unshare
 
 ID_MAX = 0xFFFFFFFE
 EXIT_FAILED = 1
@@ -65,71 +64,97 @@ def check_allowed(uids: Sequence[IdRange], gids: Sequence[IdRange]) -> None:
         raise ConfigError(option, "is for a daemon that is not root; use --translate-uid and --translate-gid")
 
 
-def enter(uids: Sequence[IdRange], gids: Sequence[IdRange]) -> None:
-    """Into a user namespace with these ids, as its root if it has one. ConfigError.
+def make(uids: Sequence[IdRange], gids: Sequence[IdRange]) -> int:
+    """A descriptor of a user namespace with these ids, in which no process is. ConfigError.
 
     Without a map of one kind it has the daemon's own id only, under the same number.
     """
-    uids = uids or [IdRange(os.geteuid(), os.geteuid(), 1)]
-    gids = gids or [IdRange(os.getegid(), os.getegid(), 1)]
-    own_uid, own_gid, pid = os.geteuid(), os.getegid(), os.getpid()
-    unshared, tell = os.pipe()
-    # Who writes the maps must be outside.
-    child = os.fork()
-    if child == 0:
+    made, tell = os.pipe()
+    wait, end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        status = 0
+        try:
+            os.close(made)
+            os.close(end)
+            unshare(CLONE_NEWUSER)
+        except OSError as problem:
+            status = problem.errno or EXIT_FAILED
         os.close(tell)
-        if os.read(unshared, 1):
-            write_maps(pid, uids, gids, own_uid, own_gid)
-        os._exit(0)
-    os.close(unshared)
+        os.read(wait, 1)
+        os._exit(status)
+    os.close(tell)
+    os.close(wait)
+    status = 0
     try:
-        unshare_user()
-        os.write(tell, b"1")
-    except OSError as problem:
-        raise ConfigError(
-            "--uid-map", f"the host allows no user namespace ({problem.strerror}); leave it out"
-        ) from problem
+        os.read(made, 1)
+        namespace = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        if os.fstat(namespace).st_ino != os.stat("/proc/self/ns/user").st_ino:
+            write_maps(pid, or_own(uids, os.geteuid()), or_own(gids, os.getegid()))
+            return namespace
+        os.close(namespace)
     finally:
-        os.close(tell)
-        _, status = os.waitpid(child, 0)
-    if status != 0:
-        raise ConfigError(
-            "--uid-map", "the ids could not be mapped (see above); ask for what /etc/subuid and"
-            " /etc/subgid allow, and install newuidmap and newgidmap"
-        )  # fmt: skip
+        os.close(made)
+        os.close(end)
+        _, status = os.waitpid(pid, 0)
+    raise ConfigError(
+        "--sandbox", f"the host allows no user namespace ({os.strerror(os.waitstatus_to_exitcode(status))});"
+        " allow them (user.max_user_namespaces), or use none",
+    )  # fmt: skip
+
+
+def enter(uids: Sequence[IdRange], gids: Sequence[IdRange]) -> None:
+    """Into a user namespace with these ids, as its root if it has one. ConfigError."""
+    namespace = make(uids, gids)
+    setns(namespace, CLONE_NEWUSER)
+    os.close(namespace)
     become_root(uids, gids)
 
 
-def write_maps(
-    pid: int, uids: Sequence[IdRange], gids: Sequence[IdRange], own_uid: int, own_gid: int
-) -> None:
-    """In a process of its own, which ends here if that fails."""
+def or_own(ranges: Sequence[IdRange], own: int) -> Sequence[IdRange]:
+    return ranges or (IdRange(own, own, 1),)
+
+
+def write_maps(pid: int, uids: Sequence[IdRange], gids: Sequence[IdRange]) -> None:
+    """Of the user namespace of that process. ConfigError."""
     try:
-        if is_own(uids, own_uid):
-            Path(f"/proc/{pid}/uid_map").write_text(f"{uids[0].inside} {own_uid} 1")
-        else:
-            run("newuidmap", pid, uids)
-        if is_own(gids, own_gid):
+        if is_own(gids, os.getegid()):
             Path(f"/proc/{pid}/setgroups").write_text("deny")
-            Path(f"/proc/{pid}/gid_map").write_text(f"{gids[0].inside} {own_gid} 1")
+            Path(f"/proc/{pid}/gid_map").write_text(f"{gids[0].inside} {gids[0].outside} 1")
         else:
-            run("newgidmap", pid, gids)
-    except (OSError, subprocess.CalledProcessError) as problem:
-        os.write(2, f"vfsd: {problem}\n".encode())
-        os._exit(EXIT_FAILED)
+            run("--gid-map", "newgidmap", pid, gids)
+        if is_own(uids, os.geteuid()):
+            Path(f"/proc/{pid}/uid_map").write_text(f"{uids[0].inside} {uids[0].outside} 1")
+        else:
+            run("--uid-map", "newuidmap", pid, uids)
+    except OSError as problem:
+        raise ConfigError(
+            "--sandbox", f"a user namespace has no ids ({problem.strerror}); allow it to unprivileged users"
+            " (AppArmor, SELinux), or use none",
+        ) from problem  # fmt: skip
 
 
 def is_own(ranges: Sequence[IdRange], own: int) -> bool:
     return len(ranges) == 1 and ranges[0].outside == own and ranges[0].count == 1
 
 
-def run(program: str, pid: int, ranges: Sequence[IdRange]) -> None:
-    numbers = [str(number) for ids in ranges for number in astuple(ids)]
-    subprocess.run([program, str(pid), *numbers], check=True, stdin=subprocess.DEVNULL)
+def run(option: str, program: str, pid: int, ranges: Sequence[IdRange]) -> None:
+    """newuidmap(1) or newgidmap(1), which says what it does not like. ConfigError."""
+    arguments = [program, str(pid), *(str(number) for ids in ranges for number in astuple(ids))]
+    try:
+        child = os.posix_spawnp(program, arguments, os.environ)
+    except FileNotFoundError as problem:
+        raise ConfigError(
+            option, f"there is no {program}; install it (uidmap, shadow-utils), or map your own id alone"
+        ) from problem
+    _, status = os.waitpid(child, 0)
+    if status != 0:
+        file = "/etc/subuid" if program == "newuidmap" else "/etc/subgid"
+        raise ConfigError(option, f"{program} refused (see above); ask for what {file} allows this user")
 
 
 def become_root(uids: Sequence[IdRange], gids: Sequence[IdRange]) -> None:
-    """Of the namespace."""
+    """Of the user namespace that this process has entered, if it has one."""
     if any(ids.inside == 0 for ids in gids):
         os.setresgid(0, 0, 0)
     if any(ids.inside == 0 for ids in uids):

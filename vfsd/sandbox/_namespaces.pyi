@@ -1,3 +1,0 @@
-__all__ = ("unshare_user",)
-
-def unshare_user() -> None: ...

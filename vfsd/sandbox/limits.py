@@ -1,0 +1,29 @@
+"""What is left of a process's means when it enters its sandbox."""
+
+import os
+import resource
+from collections.abc import Collection
+
+from vfsd.sandbox import _linux
+
+
+def plug(keep: Collection[int], own_descriptors: int, null: int) -> None:
+    """Make /dev/null of every descriptor but those.
+
+    Their numbers stay taken: objects that still have one may close it at any time.
+    own_descriptors: of this process's /proc/self/fd.
+    """
+    listing = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=own_descriptors)
+    try:
+        held = [int(name) for name in os.listdir(listing)]
+    finally:
+        os.close(listing)
+    for fd in held:
+        if fd not in keep and fd not in (listing, null):
+            os.dup2(null, fd, inheritable=False)
+
+
+def restrict() -> None:
+    """No core dump and no other process shows what the guest has in memory. OSError."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _linux.make_undumpable()

@@ -1,0 +1,214 @@
+"""The walls around a server: the supervisor prepares them, each process forked for a guest enters them."""
+
+import os
+import stat
+import tempfile
+from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import dataclass
+from errno import EPERM
+from typing import Final, Literal
+
+from vfsd.errors import ConfigError
+from vfsd.sandbox import _linux, capabilities, landlock, limits, mounts, seccomp, userns
+from vfsd.sandbox.userns import IdRange
+
+Mode = Literal["namespace", "chroot", "none"]
+MODES: Final[tuple[Mode, ...]] = ("namespace", "chroot", "none")
+
+OWN_NAMESPACES: Final = _linux.CLONE_NEWNS | _linux.CLONE_NEWIPC | _linux.CLONE_NEWNET
+PROBLEM_BYTES: Final = 200
+
+
+@dataclass(frozen=True)
+class Walls:
+    """What the operator chose.
+
+    capabilities: what is left of root's, by name. file_handles: the share needs open_by_handle_at(2), which
+    reaches every file of its file systems: a wall that is then open.
+    """
+
+    mode: Mode
+    seccomp: seccomp.Action
+    capabilities: frozenset[str]
+    file_handles: bool = False
+    uids: tuple[IdRange, ...] = ()
+    gids: tuple[IdRange, ...] = ()
+
+
+class Sandbox:
+    """Of one share.
+
+    root_fd: readable descriptor of the share; within a server it is another one of the same directory,
+    that no way leads out of.
+    """
+
+    def __init__(self, walls: Walls, root_fd: int) -> None:
+        self.walls = walls
+        self._root_fd = root_fd
+        self._is_directory = stat.S_ISDIR(os.fstat(root_fd).st_mode)
+        self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        self._empty = -1  # a directory without a name
+        self._user = -1  # the user namespace of all servers
+        self._processes = -1  # the supervisor's process namespace
+
+    def prepare(self) -> None:
+        """In the supervisor, which has one thread: open what it needs, and try it. ConfigError."""
+        seccomp.check_available(self.walls.seccomp)
+        capabilities.check_held(self.walls.capabilities)
+        _linux.load_unwinder()
+        root = os.geteuid() == 0
+        if self.walls.mode == "chroot" and not root:
+            raise ConfigError("--sandbox", "only root can have chroot; use namespace or none")
+        if self.walls.mode == "chroot" and not self._is_directory:
+            self._empty = nameless_directory()
+        if self.walls.mode == "namespace":
+            self._processes = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+            if not root:
+                self._user = userns.make(self.walls.uids, self.walls.gids)
+                _linux.adopt_orphans()
+        self._try()
+
+    def fork(self) -> int:
+        """As os.fork(): 0 in the child, which calls enter(). OSError."""
+        if self.walls.mode != "namespace":
+            return os.fork()
+        if self._user >= 0:
+            return self._fork_in_user_namespace()
+        _linux.unshare(_linux.CLONE_NEWPID)
+        try:
+            pid = os.fork()
+        except OSError:
+            pid = -1
+            raise
+        finally:
+            if pid != 0:
+                _linux.setns(self._processes, _linux.CLONE_NEWPID)
+        return pid
+
+    def enter(self, keep: Collection[int], report: tuple[int, bytes] | None = None) -> int:
+        """In the forked process, before it has other threads. A descriptor of its /proc/self/fd. OSError.
+
+        keep: descriptors that it needs besides the share's; all others are /dev/null from now on.
+        report: as for seccomp.enter().
+        """
+        own = self._enter_root()
+        limits.plug({*keep, self._root_fd, own}, own, self._null)
+        with suppress(PermissionError):  # a user namespace of one group keeps what its maker had
+            os.setgroups([])
+        limits.restrict()
+        capabilities.drop(self.walls.capabilities)
+        _linux.forbid_new_privileges()
+        if not self.walls.file_handles:  # what they open has no path
+            landlock.enter([self._root_fd])
+        seccomp.enter(self.walls.seccomp, self.walls.file_handles, report)
+        return own
+
+    def close(self) -> None:
+        for fd in (self._null, self._empty, self._user, self._processes):
+            if fd >= 0:
+                os.close(fd)
+        self._null = self._empty = self._user = self._processes = -1
+
+    def _fork_in_user_namespace(self) -> int:
+        """By way of a process that ends at once: no way leads back out of a user namespace."""
+        told, tell = os.pipe()
+        wait, go = os.pipe()
+        between = os.fork()
+        if between == 0:
+            try:
+                _linux.setns(self._user, _linux.CLONE_NEWUSER)
+                userns.become_root(self.walls.uids, self.walls.gids)
+                _linux.unshare(_linux.CLONE_NEWPID)
+                server = os.fork()
+                if server:
+                    os.write(tell, str(server).encode())
+            except OSError as problem:
+                os.write(tell, str(-(problem.errno or EPERM)).encode())
+                server = -1
+            if server:
+                os._exit(0)
+            for fd in (told, tell, go):
+                os.close(fd)
+            os.read(wait, 1)  # until it is the supervisor's child
+            os.close(wait)
+            return 0
+        os.close(tell)
+        os.close(wait)
+        with open(told, "rb") as said, open(go, "wb", buffering=0) as start:
+            os.waitpid(between, 0)
+            answer = int(said.read(16) or -EPERM)
+            if answer < 0:
+                raise OSError(-answer, os.strerror(-answer))
+            start.write(b"1")
+        return answer
+
+    def _enter_root(self) -> int:
+        if self.walls.mode == "namespace":
+            if self._is_directory:
+                os.fchdir(self._root_fd)
+            _linux.unshare(OWN_NAMESPACES)
+            _linux.receive_mounts_only()
+            mounts.hide_proc()
+            own = mounts.own_descriptors()
+            if self._is_directory:
+                mounts.enter_directory()
+            else:
+                mounts.enter_nothing()
+        else:
+            own = mounts.own_descriptors()
+            if self.walls.mode == "chroot":
+                os.fchdir(self._root_fd if self._is_directory else self._empty)
+                os.chroot(".")
+        if self._is_directory and self.walls.mode != "none":
+            root = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            os.dup2(root, self._root_fd, inheritable=False)
+            os.close(root)
+        return own
+
+    def _try(self) -> None:
+        """Enter it in a process that ends then. ConfigError."""
+        told, tell = os.pipe()
+        try:
+            pid = self.fork()
+            if pid == 0:
+                status = 1
+                try:
+                    self.enter({tell})
+                    status = 0
+                except OSError as error:
+                    os.write(tell, (error.strerror or str(error)).encode()[:PROBLEM_BYTES])
+                finally:
+                    os._exit(status)
+            os.close(tell)
+            tell = -1
+            _, status = os.waitpid(pid, 0)
+            problem = os.read(told, PROBLEM_BYTES).decode()
+        except OSError as error:
+            status, problem = 1, error.strerror or str(error)
+        finally:
+            os.close(told)
+            if tell >= 0:
+                os.close(tell)
+        if status != 0:
+            raise ConfigError(
+                "--sandbox", f"{self.walls.mode} is not to be had here ({problem}); {self._remedy()}"
+            )
+
+    def _remedy(self) -> str:
+        if self.walls.mode == "none":
+            return "use --seccomp none, or a newer kernel"
+        if self.walls.mode == "chroot":
+            return "start it with CAP_SYS_CHROOT, or use none"
+        if self._user >= 0:
+            return "allow user namespaces (user.max_user_namespaces, AppArmor), or use none"
+        return "start it with CAP_SYS_ADMIN, or use chroot or none"
+
+
+def nameless_directory() -> int:
+    """A descriptor of an empty directory in which nothing can be made."""
+    path = tempfile.mkdtemp()
+    try:
+        return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    finally:
+        os.rmdir(path)
