@@ -94,5 +94,5 @@ cdef class Window:
     cdef uint64_t[::1] writable_words
     cdef uint32_t[::1] first_nodes
 
-    cdef uint64_t ranges(self, uint64_t offset, str what) except? 0xffffffffffffffff
+    cdef uint64_t ranges(self, uint64_t offset, str what) except? -1
     cdef object mapping(self, int64_t index)

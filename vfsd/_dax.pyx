@@ -402,7 +402,7 @@ cdef class Window:
     def __dealloc__(self):
         c_free(self.d.nodes)
 
-    cdef uint64_t ranges(self, uint64_t offset, str what) except? 0xffffffffffffffff:
+    cdef uint64_t ranges(self, uint64_t offset, str what) except? -1:
         if offset & (self.range_size - 1):
             raise ValueError(f"{what} {offset:#x} is no multiple of {self.range_size:#x}")
         return offset >> self.shift
