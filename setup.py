@@ -1,12 +1,13 @@
 """Build of the extensions; everything else is in pyproject.toml.
 
 VFSD_BUILD=debug turns on bounds checks and assertions, VFSD_BUILD=asan adds the address and
-undefined-behaviour sanitizers; VFSD_WERROR=1 makes every warning of Cython and the C compiler fatal.
-CFLAGS, where it is set, says how much to optimise.
+undefined-behaviour sanitizers, VFSD_BUILD=none leaves the extensions out. VFSD_WERROR=1 makes every warning
+of Cython and the C compiler fatal. CFLAGS, where it is set, says how much to optimise.
 """
 
 import multiprocessing
 import os
+import re
 from pathlib import Path
 
 import Cython.Compiler.Options
@@ -16,8 +17,8 @@ from setuptools.command.build_ext import build_ext
 
 BUILD = os.environ.get("VFSD_BUILD", "release")
 WERROR = os.environ.get("VFSD_WERROR") == "1"
-if BUILD not in ("release", "debug", "asan"):
-    raise SystemExit(f"VFSD_BUILD={BUILD}: use release, debug or asan")
+if BUILD not in ("release", "debug", "asan", "none"):
+    raise SystemExit(f"VFSD_BUILD={BUILD}: use release, debug, asan or none")
 
 HARDENING = "vfsd/sys/_hardening.h"
 cflags = ["-DNDEBUG", "-Wall", "-Wextra", "-fno-strict-aliasing"]
@@ -53,28 +54,54 @@ def extension(path: Path) -> Extension:
         [str(path)],
         include_dirs=["vfsd/sys", "vfsd/memory", "bench"],
         define_macros=[("_GNU_SOURCE", "1")],
-        depends=[HARDENING],
+        depends=["setup.py", *map(str, sources(".h"))],
         extra_compile_args=cflags,
         extra_link_args=ldflags,
     )
 
 
-def newer(headers: list[Path], made: list[Path]) -> bool:
-    times = [path.stat().st_mtime for path in made if path.exists()]
-    return bool(times) and max(path.stat().st_mtime for path in headers) > min(times)
+CIMPORT = re.compile(r"^ *(?:from ([\w.]+) )?cimport (?:\(([^)]*)\)|(.*))", re.M)
+
+
+def cimported(path: Path) -> set[Path]:
+    """The .pxd files that a source file names, and its own."""
+    found = {path.with_suffix(".pxd")}
+    for module, listed, line in CIMPORT.findall(path.read_text()):
+        names = [words[0] for name in (listed or line).split(",") if (words := name.split())]
+        for dotted in (module, *names, *(f"{module}.{name}" for name in names)):
+            folder, *rest = dotted.strip(".").split(".")
+            folder = next((key for key, package in PACKAGES.items() if package == folder), folder)
+            found.add(Path(folder, *rest[:-1], f"{rest[-1]}.pxd") if rest else path)
+    return {path for path in found if path.suffix == ".pxd" and path.is_file()}
+
+
+def outdated(path: Path) -> bool:
+    """Whether a .pyx file's translation is older than a declaration it depends on.
+
+    cythonize() finds these too, but not through every circle of cimports.
+    """
+    translation = path.with_suffix(".c")
+    reached: set[Path] = set()
+    unread = {path}
+    while unread:
+        reached |= unread
+        unread = set().union(*map(cimported, unread)) - reached
+    return translation.exists() and any(
+        file.stat().st_mtime > translation.stat().st_mtime for file in reached
+    )
 
 
 class TranslateAndBuild(build_ext):
-    """Runs Cython on all modules at once, and only when extensions are built: not for an sdist or metadata."""
+    """Runs Cython on all modules at once, and only to build them: not for an sdist or metadata."""
 
     def build_extensions(self) -> None:
         # Forked, so that Cython's global options hold in the processes too: from Python 3.14 on the default
         # is a server that starts them from nothing.
         multiprocessing.set_start_method("fork", force=True)
+        for path in filter(outdated, sources(".pyx")):
+            path.with_suffix(".c").unlink()
         translated = cythonize(
             self.extensions,
-            # Cython finds what a module depends on, but not through every circle of cimports.
-            force=newer(sources(".pxd"), [path.with_suffix(".c") for path in sources(".pyx")]),
             nthreads=JOBS,
             compiler_directives={
                 "language_level": 3,
@@ -98,7 +125,7 @@ class TranslateAndBuild(build_ext):
 # Processes that are not forked import this file again.
 if __name__ == "__main__":
     setup(
-        ext_modules=[extension(path) for path in sources(".pyx")],
+        ext_modules=[] if BUILD == "none" else [extension(path) for path in sources(".pyx")],
         cmdclass={"build_ext": TranslateAndBuild},
         options={"build_ext": {"parallel": JOBS}},
     )
