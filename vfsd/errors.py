@@ -4,6 +4,9 @@ What a guest does wrong is no exception: it is an errno in the reply, or a code 
 stops its queue.
 """
 
+EXIT_USAGE = 2  # the operator's mistake
+EXIT_BUG = 70  # ours
+
 
 class ConfigError(Exception):
     """The operator asked for what cannot be: one line, names the option, says what to do. Exit 2."""

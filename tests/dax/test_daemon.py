@@ -570,7 +570,7 @@ def test_the_window_of_another_device(vmm: Vmm, served: Daemon, nodeid: int, tmp
     mapped: list[int] = []
 
     def count() -> None:
-        mapped.append(Path(f"/proc/{served.pid}/maps").read_text().count(str(path)))
+        mapped.append(Path(f"/proc/{served.server}/maps").read_text().count(str(path)))
 
     def tell(request: ShmemMap) -> int:
         vmm.frontend.add_mem_reg(theirs, ack=True)

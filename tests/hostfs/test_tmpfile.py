@@ -98,8 +98,8 @@ def test_it_is_never_evicted(daemon: StartDaemon, tmp_path: Path) -> None:
         entry, fh = guest.tmpfile(ROOT)
         guest.write(entry.nodeid, fh, 0, b"kept")
         guest.release(entry.nodeid, fh)
-        few = len(served.descriptors()) + 40
-        resource.prlimit(served.pid, resource.RLIMIT_NOFILE, (few, few))
+        few = len(served.descriptors(served.server)) + 40
+        resource.prlimit(served.server, resource.RLIMIT_NOFILE, (few, few))
         for number in range(300):
             guest.lookup(ROOT, b"f%d" % number)
         assert guest.getattr(entry.nodeid).size == 4

@@ -132,7 +132,7 @@ class Stream:
 @contextlib.contextmanager
 def first_on_the_machine(daemon: Daemon) -> Iterator[None]:
     """It and this thread have the CPUs before all others: it does not poll where somebody else would run."""
-    threads = [0, *map(int, os.listdir(f"/proc/{daemon.pid}/task"))]
+    threads = [0, *map(int, os.listdir(f"/proc/{daemon.server}/task"))]
     try:
         for thread in threads:
             os.sched_setscheduler(thread, os.SCHED_FIFO, os.sched_param(1))

@@ -302,20 +302,20 @@ class Daemon:
         self._text += data
         return True
 
-    def wait_line(self, needle: str) -> str:
-        """Drop what was logged up to the first line with `needle` in it; that line."""
+    def wait_line(self, needle: str, but: str = "\n") -> str:
+        """Drop what was logged up to the first line with `needle` in it and without `but`; that line."""
         deadline = time.monotonic() + DEADLINE_S
         while True:
             line, newline, rest = self._text.partition(b"\n")
             if newline:
                 self._text = rest
-                if needle in line.decode():
+                if needle in line.decode() and but not in line.decode():
                     return line.decode()
             else:
                 assert self._read(deadline - time.monotonic()), f"no line with {needle!r}"
 
     def take_lines(self) -> list[str]:
-        """What was logged since the last look. Complete after a reply on any connection."""
+        """What was logged since the last look."""
         while self._read(0):
             pass
         *lines, self._text = self._text.split(b"\n")
@@ -328,6 +328,7 @@ class Daemon:
         return sock
 
     def fd_count(self) -> int:
+        """Of the process that all servers are forked from."""
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
     def stop(self) -> int:

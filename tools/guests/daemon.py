@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -121,32 +123,56 @@ class Daemon:
 
     @property
     def pid(self) -> int:
-        """Process id of the daemon."""
+        """Process id of the daemon; of `vfsd serve`, which forks a server for each guest, its own."""
         return self._process.pid
+
+    def servers(self) -> list[int]:
+        """Process ids of its children, in the order they were made."""
+        return sorted(map(int, Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()))
+
+    @property
+    def server(self) -> int:
+        """Process id of what serves the only guest there is."""
+        (pid,) = self.servers()
+        return pid
 
     @property
     def log(self) -> str:
         """What the daemon has written to standard error."""
         return "".join(self._lines)
 
-    def descriptors(self) -> list[str]:
-        """What the daemon's open descriptors are: link targets, sorted, without inode numbers."""
+    def processes(self) -> list[int]:
+        """Process ids of all of it."""
+        return [self.pid, *self.servers()]
+
+    def signal_all(self, number: int) -> None:
+        """To all its processes."""
+        os.killpg(self.pid, number)
+
+    def descriptors(self, *pids: int) -> list[str]:
+        """What the open descriptors of those of its processes, or all, are: link targets without inode
+        numbers, sorted.
+        """
         found = []
-        for entry in os.scandir(f"/proc/{self.pid}/fd"):
-            try:
-                found.append(os.readlink(entry.path).partition(":[")[0])
-            except FileNotFoundError:
-                continue
+        for pid in pids or self.processes():
+            with contextlib.suppress(FileNotFoundError):
+                for entry in os.scandir(f"/proc/{pid}/fd"):
+                    with contextlib.suppress(FileNotFoundError):
+                        found.append(os.readlink(entry.path).partition(":[")[0])
         return sorted(found)
 
     def resident(self) -> dict[str, int]:
-        """Resident memory in KiB by kind: Anon, File and Shmem (guest memory is Shmem)."""
-        status = Path(f"/proc/{self.pid}/status").read_text()
-        return {
-            line.split(":")[0].removeprefix("Rss"): int(line.split()[1])
-            for line in status.splitlines()
-            if line.startswith("Rss")
-        }
+        """Resident memory of all its processes, in KiB by kind: Anon, File and Shmem (guest memory is Shmem).
+
+        What two of them share counts twice.
+        """
+        found: Counter[str] = Counter()
+        for pid in self.processes():
+            with contextlib.suppress(FileNotFoundError):
+                for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+                    if line.startswith("Rss"):
+                        found[line.split(":")[0].removeprefix("Rss")] += int(line.split()[1])
+        return dict(found)
 
     def running(self) -> bool:
         """Whether the process lives."""

@@ -10,12 +10,9 @@ import traceback
 import click
 
 from vfsd import __version__
-from vfsd.errors import ConfigError
+from vfsd.errors import EXIT_BUG, EXIT_USAGE, ConfigError
 
 COMMANDS = ("bench", "guest", "mount", "serve")  # each in the module of its name
-
-EXIT_USAGE = 2
-EXIT_BUG = 70
 
 
 class Commands(click.Group):

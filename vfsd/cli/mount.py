@@ -2,16 +2,12 @@
 
 import logging
 import os
-import signal
-import socket
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from errno import ECONNREFUSED
 
 import click
 
-from vfsd.daemon.supervisor import ignore, notify_ready, raise_descriptor_limit
+from vfsd.daemon.process import Signals, notify_ready, raise_descriptor_limit
 from vfsd.errors import ConfigError
 from vfsd.guest.bridge.bridge import UNMOUNTED, Mount
 from vfsd.guest.bridge.mounting import DEVICE, mount_flags
@@ -54,7 +50,7 @@ def mount(
     flags = mount_flags(options)
     check(directory, path, queue_size)
     raise_descriptor_limit()
-    with signals() as signalled:
+    with Signals() as signalled:
         try:
             device = Device.connect(path, order=order, queues=queues, queue_size=queue_size)
         except OSError as problem:
@@ -91,19 +87,3 @@ def check(directory: str, path: str, queue_size: int) -> None:
         raise ConfigError("--socket", f"{path}: {problem.strerror}; start the daemon first") from problem
     if not stat.S_ISSOCK(mode):
         raise ConfigError("--socket", f"{path} is no socket")
-
-
-@contextmanager
-def signals() -> Iterator[socket.socket]:
-    """A socket that can be read once SIGTERM or SIGINT has come."""
-    signalled, wakeup = socket.socketpair()
-    wakeup.setblocking(False)
-    previous = {number: signal.signal(number, ignore) for number in (signal.SIGTERM, signal.SIGINT)}
-    signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
-    try:
-        with signalled, wakeup:
-            yield signalled
-    finally:
-        signal.set_wakeup_fd(-1)
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -1,11 +1,11 @@
 """vfsd serve"""
 
-import logging
 from typing import Any
 
 import click
 
-from vfsd.daemon import supervisor as daemon
+from vfsd.daemon import logs, supervisor
+from vfsd.daemon.process import raise_descriptor_limit
 from vfsd.options.o_list import o_spellings
 from vfsd.options.resolve import check_options
 from vfsd.options.table import SERVE_OPTIONS
@@ -43,15 +43,13 @@ def with_options(command: click.Command) -> click.Command:
 
 @with_options
 @click.command()
-def serve(o_lists: tuple[str, ...], **given: Any) -> None:
+def serve(o_lists: tuple[str, ...], **given: Any) -> int:
     """Serve a directory to virtual machines as a vhost-user device.
 
     Stays in the foreground, logs to stderr, says READY when it listens, and listens again when a
     guest has gone. SIGTERM and SIGINT end it.
     """
     options = check_options(given, o_lists)
-    logging.basicConfig(
-        level=options.log_level.upper(), format="%(levelname)s %(name)s: %(message)s", force=True
-    )
-    daemon.raise_descriptor_limit()
-    daemon.serve(options)
+    logs.start(options.log_level)
+    raise_descriptor_limit()
+    return supervisor.serve(options)

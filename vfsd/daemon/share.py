@@ -1,44 +1,22 @@
-"""One shared directory, and the guests that have it mounted.
+"""One shared directory, as the operator's options describe it. Servers inherit it when they are forked."""
 
-Each connection is a guest of its own: inodes, handles, negotiated features and queues are never
-shared between two.
-"""
-
-import logging
+import importlib
 import os
-import socket
 import stat
-from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from errno import EINVAL
-from mmap import PAGESIZE
 
 from vfsd._dax import load_numpy
-from vfsd.fuse.abi import CONFIG, DAX_SHMID, Init
-from vfsd.fuse.dispatch import Dispatch
-from vfsd.fuse.init import Offer, Session
-from vfsd.hostfs.fs import HostFs, Policy
+from vfsd.daemon.process import guest_descriptors
+from vfsd.errors import ConfigError
+from vfsd.fuse.opcodes import OPERATIONS
+from vfsd.hostfs.cache import CACHE_POLICIES, CachePolicy
+from vfsd.hostfs.fs import Policy
+from vfsd.hostfs.identity import IdentityPolicy, check_rights
 from vfsd.hostfs.lock._locks import Locks
-from vfsd.queue._pool import Pool
-from vfsd.queue._queue import Queue
-from vfsd.vhost.backend import Backend
-from vfsd.vhost.shmem import SharedMemory
-
-log = logging.getLogger("vfsd.daemon.share")
-
-PAGE_SHIFT = PAGESIZE.bit_length() - 1
-OFFLOAD_THREADS_MAX = 64  # per guest; they come only as requests block
-
-INIT_FLAGS = (
-    Init.ASYNC_READ
-    | Init.BIG_WRITES
-    | Init.AUTO_INVAL_DATA
-    | Init.ASYNC_DIO
-    | Init.PARALLEL_DIROPS
-    | Init.HAS_IOCTL_DIR
-    | Init.MAX_PAGES
-    | Init.INIT_EXT
-)
+from vfsd.hostfs.ops.mappings import DAX_POLICIES
+from vfsd.hostfs.table._tables import file_handles_work
+from vfsd.options.table import ServeOptions
 
 
 @dataclass(frozen=True)
@@ -47,7 +25,7 @@ class ShareSettings:
 
     tag: None leaves the config space, and so the tag, to the front end.
     dax_window: bytes, 0 for none.
-    fd_budget: descriptors that all guests' inodes and open files together may have.
+    fd_budget: descriptors that a guest's inodes and open files together may have.
     poll_us: the longest a request queue polls before it sleeps.
     """
 
@@ -59,6 +37,26 @@ class ShareSettings:
     fd_budget: int
     poll_us: int
     dax_window: int = 0
+
+
+class Share:
+    """A directory, or one regular file, to serve. OSError when it can't be opened."""
+
+    def __init__(self, settings: ShareSettings) -> None:
+        self.settings = settings
+        self.root_fd = open_root(settings.path)
+        self.locks = Locks()
+
+    def prepare(self) -> None:
+        """Before the first fork: everything a server would import or open by path."""
+        if self.settings.dax_window:
+            load_numpy()
+        for module in {op.module for op in OPERATIONS}:
+            importlib.import_module(f"vfsd.{module}")
+
+    def close(self) -> None:
+        self.locks.close()
+        os.close(self.root_fd)
 
 
 def open_root(path: str) -> int:
@@ -76,127 +74,67 @@ def open_root(path: str) -> int:
         os.close(anchor)
 
 
-def tell(counts: dict[str, int]) -> str:
-    return ", ".join(f"{counts[what]} {what}" for what in ("inodes", "handles", "anchors"))
+def open_share(options: ServeOptions) -> Share:
+    check_rights()
+    settings = ShareSettings(
+        path=options.shared_dir,
+        policy=policy_of(options),
+        tag=options.tag,
+        num_request_queues=options.num_request_queues,
+        inband=options.inband_notifications,
+        fd_budget=guest_descriptors(options.fd_budget),
+        poll_us=options.poll_us,
+        dax_window=options.dax_window or 0,
+    )
+    try:
+        share = Share(settings)
+    except OSError as problem:
+        raise ConfigError(
+            "--shared-dir", f"{options.shared_dir} can't be opened ({problem.strerror}); share another"
+        ) from problem
+    if options.inode_file_handles == "mandatory" and not file_handles_work(share.root_fd):
+        share.close()
+        raise ConfigError(
+            "--inode-file-handles", f"file handles can't be opened in {options.shared_dir}; prefer them,"
+            " run as root, or share a directory of a file system that has them",
+        )  # fmt: skip
+    return share
 
 
-class Share:
-    """A directory, or one regular file, to serve. OSError when it can't be opened."""
-
-    def __init__(self, settings: ShareSettings) -> None:
-        self.settings = settings
-        if settings.dax_window:
-            load_numpy()  # once, before the first front end
-        self.root_fd = open_root(settings.path)
-        self.locks = Locks()
-        self._connections: set[Connection] = set()
-
-    def connect(self, sock: socket.socket) -> "Connection":
-        """A guest's front end has connected."""
-        connection = Connection(self, sock)
-        self._connections.add(connection)
-        self._divide_budget()
-        return connection
-
-    def disconnect(self, connection: "Connection") -> None:
-        """It has left."""
-        self._connections.discard(connection)
-        self._divide_budget()
-
-    def _divide_budget(self) -> None:
-        """The same for each guest, so that none can take what others need."""
-        for connection in self._connections:
-            connection.set_budget(self.settings.fd_budget // len(self._connections))
-
-    def close(self) -> None:
-        self.locks.close()
-        os.close(self.root_fd)
+def cache_policy(options: ServeOptions) -> CachePolicy:
+    """The cache mode's, but for what is said in particular."""
+    policy = CACHE_POLICIES[options.cache].with_timeouts(options.timeout, options.timeout, None)
+    policy = policy.with_timeouts(options.entry_timeout, options.attr_timeout, options.negative_timeout)
+    return replace(
+        policy,
+        readdirplus=policy.readdirplus and options.readdirplus,
+        symlinks=policy.symlinks if options.symlink_cache == "auto" else options.symlink_cache == "always",
+    )
 
 
-class Connection:
-    """One front end: the vhost-user device it drives and the file system behind it."""
-
-    def __init__(self, share: Share, sock: socket.socket) -> None:
-        settings = share.settings
-        self._share = share
-        self.queues_max = 1 + settings.num_request_queues
-        self.inband = settings.inband
-        self.config = (
-            None if settings.tag is None else CONFIG.pack(settings.tag, settings.num_request_queues)
-        )
-        self._queues: dict[int, Queue] = {}
-        self._told: Counter[str] = Counter()  # requests of sessions that have ended
-        self.shmem: SharedMemory | None = None
-        if settings.dax_window:
-            self.shmem = SharedMemory(DAX_SHMID, settings.dax_window)
-        self._fs = HostFs(share.root_fd, settings.policy, share.locks, self.shmem)
-        self._dispatch = Dispatch(self._fs)
-        self._pool = Pool("offload", OFFLOAD_THREADS_MAX)
-        self._poll_us = settings.poll_us
-        self._fs.install(self._dispatch)
-        self._session = Session(self._dispatch, self._offer, self._fs.agree, self._end_session)
-        self.backend = Backend(sock, self)
-
-    def make_queue(self, index: int) -> Queue:
-        hiprio = index == 0
-        name = "hiprio" if hiprio else f"requests.{index - 1}"
-        # Nobody waits for a forget: hiprio need not poll, and gathers them.
-        poll_us = 0 if hiprio else self._poll_us
-        self._queues[index] = Queue(index, name, self._dispatch, self._pool, poll_us, hiprio)
-        return self._queues[index]
-
-    def set_budget(self, descriptors: int) -> None:
-        self._fs.set_budget(descriptors)
-
-    def reset(self) -> None:
-        self._session.end()
-
-    def close(self) -> None:
-        """Drop the guest's state: stop its queues, close its handles, forget its inodes."""
-        self._share.disconnect(self)
-        self.backend.close()
-        self._pool.close()
-        self._session.end()
-        self._dispatch.close()
-        self._fs.tables.close()
-        # Both refer back to this object: it shall go now, not at a garbage collection.
-        del self.backend, self._session
-
-    def summary(self) -> str:
-        """One line: requests and errors so far, and what went wrong with rings."""
-        requests = errors = 0
-        troubles: Counter[str] = Counter()
-        for queue in self._queues.values():
-            counters = queue.counters()
-            ring = counters.pop("ring")
-            troubles.update({k: n for k, n in ring.items() if n and k not in ("kicks", "calls")})
-            requests += sum(op["requests"] for op in counters.values())
-            errors += sum(op["errors"] for op in counters.values())
-        text = f"{requests} requests, {errors} answered with an error"
-        left_out = self._fs.tables.counts()["names_left_out"]
-        if left_out:
-            text += f", {left_out} times a name too long for a guest was left out of a listing"
-        return ", ".join([text, *(f"{what}: {n}" for what, n in troubles.items())])
-
-    def _end_session(self) -> None:
-        """A session ends: nothing of what the guest held is valid any more."""
-        requests: Counter[str] = Counter()
-        for queue in self._queues.values():
-            requests.update({op: n["requests"] for op, n in queue.counters().items() if op != "ring"})
-        counts = [f"{op} {n}" for op, n in sorted((requests - self._told).items())]
-        if counts:
-            log.debug("the session had %s", ", ".join(counts))
-        self._told = requests
-        held = self._fs.tables.counts()
-        self._fs.clear()
-        if counts:
-            log.debug("the session held %s, which leaves %s", tell(held), tell(self._fs.tables.counts()))
-
-    def _offer(self) -> Offer:
-        policy = self._fs.policy
-        flags = INIT_FLAGS | policy.init_flags()
-        sizes = [queue.num for index, queue in self._queues.items() if index > 0 and queue.started]
-        if self.shmem is not None and self.shmem.connected:
-            flags |= Init.MAP_ALIGNMENT
-        queue_size = min(sizes, default=0)
-        return Offer(flags, queue_size, policy.identity.required(), PAGE_SHIFT, policy.settle)
+def policy_of(options: ServeOptions) -> Policy:
+    negotiated = {options.posix_acl, options.security_label} != {"never"}
+    return Policy(
+        cache=cache_policy(options),
+        xattr=options.xattr or negotiated or options.xattrmap is not None,
+        noflush=not options.always_flush,
+        parallel_writes=options.parallel_direct_writes,
+        writeback=options.writeback,
+        direct_io=options.allow_direct_io,
+        mmap=options.allow_mmap,
+        readonly=options.readonly,
+        zero_open=options.zero_message_open,
+        dax=None if options.dax_window is None else options.dax_policy or DAX_POLICIES["always"],
+        flock=options.flock,
+        posix_lock=options.posix_lock,
+        submounts=options.announce_submounts,
+        file_handles=options.inode_file_handles != "never",
+        identity=IdentityPolicy(
+            posix_acl=options.posix_acl,
+            security_label=options.security_label,
+            killpriv_v2=options.killpriv_v2,
+            uids=options.translate_uid,
+            gids=options.translate_gid,
+            xattr_rules=options.xattrmap or (),
+        ),
+    )

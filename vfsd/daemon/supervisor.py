@@ -1,46 +1,56 @@
-"""The daemon's process: its socket, its front ends, signals and readiness.
+"""The daemon's first process: it listens, forks a server for each front end, and tells what becomes of them.
 
-One control thread with a selector does all of it; the queues have threads of their own.
+One thread, which waits for its descriptors and for nothing else. It touches no guest's data: of what a
+front end says it sees how long the first message is.
 """
 
-import errno
-import fcntl
+import gc
 import logging
 import os
-import resource
-import selectors
+import select
 import signal
 import socket
-import stat
 import time
-from dataclasses import replace
-from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Self
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from errno import ENOMEM
+from fcntl import ioctl
+from functools import partial
+from termios import FIONREAD
+from typing import Final, Self
 
-from vfsd.daemon.share import Connection, Share, ShareSettings
-from vfsd.errors import ConfigError, ProtocolError
-from vfsd.hostfs.cache import CACHE_POLICIES, CachePolicy
-from vfsd.hostfs.fs import Policy
-from vfsd.hostfs.identity import IdentityPolicy, check_rights
-from vfsd.hostfs.ops.mappings import DAX_POLICIES
-from vfsd.hostfs.table._tables import file_handles_work
+from vfsd.daemon import server
+from vfsd.daemon._prctl import CHECKED
+from vfsd.daemon.channel import Channel, Kind, pair
+from vfsd.daemon.process import (
+    STOP_SIGNALS,
+    Signals,
+    drop_process_wide,
+    grow_descriptor_table,
+    notify_ready,
+)
+from vfsd.daemon.share import Share, open_share
+from vfsd.daemon.sockets import Listener, listen
+from vfsd.errors import EXIT_BUG
 from vfsd.options.table import ServeOptions
 from vfsd.sandbox import userns
+from vfsd.vhost.messages import HEADER, PAYLOAD_MAX
 
 log = logging.getLogger("vfsd")
 
-BACKLOG = 8
-RETRY_S = 0.1  # between two tries to accept where only time can help
-# Of the process's descriptors, those for guests' inodes and open files; queues and memory need the rest.
-BUDGET_SHARE = 0.75
-BUDGET_SHARE_MAX = 0.9
-# 8 bytes each of the kernel's memory.
-TABLE_MAX = 1 << 16
+EXIT_LEFT_BEHIND: Final = 1
+ACCEPTS_PER_TURN: Final = 64
+SILENT_MAX: Final = 128  # front ends that have not said their first message
+SILENT_S: Final = 10.0  # how long they may take for it
+STARTING_MAX: Final = 16  # servers that have not answered it yet
+STARTING_S: Final = 10.0
+END_S: Final = 5.0  # for a server to end in order; then SIGKILL
+KILLED_S: Final = 1.0  # for one to be gone after that
+PAUSE_S: Final = 0.1  # before the next try to accept or fork where something can't be had
 
 
-def serve(options: ServeOptions) -> None:
-    """Serve until SIGTERM or SIGINT. ConfigError before anything is made."""
+def serve(options: ServeOptions) -> int:
+    """Serve until SIGTERM or SIGINT: the exit status. ConfigError before anything is made."""
     share = open_share(options)
     try:
         listener = listen(options.socket)
@@ -48,7 +58,8 @@ def serve(options: ServeOptions) -> None:
         share.close()
         raise
     grow_descriptor_table(share.settings.fd_budget)
-    with Daemon(share, listener) as daemon:
+    share.prepare()
+    with Signals(signal.SIGCHLD) as caught, Supervisor([(listener, share)], caught) as supervisor:
         if options.uid_map or options.gid_map:
             userns.enter(options.uid_map, options.gid_map)
         drop_process_wide()
@@ -57,262 +68,334 @@ def serve(options: ServeOptions) -> None:
             log.warning("%s is a file: vfsd mount can mount it, Linux's virtiofs takes every root for a"
                         " directory and gives EIO", options.shared_dir)  # fmt: skip
         log.info("READY: %s is served on %s", options.shared_dir, options.socket)
-        daemon.run()
+        supervisor.run()
     log.info("ended by a signal")
+    return supervisor.status
 
 
-def open_share(options: ServeOptions) -> Share:
-    check_rights()
-    settings = ShareSettings(
-        path=options.shared_dir,
-        policy=policy_of(options),
-        tag=options.tag,
-        num_request_queues=options.num_request_queues,
-        inband=options.inband_notifications,
-        fd_budget=fd_budget(options.fd_budget),
-        poll_us=options.poll_us,
-        dax_window=options.dax_window or 0,
-    )
-    try:
-        share = Share(settings)
-    except OSError as problem:
-        raise ConfigError(
-            "--shared-dir", f"{options.shared_dir} can't be opened ({problem.strerror}); share another"
-        ) from problem
-    if options.inode_file_handles == "mandatory" and not file_handles_work(share.root_fd):
-        share.close()
-        raise ConfigError(
-            "--inode-file-handles", f"file handles can't be opened in {options.shared_dir}; prefer them,"
-            " run as root, or share a directory of a file system that has them",
-        )  # fmt: skip
-    return share
+@dataclass
+class Silent:
+    """A front end that has not said its first message yet."""
+
+    sock: socket.socket
+    share: Share
+    until: float
+    whole: bool = False  # the message has come, it waits for a server
 
 
-def fd_budget(wanted: int | None) -> int:
-    """Of the process's descriptors, those for guests' inodes and open files. ConfigError."""
-    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if wanted is None:
-        return int(limit * BUDGET_SHARE)
-    if wanted > limit * BUDGET_SHARE_MAX:
-        raise ConfigError(
-            "--fd-budget", f"{wanted} of {limit} descriptors leave too few for the rest; raise the limit"
-            f" (ulimit -n) or use at most {int(limit * BUDGET_SHARE_MAX)}",
-        )  # fmt: skip
-    return wanted
+@dataclass
+class Guest:
+    """A server process, as its supervisor knows it."""
+
+    pid: int
+    channel: Channel
+    until: float | None  # what it is to have done by then, else SIGKILL
+    starting: bool = True
+    killed: bool = False
+    reported: bool = False  # that it could not be ended
+    why: tuple[int, str] | None = field(default=None)  # its own words for its end, with their level
+    summary: str = ""
 
 
-def cache_policy(options: ServeOptions) -> CachePolicy:
-    """The cache mode's, but for what is said in particular."""
-    policy = CACHE_POLICIES[options.cache].with_timeouts(options.timeout, options.timeout, None)
-    policy = policy.with_timeouts(options.entry_timeout, options.attr_timeout, options.negative_timeout)
-    return replace(
-        policy,
-        readdirplus=policy.readdirplus and options.readdirplus,
-        symlinks=policy.symlinks if options.symlink_cache == "auto" else options.symlink_cache == "always",
-    )
+class Supervisor:
+    """Closing it ends every server."""
 
-
-def policy_of(options: ServeOptions) -> Policy:
-    negotiated = {options.posix_acl, options.security_label} != {"never"}
-    return Policy(
-        cache=cache_policy(options),
-        xattr=options.xattr or negotiated or options.xattrmap is not None,
-        noflush=not options.always_flush,
-        parallel_writes=options.parallel_direct_writes,
-        writeback=options.writeback,
-        direct_io=options.allow_direct_io,
-        mmap=options.allow_mmap,
-        readonly=options.readonly,
-        zero_open=options.zero_message_open,
-        dax=None if options.dax_window is None else options.dax_policy or DAX_POLICIES["always"],
-        flock=options.flock,
-        posix_lock=options.posix_lock,
-        submounts=options.announce_submounts,
-        file_handles=options.inode_file_handles != "never",
-        identity=IdentityPolicy(
-            posix_acl=options.posix_acl,
-            security_label=options.security_label,
-            killpriv_v2=options.killpriv_v2,
-            uids=options.translate_uid,
-            gids=options.translate_gid,
-            xattr_rules=options.xattrmap or (),
-        ),
-    )
-
-
-def raise_descriptor_limit() -> None:
-    """As many descriptors as the operator's hard limit allows."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def grow_descriptor_table(budget: int) -> None:
-    """Have the table of descriptors as large as it will be, while there is but one thread.
-
-    With more of them each doubling is a synchronize_rcu() in the middle of an open(2): 5 to 30 ms
-    (expand_fdtable of fs/file.c), six of them in the first walk through 3,000 files.
-    """
-    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with open(os.devnull) as some:
-        os.close(fcntl.fcntl(some, fcntl.F_DUPFD_CLOEXEC, min(budget, TABLE_MAX, limit) - 1))
-
-
-def drop_process_wide() -> None:
-    """What would show through in files made for guests: the umask and root's supplementary groups."""
-    os.umask(0)
-    # A user namespace with one group, made without privilege, keeps what its maker had.
-    if os.geteuid() == 0 and Path("/proc/self/setgroups").read_text().strip() == "allow":
-        os.setgroups([])
-
-
-def listen(path: str) -> socket.socket:
-    """The listening socket; a stale one at that path is replaced, a live or foreign file is not."""
-    remove_stale(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    mask = os.umask(0o077)
-    try:
-        listener.bind(path)
-        listener.listen(BACKLOG)
-    except OSError as problem:
-        listener.close()
-        raise ConfigError(
-            "--socket", f"can't listen on {path} ({problem.strerror}); choose another path"
-        ) from problem
-    finally:
-        os.umask(mask)
-    listener.setblocking(False)
-    return listener
-
-
-def remove_stale(path: str) -> None:
-    try:
-        mode = os.lstat(path).st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise ConfigError("--socket", f"{path} is no socket; remove it or choose another path")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        # A daemon whose backlog is full is alive too.
-        probe.setblocking(False)
-        problem = probe.connect_ex(path)
-    if problem != errno.ECONNREFUSED:
-        raise ConfigError("--socket", f"a daemon listens on {path}; stop it or choose another path")
-    os.unlink(path)
-
-
-def notify_ready() -> None:
-    """Tell systemd, if it asked (sd_notify(3))."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    if address.startswith("@"):
-        address = "\0" + address[1:]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
-        try:
-            notify.connect(address)
-            notify.sendall(b"READY=1")
-        except OSError as problem:
-            log.warning("NOTIFY_SOCKET %s: %s", address, problem.strerror)
-
-
-class Daemon:
-    """The control loop. Closing it ends every connection and removes the socket."""
-
-    def __init__(self, share: Share, listener: socket.socket) -> None:
-        self._share = share
-        self._listener = listener
-        self._path: str = listener.getsockname()
-        self._inode = os.lstat(self._path).st_ino
-        self._selector = selectors.DefaultSelector()
-        self._signalled, self._wakeup = socket.socketpair()
-        self._connections: set[Connection] = set()
-        self._accepting = True
+    def __init__(self, shares: list[tuple[Listener, Share]], caught: Signals) -> None:
+        self.status = 0
+        self._shares = shares
+        self._caught = caught
+        self._epoll = select.epoll()
+        self._sources: dict[int, Callable[[], None]] = {}
+        self._silent: dict[int, Silent] = {}  # by descriptor, oldest first
+        self._guests: dict[int, Guest] = {}  # by process id
+        self._paused_until: float | None = None
+        self._short_of = ""  # what could not be had, until it could again
+        self._watch(caught.fileno(), self._on_signals)
+        for listener, share in shares:
+            self._watch(listener.sock.fileno(), partial(self._accept, listener, share))
 
     def __enter__(self) -> Self:
-        self._wakeup.setblocking(False)
-        self._signalled.setblocking(False)
-        signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, ignore)
-        self._selector.register(self._listener, selectors.EVENT_READ)
-        self._selector.register(self._signalled, selectors.EVENT_READ)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for connection in list(self._connections):
-            self._end(connection, "the daemon stops")
-        signal.set_wakeup_fd(-1)
-        self._selector.close()
-        # Another daemon may have taken the path after this socket was unlinked by hand.
-        try:
-            if os.lstat(self._path).st_ino == self._inode:
-                os.unlink(self._path)
-        except FileNotFoundError:
-            pass
-        except PermissionError:
-            # Root of a user namespace, who is not the user that made it.
-            log.warning("%s stays: its directory is not this daemon's", self._path)
-        for sock in (self._listener, self._signalled, self._wakeup):
-            sock.close()
-        self._share.close()
+    def __exit__(self, *_exception: object) -> None:
+        self._stop_listening()
+        self._epoll.close()
+        for _, share in self._shares:
+            share.close()
 
     def run(self) -> None:
-        """Until SIGTERM or SIGINT."""
+        """Until a stop signal; then until every server has ended or can't be ended."""
+        gc.collect()
+        gc.freeze()  # a server's collections leave these pages shared
+        while not self._caught.stops:
+            self._turn()
+        self._stop_listening()
+        for guest in self._guests.values():
+            self._end(guest)
+        while any(not guest.reported for guest in self._guests.values()):
+            if self._caught.stops > 1:
+                for guest in self._guests.values():
+                    self._kill(guest)
+            self._turn()
+        if self._guests:
+            self.status = EXIT_LEFT_BEHIND
+
+    # ---- one turn
+
+    def _turn(self) -> None:
+        for fd, _ in self._epoll.poll(self._timeout()):
+            source = self._sources.get(fd)  # gone, when another one of this turn has closed it
+            if source is not None:
+                source()
+        self._look_at_deadlines(time.monotonic())
+
+    def _timeout(self) -> float | None:
+        deadlines = [silent.until for silent in self._silent.values() if not silent.whole]
+        deadlines += [guest.until for guest in self._guests.values() if guest.until is not None]
+        if self._paused_until is not None:
+            deadlines.append(self._paused_until)
+        return max(0, min(deadlines) - time.monotonic()) if deadlines else None
+
+    def _watch(self, fd: int, source: Callable[[], None], events: int = select.EPOLLIN) -> None:
+        self._epoll.register(fd, events)
+        self._sources[fd] = source
+
+    def _unwatch(self, fd: int) -> None:
+        if self._sources.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    def _look_at_deadlines(self, now: float) -> None:
+        if self._paused_until is not None and now >= self._paused_until:
+            self._resume()
+        for silent in [s for s in self._silent.values() if now >= s.until and not s.whole]:
+            self._drop(silent)
+            log.warning("a front end said nothing for %g s, its connection is closed", SILENT_S)
+        for guest in [g for g in self._guests.values() if g.until is not None and now >= g.until]:
+            self._too_late(guest)
+
+    def _on_signals(self) -> None:
+        self._caught.take()
+        self._reap()
+
+    # ---- front ends
+
+    def _accept(self, listener: Listener, share: Share) -> None:
+        for _ in range(ACCEPTS_PER_TURN):
+            try:
+                sock, _ = listener.sock.accept()
+            except BlockingIOError:
+                return
+            except OSError as problem:
+                self._pause("a front end can't be accepted", problem)
+                return
+            sock.setblocking(False)
+            self._make_room()
+            silent = Silent(sock, share, time.monotonic() + SILENT_S)
+            self._silent[sock.fileno()] = silent
+            # Edge triggered: half a message is looked at once.
+            look = partial(self._listen_to, silent)
+            self._watch(sock.fileno(), look, select.EPOLLIN | select.EPOLLET)
+            self._listen_to(silent)
+
+    def _make_room(self) -> None:
+        """The oldest that has said nothing makes way: an honest front end speaks at once."""
+        if len(self._silent) < SILENT_MAX:
+            return
+        oldest = next((s for s in self._silent.values() if not s.whole), None)
+        self._drop(oldest or next(iter(self._silent.values())))
+        log.warning("over %d front ends have said nothing, the oldest's connection is closed", SILENT_MAX)
+
+    def _listen_to(self, silent: Silent) -> None:
+        there = heard(silent.sock)
+        if there is None:
+            self._drop(silent)
+            log.info("%s without a word", server.LEFT)
+        elif there:
+            silent.whole = True
+            self._start_servers()
+
+    def _drop(self, silent: Silent) -> None:
+        del self._silent[silent.sock.fileno()]
+        self._unwatch(silent.sock.fileno())
+        silent.sock.close()
+
+    def _pause(self, what: str, problem: OSError | MemoryError) -> None:
+        """Take no more front ends for a moment: they wait in the backlog."""
+        reason = problem.strerror if isinstance(problem, OSError) else os.strerror(ENOMEM)
+        if f"{what}: {reason}" != self._short_of:
+            self._short_of = f"{what}: {reason}"
+            log.error("%s", self._short_of)
+        for listener, _ in self._shares if self._paused_until is None else ():
+            self._epoll.modify(listener.sock.fileno(), 0)
+        self._paused_until = time.monotonic() + PAUSE_S
+
+    def _resume(self) -> None:
+        self._paused_until = None
+        for listener, _ in self._shares:
+            if listener.sock.fileno() in self._sources:
+                self._epoll.modify(listener.sock.fileno(), select.EPOLLIN)
+        self._start_servers()
+
+    def _stop_listening(self) -> None:
+        """Idempotent."""
+        self._paused_until = None
+        for listener, _ in self._shares:
+            self._unwatch(listener.sock.fileno())
+            listener.close()
+        for silent in list(self._silent.values()):
+            self._drop(silent)
+
+    # ---- servers
+
+    def _start_servers(self) -> None:
+        """For who waits for one, in the order they came."""
+        if self._paused_until is not None or self._caught.stops:
+            return
+        starting = sum(guest.starting for guest in self._guests.values())
+        waiting = [silent for silent in self._silent.values() if silent.whole]
+        for silent in waiting[: max(0, STARTING_MAX - starting)]:
+            try:
+                self._fork(silent)
+            except (OSError, MemoryError) as problem:
+                self._drop(silent)
+                self._pause("a front end can't be served", problem)
+                return
+            self._short_of = ""
+
+    def _fork(self, silent: Silent) -> None:
+        """OSError, MemoryError."""
+        ours, theirs = pair()
+        supervisor = os.getpid()
+        # A signal before the server has handlers of its own would come here.
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        try:
+            pid = os.fork()
+            if pid == 0:
+                close = partial(self._close_in_server, silent, ours)
+                server.main(silent.share, silent.sock, theirs, supervisor, close)
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+            theirs.close()
+        guest = Guest(pid, ours, time.monotonic() + STARTING_S)
+        self._guests[pid] = guest
+        self._watch(ours.fileno(), partial(self._hear, guest))
+        self._drop(silent)
+
+    def _close_in_server(self, served: Silent, own: Channel) -> None:
+        """In the process forked for a front end: what is the supervisor's."""
+        own.close()
+        self._epoll.close()
+        self._caught.close()
+        for listener, _ in self._shares:
+            listener.sock.close()
+        for guest in self._guests.values():
+            guest.channel.close()
+        for silent in self._silent.values():
+            if silent is not served:
+                silent.sock.close()
+
+    def _hear(self, guest: Guest) -> None:
+        try:
+            for kind, text in guest.channel.told():
+                self._note(guest, kind, text)
+        except EOFError:
+            self._unwatch(guest.channel.fileno())
+
+    def _note(self, guest: Guest, kind: Kind, text: str) -> None:
+        if kind is Kind.SERVED and guest.starting:
+            guest.starting = False
+            if guest.why is None and not self._caught.stops:
+                guest.until = None
+            log.info("a front end has connected, its server is %d", guest.pid)
+            self._start_servers()
+        elif kind in (Kind.ENDING, Kind.FAULT) and guest.why is None:
+            guest.why = (logging.INFO if kind is Kind.ENDING else logging.WARNING, text)
+            if guest.until is None:
+                guest.until = time.monotonic() + END_S
+        elif kind is Kind.ENDED:
+            guest.summary = text
+
+    def _end(self, guest: Guest) -> None:
+        os.kill(guest.pid, signal.SIGTERM)
+        guest.until = time.monotonic() + END_S
+
+    def _kill(self, guest: Guest) -> None:
+        if not guest.killed:
+            os.kill(guest.pid, signal.SIGKILL)
+            guest.killed = True
+            guest.until = time.monotonic() + KILLED_S
+
+    def _too_late(self, guest: Guest) -> None:
+        if not guest.killed:
+            what = "answer its front end" if guest.starting and guest.why is None else "end"
+            log.warning("the server %d of a guest does not %s, it is killed", guest.pid, what)
+            self._kill(guest)
+            return
+        guest.until = None
+        guest.reported = True
+        log.error("the server %d of a guest can't be killed: the host's file system does not answer it;"
+                  " it is left behind", guest.pid)  # fmt: skip
+
+    def _reap(self) -> None:
         while True:
-            for key, _ in self._selector.select():
-                if key.fileobj is self._signalled:
-                    return
-                if key.fileobj is self._listener:
-                    self._accept()
-                else:
-                    self._serve(key.data)
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            guest = self._guests.pop(pid, None)
+            if guest is not None:
+                self._bury(guest, os.waitstatus_to_exitcode(status))
 
-    def _accept(self) -> None:
-        try:
-            sock, _ = self._listener.accept()
-        except BlockingIOError:
-            return
-        except OSError as problem:
-            log.error("a front end can't be accepted: %s", problem.strerror)
-            self._stop_accepting()
-            return
-        try:
-            connection = self._share.connect(sock)
-        except OSError as problem:
-            log.error("a front end can't be served: %s", problem.strerror)
-            sock.close()
-            self._stop_accepting()
-            return
-        self._connections.add(connection)
-        self._selector.register(sock, selectors.EVENT_READ, connection)
-        log.info("a front end has connected")
-
-    def _stop_accepting(self) -> None:
-        """Out of descriptors: the next front ends wait in the backlog until one of these leaves."""
-        if self._connections and self._accepting:
-            self._selector.unregister(self._listener)
-            self._accepting = False
-        elif not self._connections:
-            time.sleep(RETRY_S)  # nobody will leave: the machine itself is short of them
-
-    def _serve(self, connection: Connection) -> None:
-        try:
-            if not connection.backend.on_readable():
-                self._end(connection, "the front end has left")
-        except (ProtocolError, OSError) as problem:
-            self._end(connection, f"the front end broke the protocol: {problem}", logging.WARNING)
-
-    def _end(self, connection: Connection, why: str, level: int = logging.INFO) -> None:
-        self._selector.unregister(connection.backend)
-        self._connections.discard(connection)
-        connection.close()
-        if not self._accepting:
-            self._selector.register(self._listener, selectors.EVENT_READ)
-            self._accepting = True
-        log.log(level, "%s; %s", why, connection.summary())
+    def _bury(self, guest: Guest, status: int) -> None:
+        """A server has ended: say why."""
+        self._hear(guest)
+        self._unwatch(guest.channel.fileno())
+        guest.channel.close()
+        if status == 0 and guest.why is not None:
+            level, why = guest.why
+            log.log(level, "%s", f"{why}; {guest.summary}" if guest.summary else why)
+        else:
+            log.error("the server %d of a guest %s; other guests go on", guest.pid, ending(status))
+        if CHECKED and status in (EXIT_BUG, -signal.SIGABRT):
+            self.status = EXIT_BUG
+        if self._paused_until is not None:
+            self._resume()  # what it had can be had again
+        else:
+            self._start_servers()
 
 
-def ignore(_number: int, _frame: FrameType | None) -> None:
-    """The wakeup descriptor has told the control loop already."""
+def heard(sock: socket.socket) -> bool | None:
+    """Whether a server would not have to wait for the first message; None when nobody will send one."""
+    try:
+        head = sock.recv(HEADER.size, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    if not head:
+        return None
+    # What can't be whole is for the server to refuse: also where the front end has left in the middle.
+    poll = select.poll()
+    poll.register(sock, select.POLLRDHUP)
+    if poll.poll(0):
+        return True
+    size = int.from_bytes(ioctl(sock, FIONREAD, bytes(4)), "little")
+    if len(head) < HEADER.size:
+        return size >= HEADER.size
+    payload: int = HEADER.unpack(head)[2]
+    return payload > PAYLOAD_MAX or size >= HEADER.size + payload
+
+
+def ending(status: int) -> str:
+    """How a process ended, by its exit status, or minus the signal's number."""
+    if status >= 0:
+        return f"has ended with status {status}"
+    try:
+        return f"was ended by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"was ended by signal {-status}"

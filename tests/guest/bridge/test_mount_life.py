@@ -51,7 +51,7 @@ def server(shared: Path) -> Iterator[Server]:
     if daemon.crashed:
         daemon.kill()
     else:
-        os.kill(daemon.pid, signal.SIGCONT)
+        daemon.signal_all(signal.SIGCONT)
         daemon.stop()
 
 
@@ -105,20 +105,20 @@ def calling(server: Server, root: Path, count: int = CALLERS) -> Iterator[Caller
         yield callers
     finally:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(server.pid, signal.SIGCONT)
+            server.signal_all(signal.SIGCONT)
         callers.process.kill()
         callers.process.communicate()
 
 
 def stop(server: Server) -> None:
     """SIGSTOP, and wait until no thread runs any more."""
-    os.kill(server.pid, signal.SIGSTOP)
-    tasks = Path(f"/proc/{server.pid}/task")
+    server.signal_all(signal.SIGSTOP)
+    tasks = [task for pid in server.processes() for task in Path(f"/proc/{pid}/task").iterdir()]
 
     def state(task: Path) -> str:
         return (task / "stat").read_text().rpartition(")")[2].split()[0]
 
-    assert eventually(lambda: all(state(task) == "T" for task in tasks.iterdir()))
+    assert eventually(lambda: all(state(task) == "T" for task in tasks))
 
 
 def files_for_callers(shared: Path, count: int = CALLERS) -> None:
@@ -303,7 +303,7 @@ def test_interrupts_are_not_sent_on(server: Server, place: Path) -> None:
             callers.process.kill()
             assert eventually(lambda: mount.counters()["interrupts"] > 0)
             assert callers.process.poll() is None
-            os.kill(server.pid, signal.SIGCONT)
+            server.signal_all(signal.SIGCONT)
             callers.process.wait(5)
         assert os.listdir(place)
         opcodes = mount.device.transport.counters()["opcodes"]

@@ -16,7 +16,7 @@ import threading
 from pathlib import Path
 from typing import Self
 
-from guests import QEMU_VIRTIOFSD, qemu_virtiofsd_command, vfsd_command
+from guests import QEMU_VIRTIOFSD, eventually, qemu_virtiofsd_command, vfsd_command
 
 RUST_VIRTIOFSD = "/usr/libexec/virtiofsd"
 RUST = os.environ.get("VFSD_PEER_RUST", "")
@@ -67,6 +67,7 @@ class Peer:
         self.process = subprocess.Popen(
             command(kind, self.socket, shared, cache, options), stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace",
+            start_new_session=True,
         )  # fmt: skip
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -89,16 +90,28 @@ class Peer:
         self._ready.set()
 
     def descriptors(self) -> int:
-        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+        """Of all its processes."""
+        return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in self.processes())
+
+    def processes(self) -> list[int]:
+        """It, and the servers it has forked."""
+        pid = self.process.pid
+        return [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
 
     def stop(self) -> None:
         """Hold it, so that it answers nothing."""
-        self.process.send_signal(signal.SIGSTOP)
+        os.killpg(self.process.pid, signal.SIGSTOP)
         # Its threads go on for a moment.
         os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WNOWAIT)
+        tasks = [task for pid in self.processes() for task in Path(f"/proc/{pid}/task").iterdir()]
+
+        def stopped() -> bool:
+            return all((task / "stat").read_text().rpartition(")")[2].split()[0] == "T" for task in tasks)
+
+        assert eventually(stopped)
 
     def go_on(self) -> None:
-        self.process.send_signal(signal.SIGCONT)
+        os.killpg(self.process.pid, signal.SIGCONT)
 
     def kill(self) -> None:
         self.process.kill()
@@ -106,7 +119,7 @@ class Peer:
 
     def end(self) -> None:
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGCONT)
+            os.killpg(self.process.pid, signal.SIGCONT)
             self.process.terminate()
             try:
                 self.process.wait(20)

@@ -1,0 +1,38 @@
+"""System calls of a forked server that Python 3.11 has not."""
+
+from libc.errno cimport errno
+
+import os
+
+__all__ = ("CHECKED", "die_with_parent", "set_name")
+
+cdef extern from "<sys/prctl.h>" nogil:
+    int prctl(int option, ...)
+    int PR_SET_NAME
+    int PR_SET_PDEATHSIG
+
+cdef extern from "<signal.h>":
+    int SIGKILL
+
+cdef extern from * nogil:
+    """
+    #ifdef NDEBUG
+    #define VFSD_CHECKED 0
+    #else
+    #define VFSD_CHECKED 1
+    #endif
+    """
+    const int VFSD_CHECKED
+
+CHECKED = bool(VFSD_CHECKED)
+
+
+def die_with_parent(int parent):
+    if prctl(PR_SET_PDEATHSIG, <unsigned long>SIGKILL, 0ul, 0ul, 0ul) < 0:
+        raise OSError(errno, os.strerror(errno))
+    return os.getppid() == parent
+
+
+def set_name(bytes name not None):
+    cdef const char *text = name
+    prctl(PR_SET_NAME, <unsigned long>text, 0ul, 0ul, 0ul)

@@ -1,0 +1,122 @@
+"""One guest: its front end's messages, its queues, the file system it sees."""
+
+import logging
+import socket
+from collections import Counter
+from mmap import PAGESIZE
+
+from vfsd.daemon.share import Share
+from vfsd.fuse.abi import CONFIG, DAX_SHMID, Init
+from vfsd.fuse.dispatch import Dispatch
+from vfsd.fuse.init import Offer, Session
+from vfsd.hostfs.fs import HostFs
+from vfsd.queue._pool import Pool
+from vfsd.queue._queue import Queue
+from vfsd.vhost.backend import Backend
+from vfsd.vhost.shmem import SharedMemory
+
+log = logging.getLogger("vfsd.daemon")
+
+PAGE_SHIFT = PAGESIZE.bit_length() - 1
+OFFLOAD_THREADS_MAX = 64  # they come only as requests block
+
+INIT_FLAGS = (
+    Init.ASYNC_READ
+    | Init.BIG_WRITES
+    | Init.AUTO_INVAL_DATA
+    | Init.ASYNC_DIO
+    | Init.PARALLEL_DIROPS
+    | Init.HAS_IOCTL_DIR
+    | Init.MAX_PAGES
+    | Init.INIT_EXT
+)
+
+
+class Connection:
+    """One front end: the vhost-user device it drives and the file system behind it.
+
+    OSError, MemoryError, RuntimeError: a descriptor, memory or a thread can't be had.
+    """
+
+    def __init__(self, share: Share, sock: socket.socket) -> None:
+        settings = share.settings
+        self.queues_max = 1 + settings.num_request_queues
+        self.inband = settings.inband
+        self.config = (
+            None if settings.tag is None else CONFIG.pack(settings.tag, settings.num_request_queues)
+        )
+        self._queues: dict[int, Queue] = {}
+        self._told: Counter[str] = Counter()  # requests of sessions that have ended
+        self.shmem: SharedMemory | None = None
+        if settings.dax_window:
+            self.shmem = SharedMemory(DAX_SHMID, settings.dax_window)
+        self._fs = HostFs(share.root_fd, settings.policy, share.locks, self.shmem)
+        self._fs.set_budget(settings.fd_budget)
+        self._dispatch = Dispatch(self._fs)
+        self._pool = Pool("offload", OFFLOAD_THREADS_MAX)
+        self._poll_us = settings.poll_us
+        self._fs.install(self._dispatch)
+        self._session = Session(self._dispatch, self._offer, self._fs.agree, self._end_session)
+        self.backend = Backend(sock, self)
+
+    def make_queue(self, index: int) -> Queue:
+        hiprio = index == 0
+        name = "hiprio" if hiprio else f"requests.{index - 1}"
+        # Nobody waits for a forget: hiprio need not poll, and gathers them.
+        poll_us = 0 if hiprio else self._poll_us
+        self._queues[index] = Queue(index, name, self._dispatch, self._pool, poll_us, hiprio)
+        return self._queues[index]
+
+    def reset(self) -> None:
+        self._session.end()
+
+    def close(self) -> None:
+        """Drop the guest's state: stop its queues, close its handles, forget its inodes."""
+        self.backend.close()
+        self._pool.close()
+        self._session.end()
+        self._dispatch.close()
+        self._fs.tables.close()
+
+    def summary(self) -> str:
+        """One line: requests and errors so far, and what went wrong with rings."""
+        requests = errors = 0
+        troubles: Counter[str] = Counter()
+        for queue in self._queues.values():
+            counters = queue.counters()
+            ring = counters.pop("ring")
+            troubles.update({k: n for k, n in ring.items() if n and k not in ("kicks", "calls")})
+            requests += sum(op["requests"] for op in counters.values())
+            errors += sum(op["errors"] for op in counters.values())
+        text = f"{requests} requests, {errors} answered with an error"
+        left_out = self._fs.tables.counts()["names_left_out"]
+        if left_out:
+            text += f", {left_out} times a name too long for a guest was left out of a listing"
+        return ", ".join([text, *(f"{what}: {n}" for what, n in troubles.items())])
+
+    def _end_session(self) -> None:
+        """A session ends: nothing of what the guest held is valid any more."""
+        requests: Counter[str] = Counter()
+        for queue in self._queues.values():
+            requests.update({op: n["requests"] for op, n in queue.counters().items() if op != "ring"})
+        counts = [f"{op} {n}" for op, n in sorted((requests - self._told).items())]
+        if counts:
+            log.debug("the session had %s", ", ".join(counts))
+        self._told = requests
+        held = self._fs.tables.counts()
+        self._fs.clear()
+        if counts:
+            log.debug("the session held %s, which leaves %s", tell(held), tell(self._fs.tables.counts()))
+
+    def _offer(self) -> Offer:
+        policy = self._fs.policy
+        flags = INIT_FLAGS | policy.init_flags()
+        sizes = [queue.num for index, queue in self._queues.items() if index > 0 and queue.started]
+        if self.shmem is not None and self.shmem.connected:
+            flags |= Init.MAP_ALIGNMENT
+        queue_size = min(sizes, default=0)
+        return Offer(flags, queue_size, policy.identity.required(), PAGE_SHIFT, policy.settle)
+
+
+def tell(counts: dict[str, int]) -> str:
+    return ", ".join(f"{counts[what]} {what}" for what in ("inodes", "handles", "anchors"))

@@ -1,0 +1,155 @@
+"""The log of the supervisor and its servers: lines on stderr, at a bounded rate, never waited for.
+
+Standard error may be a pipe that nobody reads. It is shared with whoever started the daemon, so its
+flags stay as they are.
+"""
+
+import logging
+import os
+import select
+import socket
+import stat
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+LINE_MAX: Final = 1 << 16  # bytes; a traceback is one line
+FORMAT: Final = "%(levelname)s %(name)s: %(message)s"
+SERVER_FORMAT: Final = "%(levelname)s %(name)s[%(process)d]: %(message)s"
+
+Write = Callable[[bytes], int]  # as os.write; BlockingIOError rather than wait
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Lines: so many at once, and so many a second."""
+
+    burst: int
+    per_s: float
+
+
+# Of what front ends and guests can cause. debug: chosen by an operator who looks for something.
+SUPERVISOR_RATE: Final = Rate(4000, 100)
+SERVER_RATE: Final = Rate(400, 20)
+DEBUG_RATE: Final = Rate(100_000, 5000)
+
+
+class Handler(logging.Handler):
+    """Writes to a descriptor. What finds it full, or comes too fast, is left out and counted.
+
+    Critical lines, which are our own bugs, come at any rate.
+    """
+
+    def __init__(self, fd: int, rate: Rate) -> None:
+        super().__init__()
+        self._write = without_waiting(fd)
+        self.begin(rate)
+
+    def begin(self, rate: Rate) -> None:
+        """With that rate, and nothing left from before."""
+        self._rate = rate
+        self._rest = b""  # of a line that went out in part
+        self._tokens = float(rate.burst)
+        self._counted_at = time.monotonic()
+        self._left_out = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Under the handler's lock."""
+        if not self._take_token() and record.levelno < logging.CRITICAL:
+            self._left_out += 1
+            return
+        line = self.format(record).encode(errors="backslashreplace")[: LINE_MAX - 1] + b"\n"
+        if self._left_out:
+            line = b"WARNING vfsd: %d lines left out\n" % self._left_out + line
+        try:
+            self._flush_rest()
+            self._rest = line[self._write(line) :]
+        except OSError:  # full, or its reader has gone
+            self._left_out += 1
+        else:
+            self._left_out = 0
+
+    def _flush_rest(self) -> None:
+        while self._rest:
+            self._rest = self._rest[self._write(self._rest) :]
+
+    def _take_token(self) -> bool:
+        now = time.monotonic()
+        refilled = self._tokens + (now - self._counted_at) * self._rate.per_s
+        self._tokens = min(self._rate.burst, refilled)
+        self._counted_at = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+
+def without_waiting(fd: int) -> Write:
+    """Write to what fd is open on, whatever its flags are or become."""
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISSOCK(mode):
+        sock = socket.socket(fileno=os.dup(fd))
+        return lambda data: sock.send(data, socket.MSG_DONTWAIT)
+    if not stat.S_ISFIFO(mode) and not stat.S_ISCHR(mode):
+        return lambda data: os.write(fd, data)
+    try:
+        own = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:  # another user's
+        return spliced(fd) if stat.S_ISFIFO(mode) else polled(fd)
+    return lambda data: os.write(own, data)
+
+
+def spliced(fd: int) -> Write:
+    """Write to a pipe that can't be opened anew: by a pipe of our own, as splice(2) need not wait."""
+    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def write(data: bytes) -> int:
+        size = os.write(writer, data[: select.PIPE_BUF])
+        try:
+            return os.splice(reader, fd, size, flags=os.SPLICE_F_NONBLOCK)
+        finally:
+            discard(reader)
+
+    return write
+
+
+def discard(reader: int) -> None:
+    """What is left in a pipe."""
+    try:
+        while os.read(reader, select.PIPE_BUF):
+            pass
+    except BlockingIOError:
+        pass
+
+
+def polled(fd: int) -> Write:
+    """Write to a terminal that can't be opened anew."""
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+
+    def write(data: bytes) -> int:
+        if not poll.poll(0):
+            raise BlockingIOError
+        return os.write(fd, data[: select.PIPE_BUF])
+
+    return write
+
+
+def start(level: str) -> None:
+    """Log to stderr, as the supervisor."""
+    handler = Handler(sys.stderr.fileno(), DEBUG_RATE if level == "debug" else SUPERVISOR_RATE)
+    handler.setFormatter(logging.Formatter(FORMAT))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+
+
+def become_server() -> None:
+    """After fork(2): a rate of its own, and lines that say which server they are from."""
+    (handler,) = logging.getLogger().handlers
+    assert isinstance(handler, Handler)
+    handler.setFormatter(logging.Formatter(SERVER_FORMAT))
+    debug = logging.getLogger().isEnabledFor(logging.DEBUG)
+    handler.begin(DEBUG_RATE if debug else SERVER_RATE)

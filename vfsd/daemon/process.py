@@ -1,0 +1,120 @@
+"""What a command that stays in the foreground has to do as a process: limits, signals, readiness."""
+
+import fcntl
+import logging
+import os
+import resource
+import signal
+import socket
+from pathlib import Path
+from types import FrameType
+from typing import Self
+
+from vfsd.errors import ConfigError
+
+log = logging.getLogger("vfsd")
+
+# Of a process's descriptors, those for its guest's inodes and open files; queues and memory need the rest.
+GUEST_SHARE = 0.75
+GUEST_SHARE_MAX = 0.9
+# 8 bytes each of the kernel's memory.
+TABLE_MAX = 1 << 16
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def raise_descriptor_limit() -> None:
+    """As many descriptors as the operator's hard limit allows."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def guest_descriptors(wanted: int | None) -> int:
+    """Of a server's descriptors, those for its guest's inodes and open files. ConfigError."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if wanted is None:
+        return int(limit * GUEST_SHARE)
+    if wanted > limit * GUEST_SHARE_MAX:
+        raise ConfigError(
+            "--fd-budget", f"{wanted} of {limit} descriptors leave too few for the rest; raise the limit"
+            f" (ulimit -n) or use at most {int(limit * GUEST_SHARE_MAX)}",
+        )  # fmt: skip
+    return wanted
+
+
+def grow_descriptor_table(budget: int) -> None:
+    """Have the table of descriptors as large as it will be, while there is but one thread.
+
+    With more of them each doubling is a synchronize_rcu() in the middle of an open(2): 5 to 30 ms
+    (expand_fdtable of fs/file.c), six of them in the first walk through 3,000 files.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with open(os.devnull) as some:
+        os.close(fcntl.fcntl(some, fcntl.F_DUPFD_CLOEXEC, min(budget, TABLE_MAX, limit) - 1))
+
+
+def drop_process_wide() -> None:
+    """What would show through in files made for guests: the umask and root's supplementary groups."""
+    os.umask(0)
+    # A user namespace with one group, made without privilege, keeps what its maker had.
+    if os.geteuid() == 0 and Path("/proc/self/setgroups").read_text().strip() == "allow":
+        os.setgroups([])
+
+
+def notify_ready() -> None:
+    """Tell systemd, if it asked (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        try:
+            notify.connect(address)
+            notify.sendall(b"READY=1")
+        except OSError as problem:
+            log.warning("NOTIFY_SOCKET %s: %s", address, problem.strerror)
+
+
+class Signals:
+    """Tells of the stop signals that have come; fileno() can be read when there is something to take().
+
+    others: further signals to wake up for. A context manager: handlers are as before at its end.
+    """
+
+    def __init__(self, *others: signal.Signals) -> None:
+        self.stops = 0
+        self._stop = False
+        self._reader, self._wakeup = socket.socketpair()
+        self._reader.setblocking(False)
+        self._wakeup.setblocking(False)
+        numbers = (*STOP_SIGNALS, *others)
+        self._previous = {number: signal.signal(number, self._handle) for number in numbers}
+        signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
+
+    def fileno(self) -> int:
+        return self._reader.fileno()
+
+    def take(self) -> None:
+        """Count what has come; another thread may have taken a signal whose handler has not run yet."""
+        try:
+            while numbers := self._reader.recv(4096):
+                self.stops += sum(number in STOP_SIGNALS for number in numbers)
+        except BlockingIOError:
+            self.stops = max(self.stops, int(self._stop))
+
+    def close(self) -> None:
+        signal.set_wakeup_fd(-1)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._reader.close()
+        self._wakeup.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        """The wakeup descriptor tells what has come, unless other signals have filled it."""
+        self._stop |= number in STOP_SIGNALS

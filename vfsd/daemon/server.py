@@ -1,0 +1,114 @@
+"""The process that serves one guest, from its fork to its end."""
+
+import logging
+import os
+import select
+import signal
+import socket
+from collections.abc import Callable
+from errno import EMFILE, ENFILE, ENOMEM
+from typing import NoReturn
+
+from vfsd.daemon import logs
+from vfsd.daemon._prctl import die_with_parent, set_name
+from vfsd.daemon.channel import Channel, Kind
+from vfsd.daemon.connection import Connection
+from vfsd.daemon.process import STOP_SIGNALS, Signals
+from vfsd.daemon.share import Share
+from vfsd.errors import EXIT_BUG, ProtocolError
+
+log = logging.getLogger("vfsd.daemon")
+
+LEFT = "the front end has left"
+SHORTAGES = (EMFILE, ENFILE, ENOMEM)
+NO_THREAD = "can't start new thread"  # of a RuntimeError of CPython's
+
+
+class CannotServe(Exception):
+    """Memory, a thread or a descriptor can't be had."""
+
+
+def main(
+    share: Share, sock: socket.socket, channel: Channel, parent: int, close_inherited: Callable[[], None]
+) -> NoReturn:
+    """Serve the front end of that socket in this process, which was forked for it, and end.
+
+    The stop signals are blocked. parent: the supervisor's process id. close_inherited: closes what is
+    the supervisor's.
+    """
+    status = EXIT_BUG
+    try:
+        close_inherited()
+        if die_with_parent(parent):
+            set_name(b"vfsd-server")
+            logs.become_server()
+            run(share, sock, channel)
+        status = 0
+    except BaseException:
+        log.critical("the server of a guest ends", exc_info=True)
+    finally:
+        os._exit(status)
+
+
+def run(share: Share, sock: socket.socket, channel: Channel) -> None:
+    """Opens nothing by path but what the guest asks for, beneath the share."""
+    with Signals() as caught:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        connection: Connection | None = None
+        kind = Kind.ENDING
+        try:
+            connection = connect(share, sock)
+            why = serve(connection, caught, channel)
+        except (ProtocolError, OSError) as problem:
+            kind, why = Kind.FAULT, f"the front end broke the protocol: {problem}"
+        except CannotServe as problem:
+            kind, why = Kind.FAULT, f"a front end can't be served: {problem}"
+        channel.tell(kind, why)
+        if connection is not None:
+            connection.close()
+            channel.tell(Kind.ENDED, connection.summary())
+
+
+def connect(share: Share, sock: socket.socket) -> Connection:
+    try:
+        return Connection(share, sock)
+    except (OSError, MemoryError, RuntimeError) as problem:
+        raise CannotServe(lacking(problem)) from problem
+
+
+def serve(connection: Connection, caught: Signals, channel: Channel) -> str:
+    """Until the connection ends: why. ProtocolError, OSError: the front end's fault."""
+    poll = select.poll()
+    for source in (connection.backend, caught, channel):
+        poll.register(source, select.POLLIN)
+    served = False
+    while True:
+        ready = {fd for fd, _ in poll.poll()}
+        if caught.fileno() in ready:
+            caught.take()
+            if caught.stops:
+                return "the daemon stops"
+        if channel.fileno() in ready:
+            return "the supervisor has ended"
+        if connection.backend.fileno() in ready:
+            try:
+                if not connection.backend.on_readable():
+                    return LEFT
+            except (MemoryError, RuntimeError) as problem:
+                raise CannotServe(lacking(problem)) from problem
+            except OSError as problem:
+                if problem.errno in SHORTAGES:
+                    raise CannotServe(lacking(problem)) from problem
+                raise
+            if not served:
+                channel.tell(Kind.SERVED)
+                served = True
+
+
+def lacking(problem: OSError | MemoryError | RuntimeError) -> str:
+    """What can't be had. Raises what is no lack of anything."""
+    if isinstance(problem, OSError):
+        return problem.strerror or str(problem)
+    if isinstance(problem, RuntimeError) and str(problem) != NO_THREAD:
+        raise problem
+    return str(problem) or "out of memory"
