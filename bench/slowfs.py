@@ -17,7 +17,7 @@ import sys
 import threading
 from typing import NoReturn
 
-from vfsd.daemon.supervisor import policy_of
+from vfsd.daemon.share import policy_of
 from vfsd.fuse.abi import Init
 from vfsd.fuse.dispatch import Dispatch
 from vfsd.fuse.init import Offer, Session
