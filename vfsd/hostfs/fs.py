@@ -33,9 +33,9 @@ class Policy:
 
     noflush: no FLUSH where closing a file reports nothing. parallel_writes: which open files the
     guest may write to past its cache from several threads at once. writeback: the guest keeps
-    what is written. direct_io: its O_DIRECT is the host's too. mmap: shared mappings also of files
-    that it does not cache. readonly: it changes nothing. zero_open: it opens and closes files without
-    asking. dax: None without a window. submounts: announced to a guest that knows them. file_handles:
+    what is written. direct_io, noatime: its O_DIRECT and O_NOATIME are the host's too. mmap: shared
+    mappings also of files that it does not cache. readonly: it changes nothing. zero_open: it opens and
+    closes files without asking. dax: None without a window. submounts: announced to a guest that knows them. file_handles:
     evicted inodes come back by them where they work.
     """
 
@@ -45,6 +45,7 @@ class Policy:
     parallel_writes: DirectWrites
     writeback: bool
     direct_io: bool
+    noatime: bool
     mmap: bool
     readonly: bool
     zero_open: bool
@@ -118,7 +119,7 @@ class HostFs:
         self.tables.set_timeouts(cache.entry_s, cache.attr_s, cache.negative_s)
         open_flags = cache.open_flags | policy.parallel_flags(False)
         self.tables.set_policy(open_flags, cache.opendir_flags, policy.xattr)
-        self.tables.set_opening(policy.parallel_flags(True), policy.direct_io)
+        self.tables.set_opening(policy.parallel_flags(True), policy.direct_io, policy.noatime)
         policy.identity.compile(self.tables)
         self.mappings: Mappings | None = None
         if window is not None:

@@ -114,6 +114,7 @@ cdef extern from "<fcntl.h>" nogil:
     int O_CLOEXEC
     int O_CREAT
     int O_DIRECT
+    int O_NOATIME
     int O_DIRECTORY
     int O_DSYNC
     int O_EXCL

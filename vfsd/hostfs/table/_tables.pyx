@@ -183,12 +183,14 @@ cdef class Tables:
         self.t.opendir_flags = opendir_flags
         self.t.xattr = xattr
 
-    def set_opening(self, uint32_t direct_flags, bint direct_io):
-        """More FOPEN_* of a file opened with O_DIRECT; whether that reaches the host."""
-        # O_APPEND is applied to each write; O_NOATIME would demand the owner's rights.
+    def set_opening(self, uint32_t direct_flags, bint direct_io, bint noatime):
+        """More FOPEN_* of a file opened with O_DIRECT; whether that and O_NOATIME reach the host."""
+        # O_APPEND is applied to each write.
         cdef int direct = h.O_DIRECT if direct_io else 0
         self.t.direct_flags = direct_flags
         self.t.pass_flags = h.O_ACCMODE | h.O_TRUNC | h.O_SYNC | h.O_DSYNC | direct
+        if noatime:
+            self.t.pass_flags |= h.O_NOATIME
         self.t.read_waits = direct
         self.t.write_waits = h.O_SYNC | h.O_DSYNC | direct
 
