@@ -16,5 +16,12 @@ class ConfigError(Exception):
         self.option = option
 
 
+class HostError(ConfigError):
+    """What the operator asked for is well written, but this host lacks or refuses it.
+
+    virtiofsd has a status of its own for it, 1.
+    """
+
+
 class ProtocolError(Exception):
     """The front end broke the vhost-user protocol: its connection ends, the daemon lives."""

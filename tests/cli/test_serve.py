@@ -13,7 +13,6 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 from guests import StartDaemon
@@ -21,8 +20,8 @@ from guests.daemon import eventually
 
 from vfsd.errors import ConfigError
 from vfsd.options.checks import check_seconds
+from vfsd.options.o_list import Given, read_o
 from vfsd.options.resolve import check_options
-from vfsd.options.table import SERVE_OPTIONS
 
 SERVE = [sys.executable, "-m", "vfsd", "serve"]
 NOBODY = 65534
@@ -131,12 +130,12 @@ def test_a_bad_word_of_o_is_named(share: Path, place: Path, words: str, says: st
 
 
 def test_o_gives_what_its_options_give_and_the_last_word_holds() -> None:
-    plain: dict[str, Any] = {option.key: None for option in SERVE_OPTIONS} | {"socket": "/tmp/v.sock"}
-    read = check_options(plain, ["source=/tmp,cache=none", "xattr,no_xattr,xattr,loglevel=warn"])
+    plain = {"socket": Given("--socket", "/tmp/v.sock")}
+    by_o = read_o(["source=/tmp,cache=none", "xattr,no_xattr,xattr,loglevel=warn"]).given
     by_name = {"shared_dir": "/tmp", "cache": "never", "xattr": True, "log_level": "warning"}
-    assert read == check_options(plain | by_name)
-    assert not check_options(plain, ["source=/tmp,xattr", "no_xattr"]).xattr
-    assert check_options(plain | {"cache": "always"}, ["source=/tmp,cache=none"]).cache == "always"
+    named = {key: Given(key, value) for key, value in by_name.items()}
+    assert check_options(plain | by_o) == check_options(plain | named)
+    assert not check_options(plain | read_o(["source=/tmp,xattr", "no_xattr"]).given).xattr
 
 
 @pytest.mark.parametrize("text", ["", "-1", "1s", "nan", "1000000001", ".", "\u0661"])

@@ -5,8 +5,7 @@ from typing import Any
 import click
 
 from vfsd.daemon import logs, supervisor
-from vfsd.daemon.process import raise_descriptor_limit
-from vfsd.options.o_list import o_spellings
+from vfsd.options.o_list import Given, o_spellings, read_o
 from vfsd.options.resolve import check_options
 from vfsd.options.table import SERVE_OPTIONS
 
@@ -49,7 +48,13 @@ def serve(o_lists: tuple[str, ...], **given: Any) -> int:
     Stays in the foreground, logs to stderr, says READY when it listens, and listens again when a
     guest has gone. SIGTERM and SIGINT end it.
     """
-    options = check_options(given, o_lists)
-    logs.start(options.log_level)
-    raise_descriptor_limit()
+    by_name = {
+        option.key: Given(option.name, given[option.key])
+        for option in SERVE_OPTIONS
+        if given[option.key] not in (None, ())
+    }
+    o_list = read_o(o_lists)
+    options = check_options({**o_list.given, **by_name})
+    logs.start(options.log_level, "vfsd" if options.syslog else None)
+    logs.note(o_list.notes)
     return supervisor.serve(options)

@@ -18,7 +18,6 @@ from vfsd.vhost.shmem import SharedMemory
 log = logging.getLogger("vfsd.daemon")
 
 PAGE_SHIFT = PAGESIZE.bit_length() - 1
-OFFLOAD_THREADS_MAX = 64  # they come only as requests block
 
 INIT_FLAGS = (
     Init.ASYNC_READ
@@ -53,7 +52,7 @@ class Connection:
         self._fs = HostFs(share.root_fd, settings.policy, share.locks, self.shmem)
         self._fs.set_budget(settings.fd_budget)
         self._dispatch = Dispatch(self._fs)
-        self._pool = Pool("offload", OFFLOAD_THREADS_MAX)
+        self._pool = Pool("offload", settings.offload_threads)
         self._poll_us = settings.poll_us
         self._fs.install(self._dispatch)
         self._session = Session(self._dispatch, self._offer, self._fs.agree, self._end_session)

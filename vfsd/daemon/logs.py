@@ -11,13 +11,19 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 LINE_MAX: Final = 1 << 16  # bytes; a traceback is one line
 FORMAT: Final = "%(levelname)s %(name)s: %(message)s"
 SERVER_FORMAT: Final = "%(levelname)s %(name)s[%(process)d]: %(message)s"
+
+DEV_LOG: Final = "/dev/log"
+FACILITY_USER: Final = 1 << 3
+PRIORITIES: Final = {
+    logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2,
+}  # fmt: skip
 
 Write = Callable[[bytes], int]  # as os.write; BlockingIOError rather than wait
 
@@ -42,9 +48,9 @@ class Handler(logging.Handler):
     Critical lines, which are our own bugs, come at any rate.
     """
 
-    def __init__(self, fd: int, rate: Rate) -> None:
+    def __init__(self, write: Write, rate: Rate) -> None:
         super().__init__()
-        self._write = without_waiting(fd)
+        self._write = write
         self.begin(rate)
 
     def begin(self, rate: Rate) -> None:
@@ -60,9 +66,12 @@ class Handler(logging.Handler):
         if not self._take_token() and record.levelno < logging.CRITICAL:
             self._left_out += 1
             return
-        line = self.format(record).encode(errors="backslashreplace")[: LINE_MAX - 1] + b"\n"
+        line = self.line(record)
         if self._left_out:
-            line = b"WARNING vfsd: %d lines left out\n" % self._left_out + line
+            told = logging.LogRecord(
+                "vfsd", logging.WARNING, "", 0, "%d lines left out", (self._left_out,), None
+            )
+            line = self.line(told) + line
         try:
             self._flush_rest()
             self._rest = line[self._write(line) :]
@@ -70,6 +79,9 @@ class Handler(logging.Handler):
             self._left_out += 1
         else:
             self._left_out = 0
+
+    def line(self, record: logging.LogRecord) -> bytes:
+        return self.format(record).encode(errors="backslashreplace")[: LINE_MAX - 1] + b"\n"
 
     def _flush_rest(self) -> None:
         while self._rest:
@@ -84,6 +96,33 @@ class Handler(logging.Handler):
             return False
         self._tokens -= 1
         return True
+
+
+class SyslogHandler(Handler):
+    """Sends to the local syslog(3), as user messages of that program; without one it says nothing."""
+
+    def __init__(self, program: str, rate: Rate) -> None:
+        super().__init__(to_syslog(), rate)
+        self._program = program
+
+    def line(self, record: logging.LogRecord) -> bytes:
+        head = f"<{FACILITY_USER | PRIORITIES.get(record.levelno, 6)}>{self._program}[{os.getpid()}]: "
+        return head.encode() + super().line(record)
+
+
+def to_syslog() -> Write:
+    """Connected now, as the path is out of reach in a sandbox."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    sock.connect_ex(DEV_LOG)
+
+    def write(line: bytes) -> int:
+        try:
+            return sock.send(line, socket.MSG_DONTWAIT)
+        except (ConnectionError, FileNotFoundError):
+            sock.connect_ex(DEV_LOG)  # one that was started anew
+            raise
+
+    return write
 
 
 def without_waiting(fd: int) -> Write:
@@ -137,13 +176,22 @@ def polled(fd: int) -> Write:
     return write
 
 
-def start(level: str) -> None:
-    """Log to stderr, as the supervisor."""
-    handler = Handler(sys.stderr.fileno(), DEBUG_RATE if level == "debug" else SUPERVISOR_RATE)
+def start(level: str, syslog: str | None = None) -> None:
+    """Log to stderr, or to syslog as that program; as the supervisor. level: one of LOG_LEVELS."""
+    rate = DEBUG_RATE if level == "debug" else SUPERVISOR_RATE
+    handler = Handler(without_waiting(sys.stderr.fileno()), rate)
+    if syslog is not None:
+        handler = SyslogHandler(syslog, rate)
     handler.setFormatter(logging.Formatter(FORMAT))
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level.upper())
+    root.setLevel(logging.CRITICAL + 1 if level == "off" else level.upper())
+
+
+def note(lines: Sequence[str]) -> None:
+    """What the operator should know of options."""
+    for line in lines:
+        logging.getLogger("vfsd").warning("%s", line)
 
 
 def become_server() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Self
 
-from vfsd.errors import ConfigError
+from vfsd.errors import ConfigError, HostError
 
 log = logging.getLogger("vfsd")
 
@@ -19,13 +19,36 @@ GUEST_SHARE = 0.75
 GUEST_SHARE_MAX = 0.9
 # 8 bytes each of the kernel's memory.
 TABLE_MAX = 1 << 16
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+NOFILE_USUAL = 1_000_000  # virtiofsd's
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def raise_descriptor_limit() -> None:
     """As many descriptors as the operator's hard limit allows."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def set_descriptor_limit(wanted: int | None) -> None:
+    """--rlimit-nofile; unless given, virtiofsd's limit, or the hard one where no more is allowed.
+
+    HostError: what was asked for is not allowed.
+    """
+    if wanted == 0:
+        return
+    nr_open = int(Path("/proc/sys/fs/nr_open").read_text())
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft = min(NOFILE_USUAL, nr_open) if wanted is None else wanted
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, max(soft, hard) if wanted is None else soft))
+    except (OSError, ValueError) as problem:
+        if wanted is None:
+            raise_descriptor_limit()
+            return
+        raise HostError(
+            "--rlimit-nofile", f"{wanted} is more than is allowed ({hard}, or {nr_open} as root); ask for"
+            " less, or raise the hard limit",
+        ) from problem  # fmt: skip
 
 
 def guest_descriptors(wanted: int | None) -> int:

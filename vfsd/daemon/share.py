@@ -18,6 +18,8 @@ from vfsd.hostfs.ops.mappings import DAX_POLICIES
 from vfsd.hostfs.table._tables import file_handles_work
 from vfsd.options.table import ServeOptions
 
+OFFLOAD_THREADS = 64  # unless the operator says; they come only as requests block
+
 
 @dataclass(frozen=True)
 class ShareSettings:
@@ -27,6 +29,7 @@ class ShareSettings:
     dax_window: bytes, 0 for none.
     fd_budget: descriptors that a guest's inodes and open files together may have.
     poll_us: the longest a request queue polls before it sleeps.
+    offload_threads: how many of a guest's requests may wait at once, each on a thread.
     """
 
     path: str
@@ -36,6 +39,7 @@ class ShareSettings:
     inband: bool
     fd_budget: int
     poll_us: int
+    offload_threads: int
     dax_window: int = 0
 
 
@@ -84,6 +88,7 @@ def open_share(options: ServeOptions) -> Share:
         inband=options.inband_notifications,
         fd_budget=guest_descriptors(options.fd_budget),
         poll_us=options.poll_us,
+        offload_threads=options.thread_pool_size or OFFLOAD_THREADS,
         dax_window=options.dax_window or 0,
     )
     try:
@@ -121,6 +126,7 @@ def policy_of(options: ServeOptions) -> Policy:
         parallel_writes=options.parallel_direct_writes,
         writeback=options.writeback,
         direct_io=options.allow_direct_io,
+        noatime=options.preserve_noatime,
         mmap=options.allow_mmap,
         readonly=options.readonly,
         zero_open=options.zero_message_open,

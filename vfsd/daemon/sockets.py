@@ -1,4 +1,4 @@
-"""Listening sockets."""
+"""The sockets that front ends come by: made at a path, or handed over by who started the daemon."""
 
 import errno
 import logging
@@ -7,24 +7,32 @@ import socket
 import stat
 from contextlib import suppress
 
-from vfsd.errors import ConfigError
+from vfsd.errors import HostError
+from vfsd.options.checks import SOCKET_PATH_BYTES
+from vfsd.options.table import ServeOptions
 
 log = logging.getLogger("vfsd")
 
 BACKLOG = 128
+OWNER_ONLY, GROUP_TOO = 0o077, 0o007  # umask
 
 
 class Listener:
-    """A listening socket whose file, if it made one, goes with it.
+    """A listening socket whose file, if it made one, goes with it; or a connected one.
 
-    sock: listens already. path: None where the file is not this daemon's to remove.
+    path: None where the file is not this daemon's to remove.
     """
 
     def __init__(self, sock: socket.socket, path: str | None = None) -> None:
         sock.setblocking(False)
+        self.connected = not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
         self.sock = sock
         self._path = path
         self._inode = None if path is None else os.lstat(path).st_ino
+
+    def stop(self) -> None:
+        """Nobody can connect any more; the file stays."""
+        self.sock.close()
 
     def close(self) -> None:
         """Idempotent."""
@@ -45,22 +53,70 @@ class Listener:
             log.warning("%s stays: its directory is not this daemon's", path)
 
 
-def listen(path: str) -> Listener:
-    """On a socket at that path; a stale one there is replaced, a live or foreign file is not. ConfigError."""
+def open_socket(options: ServeOptions) -> Listener:
+    """Of --socket or --fd. ConfigError."""
+    if options.fd is not None:
+        return Listener(adopt(options.fd))
+    assert options.socket is not None
+    return listen(options.socket, options.socket_group)
+
+
+def listen(path: str, group: int | None = None) -> Listener:
+    """On a socket at that path, for the daemon's user or for that group too.
+
+    A stale one there is replaced, a live or foreign file is not. HostError.
+    """
     remove_stale(path)
+    # Who sees the path can connect: it gets its name once it listens.
+    staged = f"{path}.{os.getpid()}"
+    if len(os.fsencode(staged)) > SOCKET_PATH_BYTES:
+        staged = path
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    mask = os.umask(0o077)
+    option = "--socket"
+    mask = os.umask(OWNER_ONLY if group is None else GROUP_TOO)
     try:
-        sock.bind(path)
+        sock.bind(staged)
+        if group is not None:
+            option = "--socket-group"
+            os.chown(staged, -1, group)
         sock.listen(BACKLOG)
+        os.rename(staged, path)
     except OSError as problem:
+        if sock.getsockname():
+            os.unlink(staged)
         sock.close()
-        raise ConfigError(
-            "--socket", f"can't listen on {path} ({problem.strerror}); choose another path"
-        ) from problem
+        advice = "choose another path" if option == "--socket" else "name a group of yours"
+        raise HostError(option, f"can't listen on {path} ({problem.strerror}); {advice}") from problem
     finally:
         os.umask(mask)
     return Listener(sock, path)
+
+
+def adopt(fd: int) -> socket.socket:
+    """What was handed over as that descriptor, which listens or is connected. HostError."""
+    try:
+        sock = socket.socket(fileno=fd)
+    except OSError as problem:
+        raise HostError(
+            "--fd", f"descriptor {fd} is no socket ({problem.strerror}); hand a listening one over"
+        ) from problem
+    if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
+        sock.detach()
+        raise HostError("--fd", f"descriptor {fd} is no stream socket of AF_UNIX; hand one over")
+    listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    if not listens and not is_connected(sock):
+        sock.detach()
+        raise HostError("--fd", f"descriptor {fd} neither listens nor is connected; make it do so first")
+    sock.set_inheritable(False)
+    return sock
+
+
+def is_connected(sock: socket.socket) -> bool:
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
 
 
 def remove_stale(path: str) -> None:
@@ -69,12 +125,12 @@ def remove_stale(path: str) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise ConfigError("--socket", f"{path} is no socket; remove it or choose another path")
+        raise HostError("--socket", f"{path} is no socket; remove it or choose another path")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         # A daemon whose backlog is full is alive too.
         probe.setblocking(False)
         problem = probe.connect_ex(path)
     if problem != errno.ECONNREFUSED:
-        raise ConfigError("--socket", f"a daemon listens on {path}; stop it or choose another path")
+        raise HostError("--socket", f"a daemon listens on {path}; stop it or choose another path")
     with suppress(FileNotFoundError):
         os.unlink(path)

@@ -28,9 +28,10 @@ from vfsd.daemon.process import (
     drop_process_wide,
     grow_descriptor_table,
     notify_ready,
+    set_descriptor_limit,
 )
 from vfsd.daemon.share import Share, open_share
-from vfsd.daemon.sockets import Listener, listen
+from vfsd.daemon.sockets import Listener, open_socket
 from vfsd.errors import EXIT_BUG
 from vfsd.options.table import ServeOptions
 from vfsd.sandbox import userns
@@ -39,6 +40,7 @@ from vfsd.vhost.messages import HEADER, PAYLOAD_MAX
 log = logging.getLogger("vfsd")
 
 EXIT_LEFT_BEHIND: Final = 1
+EXIT_SIGNALLED: Final = 1  # where the front end's leaving is the end that is looked for; virtiofsd's
 ACCEPTS_PER_TURN: Final = 64
 SILENT_MAX: Final = 128  # front ends that have not said their first message
 SILENT_S: Final = 10.0  # how long they may take for it
@@ -49,28 +51,35 @@ KILLED_S: Final = 1.0  # for one to be gone after that
 PAUSE_S: Final = 0.1  # before the next try to accept or fork where something can't be had
 
 
-def serve(options: ServeOptions) -> int:
-    """Serve until SIGTERM or SIGINT: the exit status. ConfigError before anything is made."""
+def serve(options: ServeOptions, once: bool = False, ready: Callable[[], None] = notify_ready) -> int:
+    """Serve until a stop signal, or once until the front end has left: the exit status.
+
+    ConfigError before anything is made. ready: called when it listens.
+    """
+    set_descriptor_limit(options.rlimit_nofile)
     share = open_share(options)
     try:
-        listener = listen(options.socket)
+        listener = open_socket(options)
     except BaseException:
         share.close()
         raise
     grow_descriptor_table(share.settings.fd_budget)
     share.prepare()
-    with Signals(signal.SIGCHLD) as caught, Supervisor([(listener, share)], caught) as supervisor:
+    once = once or listener.connected
+    with Signals(signal.SIGCHLD) as caught, Supervisor([(listener, share)], caught, once) as supervisor:
         if options.uid_map or options.gid_map:
             userns.enter(options.uid_map, options.gid_map)
         drop_process_wide()
-        notify_ready()
+        ready()
         if not os.path.isdir(options.shared_dir):
             log.warning("%s is a file: vfsd mount can mount it, Linux's virtiofs takes every root for a"
                         " directory and gives EIO", options.shared_dir)  # fmt: skip
-        log.info("READY: %s is served on %s", options.shared_dir, options.socket)
+        where = options.socket or f"descriptor {options.fd}"
+        log.info("READY: %s is served on %s", options.shared_dir, where)
         supervisor.run()
-    log.info("ended by a signal")
-    return supervisor.status
+        signalled = caught.stops > 0
+    log.info("ended by a signal" if signalled else "ended, as the front end has left")
+    return supervisor.status or (EXIT_SIGNALLED if once and signalled else 0)
 
 
 @dataclass
@@ -79,7 +88,7 @@ class Silent:
 
     sock: socket.socket
     share: Share
-    until: float
+    until: float | None
     whole: bool = False  # the message has come, it waits for a server
 
 
@@ -98,10 +107,15 @@ class Guest:
 
 
 class Supervisor:
-    """Closing it ends every server."""
+    """Closing it ends every server.
 
-    def __init__(self, shares: list[tuple[Listener, Share]], caught: Signals) -> None:
+    once: it takes one front end, waits for it as long as that takes, and ends when it leaves.
+    """
+
+    def __init__(self, shares: list[tuple[Listener, Share]], caught: Signals, once: bool = False) -> None:
         self.status = 0
+        self._once = once
+        self._met = False  # a front end, once
         self._shares = shares
         self._caught = caught
         self._epoll = select.epoll()
@@ -112,7 +126,11 @@ class Supervisor:
         self._short_of = ""  # what could not be had, until it could again
         self._watch(caught.fileno(), self._on_signals)
         for listener, share in shares:
-            self._watch(listener.sock.fileno(), partial(self._accept, listener, share))
+            if listener.connected:
+                self._meet(listener.sock.dup(), share)
+                listener.stop()
+            else:
+                self._watch(listener.sock.fileno(), partial(self._accept, listener, share))
 
     def __enter__(self) -> Self:
         return self
@@ -124,10 +142,11 @@ class Supervisor:
             share.close()
 
     def run(self) -> None:
-        """Until a stop signal; then until every server has ended or can't be ended."""
+        """Until a stop signal or the end of the one front end; then until every server has ended or can't
+        be ended."""
         gc.collect()
         gc.freeze()  # a server's collections leave these pages shared
-        while not self._caught.stops:
+        while not self._caught.stops and not self._is_over():
             self._turn()
         self._stop_listening()
         for guest in self._guests.values():
@@ -149,8 +168,12 @@ class Supervisor:
                 source()
         self._look_at_deadlines(time.monotonic())
 
+    def _is_over(self) -> bool:
+        there = self._silent or any(not guest.reported for guest in self._guests.values())
+        return self._once and self._met and not there
+
     def _timeout(self) -> float | None:
-        deadlines = [silent.until for silent in self._silent.values() if not silent.whole]
+        deadlines = [s.until for s in self._silent.values() if not s.whole and s.until is not None]
         deadlines += [guest.until for guest in self._guests.values() if guest.until is not None]
         if self._paused_until is not None:
             deadlines.append(self._paused_until)
@@ -167,7 +190,9 @@ class Supervisor:
     def _look_at_deadlines(self, now: float) -> None:
         if self._paused_until is not None and now >= self._paused_until:
             self._resume()
-        for silent in [s for s in self._silent.values() if now >= s.until and not s.whole]:
+        for silent in [s for s in self._silent.values() if not s.whole]:
+            if silent.until is None or now < silent.until:
+                continue
             self._drop(silent)
             log.warning("a front end said nothing for %g s, its connection is closed", SILENT_S)
         for guest in [g for g in self._guests.values() if g.until is not None and now >= g.until]:
@@ -188,14 +213,24 @@ class Supervisor:
             except OSError as problem:
                 self._pause("a front end can't be accepted", problem)
                 return
-            sock.setblocking(False)
-            self._make_room()
-            silent = Silent(sock, share, time.monotonic() + SILENT_S)
-            self._silent[sock.fileno()] = silent
-            # Edge triggered: half a message is looked at once.
-            look = partial(self._listen_to, silent)
-            self._watch(sock.fileno(), look, select.EPOLLIN | select.EPOLLET)
-            self._listen_to(silent)
+            self._meet(sock, share)
+            if self._once:
+                self._unwatch(listener.sock.fileno())
+                listener.stop()
+                return
+
+    def _meet(self, sock: socket.socket, share: Share) -> None:
+        """A front end has connected."""
+        sock.setblocking(False)
+        self._met = True
+        self._make_room()
+        # A VMM connects before it has all of its memory, which may take minutes: the only one is waited for.
+        silent = Silent(sock, share, None if self._once else time.monotonic() + SILENT_S)
+        self._silent[sock.fileno()] = silent
+        # Edge triggered: half a message is looked at once.
+        look = partial(self._listen_to, silent)
+        self._watch(sock.fileno(), look, select.EPOLLIN | select.EPOLLET)
+        self._listen_to(silent)
 
     def _make_room(self) -> None:
         """The oldest that has said nothing makes way: an honest front end speaks at once."""
@@ -226,7 +261,8 @@ class Supervisor:
             self._short_of = f"{what}: {reason}"
             log.error("%s", self._short_of)
         for listener, _ in self._shares if self._paused_until is None else ():
-            self._epoll.modify(listener.sock.fileno(), 0)
+            if listener.sock.fileno() in self._sources:
+                self._epoll.modify(listener.sock.fileno(), 0)
         self._paused_until = time.monotonic() + PAUSE_S
 
     def _resume(self) -> None:
@@ -361,6 +397,7 @@ class Supervisor:
             log.log(level, "%s", f"{why}; {guest.summary}" if guest.summary else why)
         else:
             log.error("the server %d of a guest %s; other guests go on", guest.pid, ending(status))
+            self.status = self.status or int(self._once)
         if CHECKED and status in (EXIT_BUG, -signal.SIGABRT):
             self.status = EXIT_BUG
         if self._paused_until is not None:

@@ -35,8 +35,8 @@ class Policy:
     guest may write to past its cache from several threads at once. writeback: the guest keeps
     what is written. direct_io, noatime: its O_DIRECT and O_NOATIME are the host's too. mmap: shared
     mappings also of files that it does not cache. readonly: it changes nothing. zero_open: it opens and
-    closes files without asking. dax: None without a window. submounts: announced to a guest that knows them. file_handles:
-    evicted inodes come back by them where they work.
+    closes files without asking. dax: None without a window. submounts: announced to a guest that knows
+    them. file_handles: evicted inodes come back by them where they work.
     """
 
     cache: CachePolicy

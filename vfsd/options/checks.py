@@ -3,11 +3,13 @@
 ConfigError names the option and says what to write instead.
 """
 
+import grp
 import os
 from collections.abc import Callable
 
-from vfsd.errors import ConfigError
+from vfsd.errors import ConfigError, HostError
 from vfsd.fuse.abi import DAX_RANGE, TAG_BYTES
+from vfsd.hostfs.ids.idmap import ID_MAX
 from vfsd.hostfs.ops.mappings import DAX_POLICIES, DaxPolicy
 
 SOCKET_PATH_BYTES = 107  # sun_path of unix(7), without the NUL
@@ -25,20 +27,28 @@ def check_socket(option: str, text: str) -> str:
         )
     parent = os.path.dirname(text) or "."
     if not os.path.isdir(parent):
-        raise ConfigError(option, f"there is no directory {parent}; make it first")
+        raise HostError(option, f"there is no directory {parent}; make it first")
     return text
+
+
+def check_group(option: str, text: str) -> int:
+    """The group's number."""
+    if text.isascii() and text.isdigit() and int(text) <= ID_MAX:
+        return int(text)
+    try:
+        return grp.getgrnam(text).gr_gid
+    except KeyError:
+        raise HostError(option, f"there is no group {text!r}; make it, or give another") from None
 
 
 def check_shared_dir(option: str, text: str) -> str:
     if not os.path.exists(text):
-        raise ConfigError(option, f"{text} does not exist; name an existing directory or regular file")
+        raise HostError(option, f"{text} does not exist; name an existing directory or regular file")
     if not os.path.isdir(text) and not os.path.isfile(text):
-        raise ConfigError(
-            option, f"{text} is neither a directory nor a regular file; name an existing one"
-        )
+        raise HostError(option, f"{text} is neither a directory nor a regular file; name an existing one")
     needed = os.R_OK | (os.X_OK if os.path.isdir(text) else 0)
     if not os.access(text, needed, effective_ids=True):
-        raise ConfigError(option, f"no permission to read {text}; run as a user who may, or share another")
+        raise HostError(option, f"no permission to read {text}; run as a user who may, or share another")
     return text
 
 

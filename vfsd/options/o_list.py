@@ -1,9 +1,30 @@
 """`-o name[=value],...`: the options as libvirt and the older daemons spell them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from vfsd.errors import ConfigError
 from vfsd.options.table import SERVE_OPTIONS, Option
+
+# What the C daemon knew and nothing here depends on, and why.
+WITHOUT_EFFECT = {
+    "max_idle_threads": "threads that wait for work cost nothing here",
+    "allow_root": "the guest's root is served in any case",
+}
+
+
+class Given(NamedTuple):
+    """What one option was given, as it was spelled there: text, or a flag's value."""
+
+    spelled: str
+    value: Any
+
+
+class OList(NamedTuple):
+    """given: by Option.key, the last word for each. notes: a line for each word without effect."""
+
+    given: Mapping[str, Given]
+    notes: Sequence[str]
 
 
 def o_spellings() -> dict[str, tuple[Option, str | bool | None]]:
@@ -23,13 +44,17 @@ def split_o(text: str) -> list[str]:
     return [word.replace("\0", ",") for word in text.replace(",,", "\0").split(",") if word]
 
 
-def read_o(lists: Sequence[str]) -> dict[str, tuple[str, str | bool]]:
-    """What `-o` gives, the last word for an option: by Option.key its spelling and value. ConfigError."""
+def read_o(lists: Sequence[str]) -> OList:
+    """What the lists give together. ConfigError."""
     known = o_spellings()
-    given: dict[str, tuple[str, str | bool]] = {}
+    given: dict[str, Given] = {}
+    notes = []
     for word in (word for text in lists for word in split_o(text)):
         name, equals, value = word.partition("=")
         spelled = f"-o {name}"
+        if name in WITHOUT_EFFECT:
+            notes.append(f"{spelled} has no effect: {WITHOUT_EFFECT[name]}")
+            continue
         if name not in known:
             raise ConfigError(spelled, f"is unknown; use {', '.join(known)}")
         option, stands_for = known[name]
@@ -37,5 +62,5 @@ def read_o(lists: Sequence[str]) -> dict[str, tuple[str, str | bool]]:
             raise ConfigError(spelled, f"takes no value; leave out {equals + value!r}")
         if not equals and stands_for is None:
             raise ConfigError(spelled, f"needs a value; write {name}={option.metavar}")
-        given[option.key] = (spelled, value if stands_for is None else stands_for)
-    return given
+        given[option.key] = Given(spelled, value if stands_for is None else stands_for)
+    return OList(given, notes)

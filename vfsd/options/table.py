@@ -16,6 +16,7 @@ from vfsd.options.checks import (
     check_choice,
     check_dax_policy,
     check_dax_window,
+    check_group,
     check_number,
     check_seconds,
     check_shared_dir,
@@ -29,7 +30,9 @@ POLL_US_MAX = 1000
 NEGOTIATIONS = ("never", "auto", "always")
 FD_BUDGET_MIN = 64
 FD_BUDGET_MAX = 1 << 20  # HANDLES_MAX of the tables; Linux's default fs.nr_open
-LOG_LEVELS = ("error", "warning", "info", "debug")
+LOG_LEVELS = ("off", "error", "warning", "info", "debug")
+THREAD_POOL_MAX = 1024
+NOFILE_MAX = 1 << 30  # the largest fs.nr_open
 
 
 class Option(NamedTuple):
@@ -63,7 +66,9 @@ class Option(NamedTuple):
 class ServeOptions(NamedTuple):
     """The checked values, by Option.key."""
 
-    socket: str
+    socket: str | None
+    socket_group: int | None
+    fd: int | None
     shared_dir: str
     tag: bytes | None
     cache: CacheMode
@@ -77,6 +82,7 @@ class ServeOptions(NamedTuple):
     parallel_direct_writes: DirectWrites
     writeback: bool
     allow_direct_io: bool
+    preserve_noatime: bool
     allow_mmap: bool
     zero_message_open: bool
     num_request_queues: int
@@ -99,13 +105,25 @@ class ServeOptions(NamedTuple):
     inband_notifications: bool
     dax_window: int | None
     dax_policy: DaxPolicy | None
+    thread_pool_size: int
+    rlimit_nofile: int | None
     log_level: str
+    syslog: bool
 
 
 SERVE_OPTIONS = (
     Option(
         "--socket", "Listen here for the front end (QEMU, cloud-hypervisor, ...).",
-        check_socket, "PATH", required=True, aliases=("--socket-path",),
+        check_socket, "PATH", aliases=("--socket-path",),
+    ),
+    Option(
+        "--socket-group", "Let this group use the socket: its name or number. Only the daemon's user may,"
+        " unless given.",
+        check_group, "GROUP",
+    ),
+    Option(
+        "--fd", "Instead of --socket: this inherited descriptor is the socket, listening or connected.",
+        check_number(0, NOFILE_MAX), "N",
     ),
     Option(
         "--shared-dir", "Share this directory, or this one regular file.", check_shared_dir, "PATH",
@@ -166,6 +184,10 @@ SERVE_OPTIONS = (
     Option(
         "--allow-direct-io", "Apply the guest's O_DIRECT on the host too, with its rules for alignment;"
         " it only goes past the guest's cache otherwise.", o_names=("allow_direct_io",),
+    ),
+    Option(
+        "--preserve-noatime", "Apply the guest's O_NOATIME on the host too, which only a file's owner may;"
+        " reading changes the time of access otherwise.",
     ),
     Option(
         "--allow-mmap", "Allow shared mappings also where the guest caches no data (--cache never and"
@@ -265,8 +287,19 @@ SERVE_OPTIONS = (
         check_dax_policy, "always|never|inode|whole|size:BYTES",
     ),
     Option(
-        "--log-level", "How much to say on stderr.",
-        check_choice(*LOG_LEVELS, err="error", warn="warning"), "|".join(LOG_LEVELS), default="info",
-        o_names=("loglevel", "log_level"),
+        "--thread-pool-size", "At most this many threads for each guest's requests that have to wait, for a"
+        " disk or so; they come as they are needed. 0: as many as there is use for.",
+        check_number(0, THREAD_POOL_MAX), "N", default="0",
     ),
+    Option(
+        "--rlimit-nofile", "The limit of open descriptors (ulimit -n); 0 leaves it alone. As high as"
+        " is allowed, up to 1000000, unless given.",
+        check_number(0, NOFILE_MAX), "N",
+    ),
+    Option(
+        "--log-level", "How much to say.",
+        check_choice(*LOG_LEVELS, err="error", warn="warning", trace="debug"), "|".join(LOG_LEVELS),
+        default="info", o_names=("loglevel", "log_level"), o_words={"debug": "debug"},
+    ),
+    Option("--syslog", "Log to syslog(3) instead of stderr."),
 )  # fmt: skip

@@ -88,7 +88,7 @@ def parse_rule(option: str, number: int, rule: str) -> list[tuple[Range, bool]]:
         raise mistake(option, number, len(rule) + 1, f"the {fields[len(parts)]} is missing; write {form}")
     count = values[-1]
     if count == 0:
-        raise mistake(option, number, starts[-1], "the count is 0; give 1 or more")
+        return []  # as Incus has it where there is nothing to forbid
     ranges = []
     for source, target, how, of_guest in effects:
         to = 0 if target is None else values[target]
