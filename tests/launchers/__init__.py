@@ -1,0 +1,1 @@
+"""What starts virtiofsd, with vfsd-virtiofsd in its place."""
