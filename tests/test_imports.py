@@ -28,6 +28,7 @@ ALLOWED = {
     "sandbox": {"errors", "sys"},
     "options": {"errors", "fuse", "hostfs", "sandbox"},
     "daemon": {"_dax", "errors", "fuse", "hostfs", "options", "queue", "sandbox", "vhost"},
+    "virtiofsd": {"daemon", "errors", "options"},
     "guest": {"_dax", "errors", "fuse", "memory", "sys", "vhost", "virtqueue"},
 }
 # Within vfsd.guest.
