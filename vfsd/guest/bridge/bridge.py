@@ -62,9 +62,10 @@ class Mount:
         self._threads: list[threading.Thread] = []
         self._mounted: Mounted | None = None
         self._bridge: Bridge | None = None
-        self._init = os.eventfd(0, os.EFD_CLOEXEC)
-        self._end = os.eventfd(0, os.EFD_CLOEXEC)
+        self._init = self._end = -1
         try:
+            self._init = os.eventfd(0, os.EFD_CLOEXEC)
+            self._end = os.eventfd(0, os.EFD_CLOEXEC)
             self._start(source, flags, threads)
         except BaseException:
             self.close()
@@ -88,8 +89,8 @@ class Mount:
             thread = threading.Thread(
                 target=self._bridge.run, args=(number,), name=f"fuse.{number}", daemon=True
             )
-            self._threads.append(thread)
             thread.start()
+            self._threads.append(thread)
         self.device.on_gone = self._on_gone
         if self.device.gone is not None:  # before it could tell
             self._on_gone()
@@ -161,7 +162,8 @@ class Mount:
             self.device.on_gone = None
             # Replies are written until the device has been removed.
             for fd in (*self._fds, self._init, self._end):
-                os.close(fd)
+                if fd >= 0:
+                    os.close(fd)
 
     @contextlib.contextmanager
     def _watched(self, too_late: Callable[[], None]) -> Iterator[None]:

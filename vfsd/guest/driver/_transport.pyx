@@ -223,8 +223,8 @@ cdef class Transport:
         loops = [(self._run_completion, (i,), self.t.vqs[i].name.decode()) for i in range(self.t.n_vqs)]
         for body, args, name in [*loops, (self._run_worker, (), "virtiofs-worker")]:
             thread = threading.Thread(target=body, args=args, name=name, daemon=True)
-            self.threads.append(thread)
             thread.start()
+            self.threads.append(thread)
 
     def _run_completion(self, uint32_t queue):
         """The body of a queue's completion thread."""

@@ -133,21 +133,20 @@ class Device:
             raise OSError(EINVAL, f"{queues} queues and {slots} slots: there must be one of each")
         if order not in ORDERS:
             raise OSError(EINVAL, f"order {order!r} is not known; there are {', '.join(ORDERS)}")
-        sock = open_socket(path, timeout_s)
-        frontend = Frontend(sock, timeout_s)
-        device = cls(frontend, sock, order, queues, queue_size, indirect, event_idx, scramble, slots,
-                     poll, max_pages_limit)
-        device._path = path
-        device._inband = inband
-        try:
-            device._probe()
-        except BROKEN as problem:
-            device.remove()
-            raise broken_off(problem, path) from problem
-        except BaseException:
-            device.remove()
-            raise
-        return device
+        with contextlib.ExitStack() as undo:
+            sock = undo.enter_context(open_socket(path, timeout_s))
+            frontend = Frontend(sock, timeout_s)
+            device = cls(frontend, sock, order, queues, queue_size, indirect, event_idx, scramble, slots,
+                         poll, max_pages_limit)
+            device._path = path
+            device._inband = inband
+            undo.callback(device.remove)
+            try:
+                device._probe()
+            except BROKEN as problem:
+                raise broken_off(problem, path) from problem
+            undo.pop_all()
+            return device
 
     def _probe(self) -> None:
         self._open()
@@ -263,11 +262,16 @@ class Device:
                 if self.window is not None:
                     self.window.clear()
                 self._bring_up()
-            except BROKEN as problem:
-                self.gone = f"the daemon broke off a reset: {reason(problem)}"
+                self._start_watcher()
+            except BaseException as problem:
+                self.gone = "a reset failed"
+                if isinstance(problem, BROKEN):
+                    self.gone = f"the daemon broke off a reset: {reason(problem)}"
                 self.transport.close()
-                raise OSError(EIO, self.gone) from problem
-            self._start_watcher()
+                self.frontend.close()
+                if isinstance(problem, BROKEN):
+                    raise OSError(EIO, self.gone) from problem
+                raise
 
     def reconnect(self) -> None:
         """Once the daemon has gone, connect to its socket again; the rings start empty.
@@ -279,54 +283,64 @@ class Device:
             if self._removed or self.gone is None:
                 raise OSError(ENODEV, "the device was removed" if self._removed else "it is there already")
             sock = open_socket(self._path, self.frontend.timeout_s)
-            self._stop_watcher()
-            self.transport.close()
-            self.frontend.close()
-            self._sock = sock
-            self.frontend = Frontend(sock, self.frontend.timeout_s)
-            self._trouble = None
-            why, self.gone = self.gone, None
+            why = self.gone
             try:
+                self._stop_watcher()
+                self.transport.close()
+                self.frontend.close()
+                self._sock = sock
+                self.frontend = Frontend(sock, self.frontend.timeout_s)
+                self._trouble = None
+                self.gone = None
                 self._attach()
             except BaseException as problem:
                 self.gone = why
                 self.transport.close()
+                self.frontend.close()
+                sock.close()
                 if isinstance(problem, BROKEN):
                     raise broken_off(problem, self._path) from problem
                 raise
 
     def remove(self) -> None:
         """virtio_fs_remove: no new requests, wait for those in flight, stop the device. Idempotent."""
-        with self._lock:
-            if self._removed:
-                return
-            self._removed = True
-            if hasattr(self, "transport"):
-                if self.gone is None:
-                    self.transport.disconnect()
-                    self.transport.drain()
-                    with contextlib.suppress(OSError, *BROKEN):
-                        self.frontend.stop(self.order, self._with_vrings())
-                self.transport.close()
-        self._stop_watcher()
+        with contextlib.ExitStack() as last:  # whatever fails before
+            last.callback(messages.close_all, self._fds)
+            last.callback(self._close_connection)
+            last.callback(self._stop_watcher)
+            with self._lock:
+                if self._removed:
+                    last.pop_all()
+                    return
+                self._removed = True
+                if hasattr(self, "transport"):
+                    last.callback(self.transport.close)
+                    if self.gone is None:
+                        self.transport.disconnect()
+                        self.transport.drain()
+                        with contextlib.suppress(OSError, *BROKEN):
+                            self.frontend.stop(self.order, self._with_vrings())
+
+    def _close_connection(self) -> None:
         self.frontend.close()
         if self.window is not None:
             self.window.close()
-        messages.close_all(self._fds)
 
     def _start_watcher(self) -> None:
-        self._watcher = threading.Thread(
+        watcher = threading.Thread(
             target=watch, args=(weakref.ref(self), self._sock, self._wake, self.frontend.channel),
             name=f"{self.name}-watch", daemon=True,
         )  # fmt: skip
-        self._watcher.start()
+        watcher.start()
+        self._watcher = watcher
 
     def _stop_watcher(self) -> None:
-        if self._watcher is None:
+        watcher, self._watcher = self._watcher, None
+        if watcher is None:
             return
         os.eventfd_write(self._wake, 1)
-        if self._watcher is not threading.current_thread():
-            self._watcher.join()
+        if watcher is not threading.current_thread():
+            watcher.join()
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._wake)
 
