@@ -15,7 +15,7 @@ stubs := $(shell find vfsd bench -name '*.pyi')
 modules := $(subst /,.,$(stubs:.pyi=))
 empty := </dev/null
 
-.PHONY: build run test test-dax bench check wheel clean lint types stubs warnings
+.PHONY: build run test test-dax bench check wheel clean lint types stubs warnings man sdist deb
 .DELETE_ON_ERROR:
 
 # Before a command that boots user-mode Linux: where Debian's does not run on this CPU, a newer one.
@@ -94,11 +94,30 @@ $(venv)/werror: $(venv)/tools $(sources)
 	cd build/werror && VFSD_WERROR=1 ../../$(python) setup.py --quiet build_ext $(empty)
 	touch $@
 
-wheel: $(venv)/tools
-	rm -rf dist
-	$(python) -m build --no-isolation --outdir dist . $(empty)
+# The commands' manual pages and completions, beside those in man/ that are written by hand.
+man: man/vfsd.1
+
+man/vfsd.1: build tools/manpages.py $(shell find vfsd/cli vfsd/options -name '*.py')
+	$(python) tools/manpages.py man $(empty)
+
+sdist: man
+	rm -f dist/*.tar.gz
+	$(python) setup.py --quiet sdist $(empty)
+
+# For this Python and for systems whose C library is not older than this one's, without what a debugger needs.
+wheel: sdist
+	tools/ensure-packages wheel
+	$(pip) install auditwheel $(empty)
+	CFLAGS="$${CFLAGS--O2} -g0" $(pip) wheel --no-deps --no-build-isolation --wheel-dir build/wheels dist/*.tar.gz $(empty)
+	$(python) -m auditwheel --quiet repair --strip --wheel-dir dist build/wheels/*.whl $(empty)
+
+# Debian packages for the Debian that this runs on.
+deb: sdist
+	tools/ensure-packages deb
+	packaging/make-deb dist/*.tar.gz dist
 
 clean:
 	rm -rf $(venv) build dist .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find vfsd bench tools tests -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf man/*.1 man/bash man/fish man/zsh
 	find vfsd bench '(' -name '*.so' -o -name '*.c' ')' -delete

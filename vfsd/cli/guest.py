@@ -43,7 +43,7 @@ def guest() -> None:
 
 
 with_socket = click.option("--socket", required=True, metavar="PATH",
-                           help="The daemon's socket.  [required]")  # fmt: skip
+                           help="The daemon's socket.")  # fmt: skip
 with_order = click.option("--order", type=click.Choice(sorted(ORDERS)), default="qemu", show_default=True,
                           help="The front end whose order of messages to follow.")  # fmt: skip
 

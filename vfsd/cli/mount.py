@@ -19,7 +19,7 @@ log = logging.getLogger("vfsd")
 
 @click.command()
 @click.argument("directory", metavar="DIR")
-@click.option("--socket", "path", required=True, metavar="PATH", help="The daemon's socket.  [required]")
+@click.option("--socket", "path", required=True, metavar="PATH", help="The daemon's socket.")
 @click.option("-o", "options", default="", metavar="OPTIONS",
               help="As for mount(8): ro, nosuid, noatime, ...")  # fmt: skip
 @click.option(
