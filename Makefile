@@ -1,6 +1,7 @@
-# Targets: build run test test-dax bench check wheel clean. Each installs what it needs and reads no input.
-# PYTHON names the interpreter to build for, PYTEST_ARGS what to pass to pytest; VFSD_BUILD and VFSD_WERROR
-# are for setup.py.
+# run, test, bench: what README.md says. quick: the units, under a minute. check: linters, types, warnings.
+# test-debug, test-asan, test-dax, nightly: docs/architecture.md, "What is tested when". man, sdist, wheel, deb: to install.
+# Each target installs what it needs and reads no input. PYTHON names the interpreter to build for, PYTEST_ARGS
+# what to pass to pytest; VFSD_BUILD and VFSD_WERROR are for setup.py.
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
@@ -15,7 +16,7 @@ stubs := $(shell find vfsd bench -name '*.pyi')
 modules := $(subst /,.,$(stubs:.pyi=))
 empty := </dev/null
 
-.PHONY: build run test test-dax bench check wheel clean lint types stubs warnings man sdist deb
+.PHONY: build run quick test test-debug test-asan test-dax nightly bench check wheel clean lint types stubs warnings man sdist deb
 .DELETE_ON_ERROR:
 
 # Before a command that boots user-mode Linux: where Debian's does not run on this CPU, a newer one.
@@ -46,10 +47,50 @@ run: build
 	-tools/ensure-packages guest
 	$(with_uml) $(python) tools/demo.py $(empty)
 
+# Nothing that boots, mounts or waits: the ring, memory, tables and messages as they are.
+units := $(wildcard tests/test_*.py tests/dax/test_window.py tests/vhost/test_messages.py) tests/memory tests/ring \
+    tests/virtqueue
+quick: build
+	$(python) -m pytest $(PYTEST_ARGS) $(units) $(empty)
+
+# The rooms that test-debug runs; TEST_ROOMS=others has `make test` run the rest.
+checked := $(addprefix tests/,dax fuse hostfs memory queue ring vhost virtqueue)
+rooms_all := tests
+rooms_others = $(filter-out $(checked) %/__pycache__,$(patsubst %/,%,$(wildcard tests/*/)) $(wildcard tests/test_*.py))
+TEST_ROOMS ?= all
+
 # Without a guest's packages its tests are skipped, each with the reason.
 test: build
 	-tools/ensure-packages guest
-	$(with_uml) $(python) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS) $(empty)
+	$(with_uml) $(python) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS) $(rooms_$(TEST_ROOMS)) $(empty)
+
+# By builds of their own, beside the one in place: bounds checks, assertions, tables that have to be empty at
+# the end (debug), the same with the address and undefined-behaviour sanitizers (asan).
+test-debug: build/debug/built
+	$(call by_build,debug) $(python) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS) $(checked) $(empty)
+
+# Leaks are what tables have to be empty for; vfsd has a SIGBUS handler of its own.
+sanitizers = LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" PYTHONMALLOC=malloc \
+    ASAN_OPTIONS=detect_leaks=0:handle_sigbus=0:abort_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
+test-asan: build/asan/built
+	$(sanitizers) $(call by_build,asan) $(python) -m pytest $(PYTEST_ARGS) $(checked) tests/guest tests/cli $(empty)
+
+by_build = PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/build/$(1)
+build/%/built: $(venv)/tools $(sources) $(shell find vfsd bench -name '*.py')
+	mkdir -p build/$*
+	tar -c --exclude='*.so' --exclude='*.c' --exclude=__pycache__ vfsd bench setup.py pyproject.toml README.md | tar -x -C build/$*
+	ln -sfn bench build/$*/vfsd_bench
+	cd build/$* && VFSD_BUILD=$* ../../$(python) setup.py --quiet build_ext --inplace $(empty)
+	touch $@
+
+# Hours, as root: what changes seldom, or takes long to find.
+nightly: test-debug test-asan test-dax wheel
+	tools/ensure-packages cross
+	tools/try-cross
+	tools/try-debian forky quick
+	tools/try-debian bookworm deb
+	tools/try-debian trixie deb
+	VFSD_SOAK=600 $(python) -m pytest tests/fuse/test_soak.py $(PYTEST_ARGS) $(empty)
 
 # A Linux guest with a DAX window, once for each change of what it touches; without debootstrap or a
 # mirror that has QEMU 11.1 it is skipped, with the reason. VFSD_DAX_GUEST: a folder to keep it in.

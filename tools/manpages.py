@@ -18,6 +18,8 @@ import click
 from click.shell_completion import get_completion_class
 
 from vfsd import __version__, cli
+from vfsd.options.virtiofsd import PROGRAM
+from vfsd.virtiofsd import usage
 
 COMPLETIONS = {"bash": "vfsd", "zsh": "_vfsd", "fish": "vfsd.fish"}
 WRITTEN = ("vfsd-xattrmap(7)",)  # in man/
@@ -83,15 +85,26 @@ def reference(name: str) -> str:
     return f"\\fB{escaped(name[:-3])}\\fR{name[-3:]}"
 
 
+def header(name: str, does: str) -> str:
+    stamp = time.gmtime(int(os.environ.get("SOURCE_DATE_EPOCH", time.time())))
+    date = time.strftime("%Y-%m-%d", stamp)
+    return (
+        f'.TH {escaped(name.upper())} 1 "{date}" "vfsd {__version__}" vfsd\n'
+        f".SH NAME\n{escaped(name)} \\- {escaped(does[:1].lower() + does[1:].rstrip('.'))}"
+    )
+
+
+def see_also(name: str, others: Iterable[str]) -> str:
+    listed = ",\n".join(reference(other) for other in (*others, *WRITTEN) if other != f"{name}(1)")
+    return f".SH SEE ALSO\n{listed}\n"
+
+
 def page(context: click.Context, below: list[click.Context], others: list[str]) -> str:
     """One page: a command, and in sections of its own those below it that have no page."""
     name = context.command_path.replace(" ", "-")
     first, *rest = paragraphs(context.command.help or "")
-    stamp = time.gmtime(int(os.environ.get("SOURCE_DATE_EPOCH", time.time())))
-    date = time.strftime("%Y-%m-%d", stamp)
     lines = [
-        f'.TH {escaped(name.upper())} 1 "{date}" "vfsd {__version__}" vfsd',
-        f".SH NAME\n{escaped(name)} \\- {escaped(first[:1].lower() + first[1:].rstrip('.'))}",
+        header(name, first),
         f".SH SYNOPSIS\n{synopsis(context)}",
         f".SH DESCRIPTION\n{prose([first, *rest])}",
         ".SH OPTIONS",
@@ -103,17 +116,32 @@ def page(context: click.Context, below: list[click.Context], others: list[str]) 
         lines += [f".SS {escaped(inner.info_name or '')}", synopsis(inner)]
         lines += [f".PP\n{prose(paragraphs(inner.command.help or ''))}", *options(inner)]
     lines.append(f".SH EXIT STATUS\n{prose(exit_status(name.partition('-')[2]))}")
-    also = [other for other in (*others, *WRITTEN) if other != f"{name}(1)"]
-    lines += [".SH SEE ALSO", ",\n".join(map(reference, also))]
-    return "\n".join(lines) + "\n"
+    lines.append(see_also(name, others))
+    return "\n".join(lines)
+
+
+def virtiofsd_page(others: list[str]) -> str:
+    """The one program that is not of click: it has virtiofsd's grammar."""
+    forms, about = usage.ABOUT.strip().split("\n\n")
+    return "\n".join(
+        [
+            header(PROGRAM, paragraphs(about)[0].split(". ")[0]),
+            ".SH SYNOPSIS\n" + "\n.br\n".join(spelled(form) for form in forms.splitlines()),
+            f".SH DESCRIPTION\n{prose(paragraphs(about))}",
+            ".SH OPTIONS",
+            *(f".TP\n{spelled(names)}\n{escaped(text)}" for names, text in usage.described()),
+            see_also(PROGRAM, others),
+        ]
+    )
 
 
 def pages() -> dict[str, str]:
-    """By file name: `vfsd`, and a page for each of its commands."""
+    """By file name: `vfsd`, a page for each of its commands, and the program in virtiofsd's place."""
     whole, *inner = contexts(cli.vfsd, None, "vfsd")
     commands = [context for context in inner if context.parent is whole]
     names = [f"{context.command_path.replace(' ', '-')}(1)" for context in (whole, *commands)]
-    made = {"vfsd.1": page(whole, [], names)}
+    names.append(f"{PROGRAM}(1)")
+    made = {"vfsd.1": page(whole, [], names), f"{PROGRAM}.1": virtiofsd_page(names)}
     for command in commands:
         below = [context for context in inner if context.parent is command]
         made[f"{command.command_path.replace(' ', '-')}.1"] = page(command, below, names)

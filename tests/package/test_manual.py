@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from manpages import COMPLETIONS, main
 
 from vfsd.cli import COMMANDS
 from vfsd.hostfs.ids.xattrmap import Kind, Scope
-from vfsd.options.table import SERVE_OPTIONS
+from vfsd.options.table import SERVE_OPTIONS, Option
+from vfsd.options.virtiofsd import OWN_OPTIONS
 
 MAN = Path(__file__).resolve().parent.parent.parent / "man"
 
@@ -40,9 +42,13 @@ def test_each_command_has_a_page(made: Path) -> None:
     assert {f"vfsd-{name}.1" for name in COMMANDS} <= {page.name for page in pages(made)}
 
 
-def test_each_option_is_on_its_page(made: Path) -> None:
-    words = {word for entry in entries(made / "vfsd-serve.1") for word in re.split("[ ,]+", entry)}
-    for option in SERVE_OPTIONS:
+@pytest.mark.parametrize(
+    ("page", "options"),
+    [("vfsd-serve.1", SERVE_OPTIONS), ("vfsd-virtiofsd.1", (*SERVE_OPTIONS, *OWN_OPTIONS))],
+)
+def test_each_option_is_on_its_page(made: Path, page: str, options: Sequence[Option]) -> None:
+    words = {word for entry in entries(made / page) for word in re.split(r"[ ,\[]+", entry)}
+    for option in options:
         negated = {f"--no-{option.name[2:]}"} if option.on else set()
         assert {option.name, *option.aliases} | negated <= words
 

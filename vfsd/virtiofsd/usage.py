@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Iterator
 
 from vfsd.options.o_list import WITHOUT_EFFECT, o_spellings
-from vfsd.options.table import SERVE_OPTIONS, Option
+from vfsd.options.table import SERVE_OPTIONS
 from vfsd.options.virtiofsd import OWN_OPTIONS, PROGRAM
 
 ABOUT = f"""\
@@ -18,23 +18,27 @@ command line (2), or by a bug (70).
 
 
 def usage() -> str:
-    options = (*SERVE_OPTIONS, *OWN_OPTIONS)
-    return "\n".join([ABOUT, *(line for option in options for line in describe(option))])
+    lines = [ABOUT]
+    for names, text in described():
+        lines.append(f"  {names}")
+        lines += textwrap.wrap(text, 96, initial_indent=" " * 10, subsequent_indent=" " * 10)
+    return "\n".join(lines)
 
 
-def describe(option: Option) -> Iterator[str]:
-    names = [option.name, *option.aliases]
-    if option.on:
-        names.append(f"--no-{option.name[2:]}")
-    if option.bare is not None:
-        form = f"[={option.metavar.strip('[]')}]"
-    else:
-        form = f" {option.metavar}" if option.metavar else ""
-    yield f"  {', '.join(names)}{form}"
-    text = option.help
-    default = "on" if option.on else option.default
-    if default:
-        text += f" [default: {default}]"
-    if option.name == "-o":
-        text += f" {', '.join([*o_spellings(), *WITHOUT_EFFECT])}."
-    yield from textwrap.wrap(text, 96, initial_indent=" " * 10, subsequent_indent=" " * 10)
+def described() -> Iterator[tuple[str, str]]:
+    """Every option: how it is written, and what it does."""
+    for option in (*SERVE_OPTIONS, *OWN_OPTIONS):
+        names = [option.name, *option.aliases]
+        if option.on:
+            names.append(f"--no-{option.name[2:]}")
+        if option.bare is not None:
+            form = f"[={option.metavar.strip('[]')}]"
+        else:
+            form = f" {option.metavar}" if option.metavar else ""
+        text = option.help
+        default = "on" if option.on else option.default
+        if default:
+            text += f" [default: {default}]"
+        if option.name == "-o":
+            text += f" {', '.join([*o_spellings(), *WITHOUT_EFFECT])}."
+        yield f"{', '.join(names)}{form}", text
