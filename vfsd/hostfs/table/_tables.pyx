@@ -225,7 +225,7 @@ cdef class Tables:
         self.kept.append(rules)
         self.t.xattr_rules = <const xattr_rule_t *><const char *>rules
         self.t.n_xattr_rules = len(rules) // sizeof(xattr_rule_t)
-        if len(capability) >= sizeof(self.t.capability):
+        if <size_t>len(capability) >= sizeof(self.t.capability):
             raise ValueError("the name is too long")
         memcpy(self.t.capability, <const char *>capability, len(capability) + 1)
 
