@@ -6,7 +6,7 @@ from libc.stdint cimport int64_t, uint32_t
 from libc.stdlib cimport free, malloc
 
 from vfsd.fuse.dispatch cimport (
-    OPCODES_MAX, Dispatch, dispatch_t, request_parse, request_reply, request_run, request_t, span_t,
+    OPCODES_MAX, WAIT, Dispatch, dispatch_t, request_parse, request_reply, request_run, request_t, span_t,
 )
 from vfsd.sys._uio cimport iovec
 
@@ -115,7 +115,7 @@ cdef void answer(dispatch_t *d, const uint32_t *delay_us, int fd, char *request,
         return
     if r.header.opcode < OPCODES_MAX:
         pause_for(delay_us[r.header.opcode])
-    r.may_wait = True
+    r.mode = WAIT
     size = request_reply(&r, request_run(d, &r))
     if size:
         c_write(fd, reply, size)  # ENOENT where the caller was interrupted

@@ -25,7 +25,8 @@ cdef enum:
     CHAIN_TOTAL = -10           # more than 2^32 - 1 bytes in one direction
     CHAIN_FRAGMENTS = -11       # crosses memory regions more often than there are iovecs for
     RING_AVAIL = -12            # avail.idx runs ahead by more than the queue size
-    RING_ERRORS = 13            # number of codes above + 1: size of a counter array indexed by -code
+    CHAIN_TORN = -13            # memory of the guest is gone
+    RING_ERRORS = 14            # number of codes above + 1: size of a counter array indexed by -code
 
 
 # A popped chain. The iovecs are private copies in the ring's own array, adjacent elements
@@ -39,12 +40,15 @@ cdef struct chain_t:
     uint64_t writable_bytes
     uint16_t head
     vring_desc first  # the head's descriptor
-    bint fragile      # some of it lies in a fragile region
-    bint unmapped     # a direction ends early, at bytes outside of a memory that is partial
+    bint may_shrink      # some of it lies in a region that may shrink
+    bint unmapped     # a direction ends early, at bytes outside of a memory that is incomplete
 
 
 cdef struct ring_t:
-    const memory_t *memory
+    memory_t *memory
+    uint64_t desc_uva     # where the parts are, by the front end's addresses
+    uint64_t avail_uva
+    uint64_t used_uva
     uint32_t num
     vring_desc *desc
     uint16_t *avail       # flags, idx, ring[num], used_event
@@ -63,9 +67,13 @@ cdef struct ring_t:
 
 # 0, or -EINVAL (num not a power of two in 1..32768), -EFAULT (a ring part outside memory or unaligned).
 # Addresses are user addresses. iov is the caller's array of iov_max >= num entries, kept.
-cdef int ring_init(ring_t *r, const memory_t *m, uint32_t num, uint64_t desc_uva, uint64_t avail_uva,
+cdef int ring_init(ring_t *r, memory_t *m, uint32_t num, uint64_t desc_uva, uint64_t avail_uva,
                    uint64_t used_uva, uint16_t base, bint event_idx, iovec *iov,
                    uint32_t iov_max) noexcept nogil
+# Whether all parts of a ring that runs are in that memory: 0 or -EFAULT.
+cdef int ring_lies_in(const ring_t *r, const memory_t *m) noexcept nogil
+# Use that memory from now on, in which all parts are. What was popped keeps its addresses.
+cdef void ring_use_memory(ring_t *r, memory_t *m) noexcept nogil
 # Up to max chains: number taken, 0 ring empty, < 0 one of the codes above. Chains before a bad
 # one are returned first; the bad one stays at the front and is reported by the next call.
 cdef int ring_pop_batch(ring_t *r, chain_t *chains, int max) noexcept nogil
@@ -88,7 +96,7 @@ cdef bint ring_enable_kick(ring_t *r) noexcept nogil
 
 
 cdef class DeviceRing:
-    cdef ring_t ring
+    cdef ring_t ring      # keeps its memory
     cdef readonly GuestMemory memory
     cdef iovec *iov
     cdef chain_t *chains

@@ -19,6 +19,7 @@ CHAIN_INDIRECT_NEXT: int
 CHAIN_TOTAL: int
 CHAIN_FRAGMENTS: int
 RING_AVAIL: int
+CHAIN_TORN: int
 CHAIN_ERRORS: dict[int, str]
 
 class RingError(OSError):

@@ -7,7 +7,9 @@ from libc.stdint cimport UINT32_MAX, UINT64_MAX
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
-from vfsd.memory._regions cimport GuestMemory, iovec, memory_find, memory_from_gpa, memory_t
+from vfsd.memory._regions cimport (
+    GuestMemory, iovec, memory_drop, memory_find, memory_from_gpa, memory_keep, memory_t,
+)
 from vfsd.virtqueue._layout cimport (
     FAR, RING_NUM_MAX, VRING_AVAIL_F_NO_INTERRUPT, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT,
     VRING_DESC_F_WRITE, VRING_USED_F_NO_NOTIFY, avail_event, check_init, full_fence, load_acquire_u16,
@@ -34,6 +36,7 @@ CHAIN_ERRORS = {
     CHAIN_TOTAL: "descriptor chain of more than 2^32 - 1 bytes",
     CHAIN_FRAGMENTS: "descriptor chain crosses too many memory regions",
     RING_AVAIL: "avail.idx ahead by more than the queue size",
+    CHAIN_TORN: "guest memory is gone",
 }
 
 globals().update(
@@ -42,7 +45,7 @@ globals().update(
     CHAIN_OVERFLOW=CHAIN_OVERFLOW, CHAIN_ORDER=CHAIN_ORDER, CHAIN_NESTED=CHAIN_NESTED,
     CHAIN_INDIRECT_LENGTH=CHAIN_INDIRECT_LENGTH, CHAIN_TOO_LONG=CHAIN_TOO_LONG,
     CHAIN_INDIRECT_NEXT=CHAIN_INDIRECT_NEXT, CHAIN_TOTAL=CHAIN_TOTAL,
-    CHAIN_FRAGMENTS=CHAIN_FRAGMENTS, RING_AVAIL=RING_AVAIL,
+    CHAIN_FRAGMENTS=CHAIN_FRAGMENTS, RING_AVAIL=RING_AVAIL, CHAIN_TORN=CHAIN_TORN,
 )
 
 
@@ -70,10 +73,10 @@ cdef struct walk_t:
     iovec *end
     uint32_t elements
     bint unmapped  # the rest of this direction is left out
-    bint fragile
+    bint may_shrink
 
 
-cdef int ring_init(ring_t *r, const memory_t *m, uint32_t num, uint64_t desc_uva, uint64_t avail_uva,
+cdef int ring_init(ring_t *r, memory_t *m, uint32_t num, uint64_t desc_uva, uint64_t avail_uva,
                    uint64_t used_uva, uint16_t base, bint event_idx, iovec *iov,
                    uint32_t iov_max) noexcept nogil:
     cdef int rc
@@ -84,6 +87,9 @@ cdef int ring_init(ring_t *r, const memory_t *m, uint32_t num, uint64_t desc_uva
     if iov_max < num:
         return -EINVAL
     r.memory = m
+    r.desc_uva = desc_uva
+    r.avail_uva = avail_uva
+    r.used_uva = used_uva
     r.num = num
     r.last_avail = base
     r.avail_idx = base
@@ -96,6 +102,18 @@ cdef int ring_init(ring_t *r, const memory_t *m, uint32_t num, uint64_t desc_uva
     return 0
 
 
+cdef int ring_lies_in(const ring_t *r, const memory_t *m) noexcept nogil:
+    cdef vring_desc *desc = NULL
+    cdef uint16_t *avail = NULL
+    cdef uint16_t *used = NULL
+    return vring_map(m, r.num, r.desc_uva, r.avail_uva, r.used_uva, r.event_idx, &desc, &avail, &used)
+
+
+cdef void ring_use_memory(ring_t *r, memory_t *m) noexcept nogil:
+    vring_map(m, r.num, r.desc_uva, r.avail_uva, r.used_uva, r.event_idx, &r.desc, &r.avail, &r.used)
+    r.memory = m
+
+
 cdef int walk_bytes(ring_t *r, walk_t *w, uint64_t gpa, uint64_t size) noexcept nogil:
     cdef uint64_t offset, n
     cdef iovec *last
@@ -103,13 +121,13 @@ cdef int walk_bytes(ring_t *r, walk_t *w, uint64_t gpa, uint64_t size) noexcept 
     cdef int i
     while size and not w.unmapped:
         i = memory_find(r.memory, gpa, r.last_region)
-        if i < 0 and r.memory.partial:
+        if i < 0 and r.memory.incomplete:
             w.unmapped = True
             break
         if i < 0:
             return CHAIN_ADDRESS
         r.last_region = <uint32_t>i
-        w.fragile |= r.memory.regions[i].fragile
+        w.may_shrink |= r.memory.regions[i].may_shrink
         offset = gpa - r.memory.regions[i].gpa
         n = min(size, r.memory.regions[i].size - offset)
         host = r.memory.regions[i].host + offset
@@ -208,7 +226,7 @@ cdef int ring_walk(ring_t *r, chain_t *c, iovec *iov) noexcept nogil:
     w.base = w.next = iov
     w.end = r.iov + r.iov_max
     w.elements = 0
-    w.unmapped = c.unmapped = w.fragile = False
+    w.unmapped = c.unmapped = w.may_shrink = False
     c.readable = iov
     c.writable = NULL
     c.readable_bytes = c.writable_bytes = 0
@@ -217,7 +235,7 @@ cdef int ring_walk(ring_t *r, chain_t *c, iovec *iov) noexcept nogil:
         c.writable = w.next
     c.n_readable = <uint32_t>(c.writable - c.readable)
     c.n_writable = <uint32_t>(w.next - c.writable)
-    c.fragile = w.fragile
+    c.may_shrink = w.may_shrink
     if w.unmapped or c.unmapped:
         c.unmapped = True
         c.readable_bytes = iov_bytes(c.readable, c.n_readable)
@@ -363,26 +381,25 @@ cdef bint ring_enable_kick(ring_t *r) noexcept nogil:
 cdef class _View:
     """Owner of one memoryview: holds the memory mapped."""
 
-    cdef GuestMemory memory
+    cdef memory_t *memory
     cdef iovec iov
     cdef bint writable
+
+    def __dealloc__(self):
+        memory_drop(self.memory)
 
     def __getbuffer__(self, Py_buffer *buffer, int flags):
         PyBuffer_FillInfo(
             buffer, self, self.iov.iov_base, <Py_ssize_t>self.iov.iov_len, not self.writable, flags)
-        self.memory.views += 1
-
-    def __releasebuffer__(self, Py_buffer *buffer):
-        self.memory.views -= 1
 
 
-cdef list views(GuestMemory memory, const iovec *iov, uint32_t n, bint writable):
+cdef list views(memory_t *memory, const iovec *iov, uint32_t n, bint writable):
     cdef list result = []
     cdef _View view
     cdef uint32_t i
     for i in range(n):
         view = _View()
-        view.memory = memory
+        view.memory = memory_keep(memory)
         view.iov = iov[i]
         view.writable = writable
         result.append(memoryview(view))
@@ -403,9 +420,11 @@ cdef class DeviceRing:
         if self.iov == NULL or self.chains == NULL or self.elems == NULL:
             raise MemoryError
         check_init(ring_init(
-            &self.ring, &memory.table, num, desc, avail, used, base, event_idx, self.iov, iov_max))
+            &self.ring, memory.table, num, desc, avail, used, base, event_idx, self.iov, iov_max))
+        memory_keep(memory.table)
 
     def __dealloc__(self):
+        memory_drop(self.ring.memory)
         free(self.iov)
         free(self.chains)
         free(self.elems)
@@ -424,8 +443,8 @@ cdef class DeviceRing:
         for i in range(n):
             result.append((
                 self.chains[i].head,
-                views(self.memory, self.chains[i].readable, self.chains[i].n_readable, False),
-                views(self.memory, self.chains[i].writable, self.chains[i].n_writable, True),
+                views(self.ring.memory, self.chains[i].readable, self.chains[i].n_readable, False),
+                views(self.ring.memory, self.chains[i].writable, self.chains[i].n_writable, True),
             ))
         return result
 

@@ -338,7 +338,7 @@ def test_an_end_in_the_middle(start_guest: StartGuest, share: Path, served: Daem
         elif end == "reset":
             guest.frontend.stop(guest.order, guest.setup)
             guest.frontend.get_features()
-            assert held(served) == []
+            assert eventually(lambda: held(served) == [])
         guest.close()
     assert eventually(lambda: held(served) == [])
 

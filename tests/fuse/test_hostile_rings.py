@@ -212,7 +212,8 @@ def attacker(start_guest: StartGuest) -> Iterator[Guest]:
 
 
 def test_every_code_has_its_breaker() -> None:
-    assert {code for code, _, _ in BREAKERS} == set(CHAIN_ERRORS)
+    front_end = {_ring.CHAIN_TORN}  # test_lost_memory.py
+    assert {code for code, _, _ in BREAKERS} == set(CHAIN_ERRORS) - front_end
 
 
 @pytest.mark.parametrize(

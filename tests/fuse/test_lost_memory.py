@@ -19,7 +19,7 @@ from .wire import ROOT
 
 LOST, SIZE = 0x3_0000_0000, 1 << 16  # a region of its own, which is cut off
 STAYS = 0x10_0000  # in the arena: of memory that stays, and of no other use here
-GONE = "pages of guest memory are gone"
+GONE = "broke the protocol: guest memory is gone"
 Part = tuple[int, int, bool]  # gpa, bytes, whether the device writes
 
 

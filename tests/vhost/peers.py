@@ -38,16 +38,12 @@ class RecordingQueue:
         self.index = index
         self.calls: list[str] = []  # every method that was called
         self.started = False
-        self.paused = 0
+        self.abandoned = False
         self.starts: list[tuple[int, int, int, int, int, bool]] = []
         self.position = 0  # what stop() returns; a test moves it
         self.fds = {"kick": -1, "call": -1, "err": -1}
         self.message = b""
         self.kicks = 0
-
-    @property
-    def serving(self) -> bool:
-        return self.started and not self.paused
 
     def start(
         self,
@@ -68,7 +64,16 @@ class RecordingQueue:
         self.position = base
         self.starts.append((num, desc, avail, used, base, event_idx))
 
-    def stop(self) -> int:
+    def use_memory(self, memory: GuestMemory) -> None:
+        self.calls.append("use_memory")
+        for address in self.starts[-1][1:4]:
+            if not any(uva <= address < uva + size for _, size, uva in memory.regions()):
+                raise ValueError("its ring is in no memory region")
+
+    def begin_stop(self) -> None:
+        self.calls.append("begin_stop")
+
+    def stop(self, timeout_s: float) -> int:
         self.calls.append("stop")
         if not self.started:
             return 0
@@ -84,9 +89,9 @@ class RecordingQueue:
     def set_kick(self, fd: int) -> None:
         self._own("kick", fd)
 
-    def set_call(self, fd: int, message: bytes = b"") -> None:
+    def set_call(self, fd: int, message: bytes | None = None) -> None:
         self._own("call", fd)
-        self.message = message
+        self.message = message or b""
 
     def set_err(self, fd: int) -> None:
         self._own("err", fd)
@@ -94,16 +99,8 @@ class RecordingQueue:
     def kick(self) -> None:
         self.kicks += 1
 
-    def pause(self, jobs: bool = True) -> None:
-        self.calls.append("pause")
-        self.paused += 1
-
-    def resume(self) -> None:
-        self.calls.append("resume")
-        self.paused -= 1
-
-    def close(self) -> None:
-        self.stop()
+    def close(self, timeout_s: float) -> None:
+        self.stop(timeout_s)
         for name in self.fds:
             self._own(name, -1)
 

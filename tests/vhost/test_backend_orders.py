@@ -43,7 +43,7 @@ def test_every_ring_is_served_after_start_and_none_after_stop(
             frontend.get_features()  # all before it is done
             assert sorted(device.queues) == [0, 1]
             for queue in device.queues.values():
-                assert queue.serving
+                assert queue.started
                 assert len(queue.starts) == times
                 assert min(queue.fds["kick"], queue.fds["call"]) >= 0
             frontend.stop(order, setup)
@@ -68,7 +68,7 @@ def test_in_band_user_mode_linux_sends_no_kick(no_leak: None, guest: Guest) -> N
     with Link(device) as link:
         link.frontend.handshake("uml", setup)
         link.frontend.start("uml", setup)
-        assert all(queue.serving for queue in device.queues.values())
+        assert all(queue.started for queue in device.queues.values())
         assert "set_kick" not in device.queues[1].calls
         assert device.queues[1].message.startswith(bytes([BackendRequest.VRING_CALL]))
     assert link.error is None

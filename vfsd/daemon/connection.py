@@ -3,7 +3,9 @@
 import logging
 import socket
 from collections import Counter
+from collections.abc import Callable
 from mmap import PAGESIZE
+from threading import Thread
 
 from vfsd.daemon.share import Share
 from vfsd.fuse.abi import CONFIG, DAX_SHMID, Init
@@ -12,7 +14,7 @@ from vfsd.fuse.init import Offer, Session
 from vfsd.hostfs.fs import HostFs
 from vfsd.queue._pool import Pool
 from vfsd.queue._queue import Queue
-from vfsd.vhost.backend import Backend
+from vfsd.vhost.backend import CLOSE_TIMEOUT_S, Backend
 from vfsd.vhost.shmem import SharedMemory
 
 log = logging.getLogger("vfsd.daemon")
@@ -67,12 +69,20 @@ class Connection:
         return self._queues[index]
 
     def reset(self) -> None:
-        self._session.end()
+        self._session.reset()
 
     def close(self) -> None:
-        """Drop the guest's state: stop its queues, close its handles, forget its inodes."""
+        """Drop the guest's state: stop its queues, close its handles, forget its inodes.
+
+        As far as that can be done in a moment: what a request that hangs still works with goes when the
+        process does.
+        """
         self.backend.close()
-        self._pool.close()
+        self._dispatch.shut()
+        if self._pool.close(CLOSE_TIMEOUT_S) and not any(queue.abandoned for queue in self._known_queues()):
+            within(CLOSE_TIMEOUT_S, self._forget)
+
+    def _forget(self) -> None:
         self._session.end()
         self._dispatch.close()
         self._fs.tables.close()
@@ -81,7 +91,7 @@ class Connection:
         """One line: requests and errors so far, and what went wrong with rings."""
         requests = errors = 0
         troubles: Counter[str] = Counter()
-        for queue in self._queues.values():
+        for queue in self._known_queues():
             counters = queue.counters()
             ring = counters.pop("ring")
             troubles.update({k: n for k, n in ring.items() if n and k not in ("kicks", "calls")})
@@ -93,10 +103,14 @@ class Connection:
             text += f", {left_out} times a name too long for a guest was left out of a listing"
         return ", ".join([text, *(f"{what}: {n}" for what, n in troubles.items())])
 
+    def _known_queues(self) -> list[Queue]:
+        """As they are now: the front end may add one at any time."""
+        return list(self._queues.values())
+
     def _end_session(self) -> None:
         """A session ends: nothing of what the guest held is valid any more."""
         requests: Counter[str] = Counter()
-        for queue in self._queues.values():
+        for queue in self._known_queues():
             requests.update({op: n["requests"] for op, n in queue.counters().items() if op != "ring"})
         counts = [f"{op} {n}" for op, n in sorted((requests - self._told).items())]
         if counts:
@@ -110,11 +124,21 @@ class Connection:
     def _offer(self) -> Offer:
         policy = self._fs.policy
         flags = INIT_FLAGS | policy.init_flags()
-        sizes = [queue.num for index, queue in self._queues.items() if index > 0 and queue.started]
+        sizes = [queue.num for queue in self._known_queues() if queue.index > 0 and queue.started]
         if self.shmem is not None and self.shmem.connected:
             flags |= Init.MAP_ALIGNMENT
         queue_size = min(sizes, default=0)
         return Offer(flags, queue_size, policy.identity.required(), PAGE_SHIFT, policy.settle)
+
+
+def within(seconds: float, call: Callable[[], None]) -> None:
+    """Have it called, by a thread that may be caught in a close(2): wait no longer than that."""
+    thread = Thread(target=call, name="close", daemon=True)
+    try:
+        thread.start()
+    except (RuntimeError, MemoryError):
+        return
+    thread.join(seconds)
 
 
 def tell(counts: dict[str, int]) -> str:

@@ -16,9 +16,16 @@ cdef enum:
     FUSE_OUT_PIECES = 16
     SCRATCH_BYTES = 64
     NO_REPLY = 1             # an operation's answer when the guest expects none
-    WOULD_BLOCK = 2          # its answer when it would have to wait: run it again with may_wait
-    WOULD_WAIT = 3           # when it would wait for a guest or a process: run it again with parked
-    WAITS = 4                # it waits, and parked.finish will be called; with r.parked alone
+    WOULD_BLOCK = 2          # its answer to TRY when it would have to wait for a disk: run it again with WAIT
+    WOULD_WAIT = 3           # when it would wait for a guest or a process: run it again with PARK
+    WAITS = 4                # to PARK: it waits, and parked.complete will be called
+
+
+# What an operation may do.
+cdef enum request_mode:
+    TRY   # block for nothing: others wait for this thread
+    WAIT  # block, for a disk or a network
+    PARK  # be completed later, by r.parked
 
 
 # A stream over iovecs; reading and skipping consume it (the iovecs are the caller's own copies).
@@ -31,8 +38,8 @@ cdef struct span_t:
 # A request that waits for somebody, for however long, and holds no thread meanwhile.
 cdef struct parked_t:
     # The queue's: answer with rc. Once, by any thread, also before the operation has returned; never waits.
-    void (*finish)(parked_t *parked, int rc) noexcept nogil
-    # The operation's: have it finished with -ENOLCK, unless it has been. Called while finish may be.
+    void (*complete)(parked_t *parked, int rc) noexcept nogil
+    # The operation's: have it completed with -ENOLCK, unless it has been. Called while complete may be.
     void (*cancel)(parked_t *parked) noexcept nogil
     void *by                # the operation's
     void *waiter
@@ -47,21 +54,16 @@ cdef struct request_t:
     int close_fd            # to be closed once the reply is out, -1 for none
     bint in_python
     bint streams            # whoever asks for it may have asked for more meanwhile
-    bint may_wait           # the operation may block: no queue waits for it
-    bint resumed            # run again; its arguments are in scratch or name, the body is consumed
-    # Around work on copies alone, while may_wait: the control thread may change what the queue uses,
-    # on which what is waited for may depend. NULL: it waits. enter() returns once it has.
-    void *queue
-    void (*leave)(request_t *r) noexcept nogil
-    void (*enter)(request_t *r) noexcept nogil
-    parked_t *parked        # NULL: the operation may not wait for others yet
+    request_mode mode
+    uint32_t n_taken        # room for what has been taken from the body, in scratch or name; 0: nothing yet
+    parked_t *parked        # with PARK
     char scratch[SCRATCH_BYTES]
     char name[NAME_MAX + 1]  # checked, of an operation that is run again for it
     iovec head[FUSE_OUT_PIECES]  # where the out header goes: at most 16 pieces of one byte
     uint32_t n_head
 
 
-# 0, -errno, NO_REPLY, if not r.may_wait WOULD_BLOCK, WOULD_WAIT or WAITS. On 0 reply_bytes of r.reply have
+# 0, -errno, NO_REPLY, to TRY WOULD_BLOCK, WOULD_WAIT or WAITS. On 0 reply_bytes of r.reply have
 # been filled.
 ctypedef int (*hot_op_t)(void *fs, request_t *r) noexcept nogil
 
@@ -71,7 +73,7 @@ cdef struct dispatch_t:
     void *hot_fs
     void *owner             # the Dispatch: borrowed
     unsigned char python[OPCODES_MAX]
-    unsigned char blocks[OPCODES_MAX]  # always handed to the pool
+    unsigned char blocks[OPCODES_MAX]  # never tried
     unsigned char streams[OPCODES_MAX] # one caller may have several under way
     int refused[OPCODES_MAX]           # errno of what the operator does not allow, 0
     int initialized         # INIT has been answered and DESTROY has not come

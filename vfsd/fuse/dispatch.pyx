@@ -130,9 +130,9 @@ cdef bint request_parse(dispatch_t *d, span_t readable, span_t writable, request
     r.error = 0
     r.close_fd = -1
     r.n_head = 0
-    r.in_python = r.streams = r.may_wait = r.resumed = False
-    r.queue = NULL
-    r.leave = r.enter = NULL
+    r.in_python = r.streams = False
+    r.mode = TRY
+    r.n_taken = 0
     r.parked = NULL
     if span_read(&r.body, &r.header, w.FUSE_IN_HEADER) < 0:
         memset(&r.header, 0, sizeof(r.header))
@@ -170,8 +170,10 @@ cdef int request_run(dispatch_t *d, request_t *r) noexcept nogil:
 
 
 cdef int request_args(request_t *r, void *to, uint32_t n) noexcept nogil:
-    if not r.resumed and span_read(&r.body, r.scratch, n) < 0:
-        return -EINVAL
+    if r.n_taken == 0:
+        if span_read(&r.body, r.scratch, n) < 0:
+            return -EINVAL
+        r.n_taken = n
     memcpy(to, r.scratch, n)
     return 0
 
@@ -200,10 +202,7 @@ cdef int run_python(dispatch_t *d, request_t *r) noexcept with gil:
         request = Request.__new__(Request)
         request.load(r)
         handler = dispatch.handlers[r.header.opcode]
-        if r.leave == NULL:
-            reply = handler(dispatch.fs, request)
-        else:
-            reply = run_away(r, handler, dispatch.fs, request)
+        reply = handler(dispatch.fs, request)
         if reply is None:
             return 0
         return fill_reply(r, reply)
@@ -215,16 +214,6 @@ cdef int run_python(dispatch_t *d, request_t *r) noexcept with gil:
         # A guest must not end the daemon: it gets EIO, the operator the traceback.
         log.exception("%s failed", OPCODE_NAME.get(r.header.opcode, r.header.opcode))
         return -EIO
-
-
-cdef object run_away(request_t *r, handler, fs, request):
-    """Run it outside of the queue's gate: it knows the request from a copy."""
-    r.leave(r)
-    try:
-        return handler(fs, request)
-    finally:
-        with nogil:  # the control thread needs the GIL to open the gate
-            r.enter(r)
 
 
 cdef int fill_reply(request_t *r, bytes reply) except -1000:

@@ -1,9 +1,11 @@
 """FUSE_INIT and FUSE_DESTROY: what is agreed with the guest's kernel, and when a session begins and ends."""
 
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from errno import EPROTO
+from threading import Lock, Thread
 from typing import Any
 
 from vfsd.fuse import abi
@@ -86,7 +88,7 @@ class Session:
     """The time between INIT and DESTROY of one connection.
 
     offer: asked at each INIT. agree: told what it came to, before any other request. drop: forgets
-    all that the guest held.
+    all that the guest held; that closes files, and may take as long as the file system likes.
     """
 
     def __init__(
@@ -98,25 +100,45 @@ class Session:
         self._offer = offer
         self._agree = agree
         self._drop = drop
+        self._turn = Lock()  # of one that begins or ends a session
+        self._number = 0  # sessions so far
         dispatch.set_python(NUMBER["INIT"], self.init)
         dispatch.set_python(NUMBER["DESTROY"], self.destroy)
 
     def init(self, _fs: Any, request: Request) -> bytes:
-        self.end()
-        reply, self.agreed = negotiate(request, self._offer())
-        if self.agreed is not None:
-            log.info("session begins: FUSE 7.%d, %d pages a request",
-                     self.agreed.minor, self.agreed.max_pages)  # fmt: skip
-            log.debug("agreed: %r", self.agreed.flags)
-            self._agree(self.agreed.flags)
-            self._dispatch.open()
-        return reply
+        with self._turn:
+            self._end()
+            reply, self.agreed = negotiate(request, self._offer())
+            if self.agreed is not None:
+                log.info("session begins: FUSE 7.%d, %d pages a request",
+                         self.agreed.minor, self.agreed.max_pages)  # fmt: skip
+                log.debug("agreed: %r", self.agreed.flags)
+                self._number += 1
+                self._agree(self.agreed.flags)
+                self._dispatch.open()
+            return reply
 
     def destroy(self, _fs: Any, _request: Request) -> None:
         self.end()
 
     def end(self) -> None:
         """What DESTROY, a reset and the loss of the connection mean alike."""
+        with self._turn:
+            self._end()
+
+    def reset(self) -> None:
+        """end(), of which only the end of all requests is waited for: the rest is up to another thread, or
+        where none can be had to the next INIT."""
+        self._dispatch.shut()
+        with contextlib.suppress(RuntimeError, MemoryError):
+            Thread(target=self._end_if, args=(self._number,), name="reset", daemon=True).start()
+
+    def _end_if(self, number: int) -> None:
+        with self._turn:
+            if number == self._number:
+                self._end()
+
+    def _end(self) -> None:
         self._dispatch.shut()
         self.agreed = None
         self._drop()

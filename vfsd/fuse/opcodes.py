@@ -76,7 +76,7 @@ class Op(NamedTuple):
     opcode: Opcode
     home: Home
     module: str  # below vfsd
-    blocks: bool = False  # may wait for a disk: always handed to the pool
+    blocks: bool = False  # waits for a disk, or for other requests: never tried
     modifies: bool = False  # changes the share whatever its arguments: EROFS with --readonly
     streams: bool = False  # one caller may have several under way: asynchronous I/O, read ahead, write back
 
@@ -114,7 +114,7 @@ OPERATIONS = (
     Op(Opcode.LISTXATTR, Home.HOT, "hostfs.ops.xattrs"),
     Op(Opcode.REMOVEXATTR, Home.HOT, "hostfs.ops.xattrs", modifies=True),
     Op(Opcode.FLUSH, Home.HOT, "hostfs.ops.data"),
-    Op(Opcode.INIT, Home.PYTHON, "fuse.init"),
+    Op(Opcode.INIT, Home.PYTHON, "fuse.init", blocks=True),
     Op(Opcode.OPENDIR, Home.HOT, "hostfs.ops.directories"),
     Op(Opcode.READDIR, Home.HOT, "hostfs.ops.directories"),
     Op(Opcode.RELEASEDIR, Home.HOT, "hostfs.ops.data"),
@@ -125,7 +125,7 @@ OPERATIONS = (
     Op(Opcode.INTERRUPT, Home.HOT, "hostfs.ops.locks"),
     Op(Opcode.ACCESS, Home.HOT, "hostfs.ops.attributes"),
     Op(Opcode.CREATE, Home.HOT, "hostfs.ops.data", modifies=True),
-    Op(Opcode.DESTROY, Home.PYTHON, "fuse.init"),
+    Op(Opcode.DESTROY, Home.PYTHON, "fuse.init", blocks=True),
     Op(Opcode.IOCTL, Home.HOT, "hostfs.ops.ioctls"),
     Op(Opcode.BATCH_FORGET, Home.HOT, "hostfs.ops.names"),
     Op(Opcode.FALLOCATE, Home.HOT, "hostfs.ops.data", blocks=True, modifies=True),

@@ -5,9 +5,11 @@
  * of it jumps out, and the copy is short. A sigsetjmp costs 10 ns; process_vm_readv or /proc/self/mem
  * would do without a handler, but cost a system call and a page walk for every 4 KiB.
  *
- * Where no jump is possible, or nothing may be paid for it (a view that is read by code not ours, a guest's
- * memory in the daemon), the handler puts a page of zeroes into the place of the missing one, counts it, and
- * the access goes on. The guest's memory also has a socket, which is shut for reading: its owner wakes up.
+ * Where no jump is possible, or nothing may be paid for it, the handler puts zeroes into the place of what is
+ * missing, and the access goes on. In a view that is read by code not ours that is one page, which is counted.
+ * In a guest's memory in the daemon it is the whole area, at its first missing page: page by page, the
+ * mappings would come to vm.max_map_count. That guest can't be served any more: the guard's flag says so to
+ * the threads that serve it, and its socket is shut for reading, so that its owner wakes up.
  *
  * Any other SIGBUS or SIGSEGV goes to whoever handled it before.
  */
@@ -24,16 +26,23 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #define GUARD_PAGE ((uintptr_t)4096)
+
+/* What a guest's memory is guarded by; belongs to all that is mapped of it. */
+struct guard {
+    int users;
+    int sock; /* -1: none any more */
+    int torn; /* something was missing */
+};
 
 /* Watched memory. Never freed, so that the handler can walk the list; used again when end is 0. */
 struct guard_area {
     _Atomic uintptr_t start, end;
-    uintptr_t page; /* of what is mapped there: hugetlbfs has larger ones */
     int prot;
-    int sock; /* -1: none */
-    _Atomic uint64_t torn; /* pages that were replaced */
+    struct guard *guard; /* NULL: page by page */
+    _Atomic uint64_t torn; /* pages that were replaced, of an area without */
     struct guard_area *next;
 };
 
@@ -46,17 +55,35 @@ static __thread sigjmp_buf *volatile guard_jump __attribute__((tls_model("initia
 static __thread uintptr_t guard_start __attribute__((tls_model("initial-exec")));
 static __thread uintptr_t guard_end __attribute__((tls_model("initial-exec")));
 
+static inline int guard_cover(uintptr_t start, uintptr_t end, int prot)
+{
+    return mmap((void *)start, end - start, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1,
+                0) == MAP_FAILED ? -1 : 0;
+}
+
 static inline int guard_tear(uintptr_t at)
 {
     struct guard_area *a = atomic_load(&guard_areas);
     for (; a; a = a->next) {
-        if (at < atomic_load(&a->start) || at >= atomic_load(&a->end))
+        uintptr_t start = atomic_load(&a->start), end = atomic_load(&a->end);
+        if (at < start || at >= end)
             continue;
-        if (mmap((void *)(at & ~(a->page - 1)), a->page, a->prot,
-                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) == MAP_FAILED)
-            return 0;
-        if (atomic_fetch_add(&a->torn, 1) == 0 && a->sock >= 0)
-            shutdown(a->sock, SHUT_RD);
+        if (a->guard == NULL) {
+            if (guard_cover(at & ~(GUARD_PAGE - 1), (at & ~(GUARD_PAGE - 1)) + GUARD_PAGE, a->prot) < 0)
+                return 0;
+            atomic_fetch_add(&a->torn, 1);
+            return 1;
+        }
+        /* First the flag: nobody shall take the zeroes for a guest's. */
+        __atomic_store_n(&a->guard->torn, 1, __ATOMIC_SEQ_CST);
+        if (guard_cover(start, end, a->prot) < 0) {
+            if (getpid() == gettid())
+                return 0; /* nobody would be left to end the connection */
+            shutdown(__atomic_load_n(&a->guard->sock, __ATOMIC_RELAXED), SHUT_RD);
+            for (;;) /* this thread can't go on; the others can */
+                pause();
+        }
+        shutdown(__atomic_load_n(&a->guard->sock, __ATOMIC_RELAXED), SHUT_RD);
         return 1;
     }
     return 0;
@@ -130,7 +157,7 @@ static inline size_t guard_copy(char *to, const char *from, size_t n, const char
 }
 
 /* NULL: no memory. */
-static inline struct guard_area *guard_watch(char *start, size_t size, size_t page, int prot, int sock)
+static inline struct guard_area *guard_watch(char *start, size_t size, int prot, struct guard *guard)
 {
     struct guard_area *a;
     pthread_mutex_lock(&guard_lock);
@@ -141,9 +168,8 @@ static inline struct guard_area *guard_watch(char *start, size_t size, size_t pa
         atomic_store(&guard_areas, a);
     }
     if (a != NULL) {
-        a->page = page;
         a->prot = prot;
-        a->sock = sock;
+        a->guard = guard;
         atomic_store(&a->torn, 0);
         atomic_store(&a->start, (uintptr_t)start);
         atomic_store(&a->end, (uintptr_t)start + size);

@@ -8,9 +8,25 @@ from libc.stdint cimport uint32_t, uint64_t, uintptr_t
 from vfsd.sys._uio cimport iovec
 
 
+cdef extern from "_guard.h" nogil:
+    struct guard:
+        int users
+        int sock
+        int torn
+
 cdef enum:
     REGIONS_MAX = 512     # 509 slots are offered; the rest is head-room for SET_MEM_TABLE
     POPULATE_MIN = 65536  # bytes of a buffer
+
+
+# What is mapped of one file. Unmapped when the last table that lists it goes.
+cdef struct mapping_t:
+    int users
+    char *base
+    uint64_t bytes
+    uint64_t page        # bytes: the file system's
+    uint64_t *populated  # a bit for each page that memory_populate() has been at; NULL: leave it alone
+    void *watched        # its guard_area, NULL: not watched
 
 
 cdef struct region_t:
@@ -18,17 +34,22 @@ cdef struct region_t:
     uint64_t size  # bytes
     uint64_t uva   # front end's user address
     char *host     # where it is mapped here
-    bint fragile   # the file may end before the region does: only system calls may touch it
-    uint64_t page  # bytes
-    uint64_t *populated  # a bit for each page that memory_populate() has been at; NULL: leave it alone
+    bint may_shrink   # the file may end before the region does: only system calls may touch it
+    mapping_t *mapping
 
 
+# A guest's memory at one time. It never changes: a change is another table, and who works with the old one
+# keeps it, and what it lists mapped, until he is done.
 cdef struct memory_t:
+    int users
     uint32_t n
-    uint64_t removals  # regions that have gone
-    bint partial  # the guest has memory that is not mapped here: chain_t.unmapped
-    region_t regions[REGIONS_MAX]  # sorted by gpa
+    bint incomplete       # the guest has memory that is not mapped here: chain_t.unmapped
+    guard *watched_by  # its `torn`: zeroes lie where memory was
+    region_t *regions  # n, sorted by gpa, behind this
 
+
+cdef memory_t *memory_keep(memory_t *m) noexcept nogil
+cdef void memory_drop(memory_t *m) noexcept nogil
 
 # Host address of [uva, uva + size) if one region holds it all and it is aligned to `align`, else NULL.
 cdef char *memory_from_uva(const memory_t *m, uint64_t uva, uint64_t size, uint32_t align) noexcept nogil
@@ -57,7 +78,7 @@ cdef inline int memory_find(const memory_t *m, uint64_t gpa, uint32_t hint) noex
 cdef inline char *region_part(const memory_t *m, int i, uint64_t offset, uint64_t size,
                               uint32_t align) noexcept nogil:
     cdef char *host = m.regions[i].host + offset
-    if m.regions[i].fragile or offset >= m.regions[i].size or size > m.regions[i].size - offset:
+    if m.regions[i].may_shrink or offset >= m.regions[i].size or size > m.regions[i].size - offset:
         return NULL
     return host if <uintptr_t>host % align == 0 else NULL
 
@@ -70,14 +91,9 @@ cdef inline char *memory_from_gpa(const memory_t *m, uint64_t gpa, uint64_t size
 
 
 cdef class GuestMemory:
-    cdef memory_t table
-    cdef iovec mapped[REGIONS_MAX]  # whole pages, in the order of table
-    cdef void *watched[REGIONS_MAX]  # guard_area of each, NULL: not watched
-    cdef int sock                   # what they shut, -1: nothing is watched
-    cdef uint64_t lost              # pages of regions that have gone
-    cdef uint32_t views             # memoryviews handed out
+    cdef memory_t *table
+    cdef guard *guard
+    cdef int use(self, memory_t *table) except -1
+    cdef memory_t *with_region(self, int fd, const region_t *region, uint64_t offset) except NULL
     cdef int check_free(self, uint64_t gpa, uint64_t size, uint64_t uva) except -1
-    cdef int check_unused(self) except -1
-    cdef void *watch(self, char *base, uint64_t length, uint64_t page) except NULL
-    cdef void unmap(self, uint32_t i) noexcept
     cdef int copy(self, uint64_t gpa, char *data, uint64_t size, bint to_guest) except -1

@@ -3,6 +3,6 @@
 from vfsd._ring cimport chain_t
 from vfsd.queue._state cimport queue_t
 
-# One request of a fragile chain, from parse to used element.
-cdef void serve_fragile(queue_t *q, chain_t *chain) noexcept nogil
+# One request of such a chain, from parse to used element.
+cdef void serve_bounced(queue_t *q, chain_t *chain) noexcept nogil
 cdef void bounce_free(queue_t *q) noexcept nogil

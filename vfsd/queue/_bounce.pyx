@@ -4,10 +4,12 @@ from libc.errno cimport EFAULT
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from vfsd.memory._regions cimport iovec
-from vfsd.queue._replies cimport give_back, give_back_unanswered
-from vfsd._ring cimport chain_t
+from vfsd.queue._replies cimport (
+    NOT_ON_RING, begin_on_ring, complete_unanswered, count_request, end_on_ring,
+)
+from vfsd._ring cimport chain_t, ring_push
 from vfsd.queue._state cimport REQUEST_MAX, queue_t
-from vfsd.fuse.dispatch cimport request_parse, request_reply, request_run, request_t, span_t
+from vfsd.fuse.dispatch cimport WAIT, request_parse, request_reply, request_run, request_t, span_t
 
 from vfsd.fuse.opcodes import NUMBER as OPCODE_NUMBER
 
@@ -40,7 +42,8 @@ cdef uint32_t WRITE = OPCODE_NUMBER["WRITE"]
 
 cdef bint make_bounce(queue_t *q) noexcept nogil:
     if q.bounce == NULL:
-        q.bounce_fd = memfd_create(b"bounce", MFD_CLOEXEC)
+        if q.bounce_fd < 0:
+            q.bounce_fd = memfd_create(b"bounce", MFD_CLOEXEC)
         if q.bounce_fd < 0 or ftruncate(q.bounce_fd, 2 * REQUEST_MAX) < 0:
             return False
         q.bounce = <char *>mmap(NULL, 2 * REQUEST_MAX, PROT_READ | PROT_WRITE, MAP_SHARED, q.bounce_fd, 0)
@@ -95,7 +98,7 @@ cdef uint32_t bounce_reply(queue_t *q, chain_t *chain, request_t *r, int rc) noe
     return written
 
 
-cdef void serve_fragile(queue_t *q, chain_t *chain) noexcept nogil:
+cdef void serve_bounced(queue_t *q, chain_t *chain) noexcept nogil:
     """One request with buffers in a file that may end any time: what it works on is a copy.
 
     Data alone lies there in an honest guest: O_DIRECT to or from what it has mapped.
@@ -104,11 +107,10 @@ cdef void serve_fragile(queue_t *q, chain_t *chain) noexcept nogil:
     cdef span_t readable, writable
     cdef iovec body, reply
     cdef uint32_t written
-    cdef int rc = -EFAULT
+    cdef int rc = -EFAULT, how
     body.iov_len = readable.bytes = 0
-    # A batch may be interrupted by one that was away: what it refers to may have gone since.
-    if (q.removals == q.ring.memory.removals and make_bounce(q)
-            and chain.readable_bytes <= REQUEST_MAX and chain.writable_bytes <= REQUEST_MAX):
+    if (make_bounce(q) and chain.readable_bytes <= REQUEST_MAX
+            and chain.writable_bytes <= REQUEST_MAX):
         readable.bytes = bounce_move(q, chain.readable, chain.n_readable, 0, False)
     body.iov_base = q.bounce
     body.iov_len = readable.bytes
@@ -118,14 +120,19 @@ cdef void serve_fragile(queue_t *q, chain_t *chain) noexcept nogil:
     writable.iov = &reply
     readable.n = writable.n = 1
     if readable.bytes == 0 or not request_parse(q.dispatch, readable, writable, &r):
-        give_back_unanswered(q, chain.head)
+        complete_unanswered(q, chain.head)
         return
     if (readable.bytes == chain.readable_bytes and not chain.unmapped
             and (r.header.opcode == READ or r.header.opcode == WRITE)):
-        r.may_wait = True
+        r.mode = WAIT
         rc = request_run(q.dispatch, &r)
+    how = begin_on_ring(q)
+    if how == NOT_ON_RING:
+        return
     written = bounce_reply(q, chain, &r, rc)
     if written == 0 and r.n_head:
         rc = -EFAULT
         written = bounce_reply(q, chain, &r, rc)
-    give_back(q, &r, chain.head, chain.readable_bytes, written, rc)
+    count_request(q, &r, chain.readable_bytes, written, rc)
+    ring_push(&q.ring, chain.head, written)
+    end_on_ring(q, how)

@@ -2,26 +2,24 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from vfsd.queue._state cimport calls_t, queue_t
+from vfsd.queue._state cimport coalescing_t, queue_t
 from vfsd.fuse.dispatch cimport request_t
 
 
-# Before the ring's start.
-cdef void calls_init(calls_t *c) noexcept nogil
 # No reply waits for its call: whoever has left the ring last has seen to that.
-cdef void calls_made(calls_t *c) noexcept nogil
+cdef void nothing_pending(coalescing_t *c) noexcept nogil
 # After n replies that moved so many bytes: whether there is more on the ring, and the call is for later.
 # Whoever leaves the ring calls for what is left.
-cdef bint call_later(queue_t *q, uint32_t n, uint64_t moved) noexcept nogil
+cdef bint coalesce(queue_t *q, uint32_t n, uint64_t moved) noexcept nogil
 
 
-cdef inline void note_caller(calls_t *c, const request_t *r) noexcept nogil:
+cdef inline void note_caller(coalescing_t *c, const request_t *r) noexcept nogil:
     """Of each request that is to be answered."""
     if r.streams:
-        c.last = r.header.pid
-        if c.last == c.ahead:
-            c.others = 0
-            if c.held:
-                c.went_on = True
+        c.last_pid = r.header.pid
+        if c.last_pid == c.pid:
+            c.to_others = 0
+            if c.pending:
+                c.asked_more = True
             return
-    c.awaited = True
+    c.others_wait = True

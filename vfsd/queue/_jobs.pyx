@@ -4,17 +4,18 @@ from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
-from vfsd.memory._regions cimport iovec
+from vfsd.memory._regions cimport iovec, memory_drop, memory_keep
 from vfsd.queue._pool cimport task_t
-from vfsd.queue._replies cimport call_if_wanted, finish
+from vfsd.queue._replies cimport call_if_wanted, complete_request
 from vfsd._ring cimport chain_t
 from vfsd.sys._threads cimport pthread_cond_broadcast, pthread_mutex_lock, pthread_mutex_unlock
-from vfsd.queue._state cimport job_t, queue_t, wait_open
-from vfsd.fuse.dispatch cimport request_run, request_t, span_t
+from vfsd.queue._state cimport job_t, queue_t
+from vfsd.fuse.dispatch cimport WAIT, request_run, request_t, span_t
 
 __all__ = ()
 
 cdef extern from "_atomics.h" nogil:
+    int load_acquire_int(const int *p)
     void store_release_int(int *p, int v)
 
 
@@ -65,55 +66,32 @@ cdef job_t *make_job(queue_t *q, chain_t *chain, request_t *r) noexcept nogil:
     if job == NULL:
         return NULL
     job.request = r[0]
-    job.request.may_wait = True
-    job.request.queue = q
-    job.request.leave = leave_job
-    job.request.enter = enter_job
+    job.request.mode = WAIT
+    job.memory = memory_keep(q.ring.memory)
     job.head = chain.head
     job.readable_bytes = chain.readable_bytes
     n = keep_iov(&job.request.body, job.iov)
     keep_iov(&job.request.reply, job.iov + n)
     pthread_mutex_lock(&q.gate)
     store_release_int(&q.jobs_live, q.jobs_live + 1)
-    q.jobs_out += 1
     pthread_mutex_unlock(&q.gate)
     return job
-
-
-cdef void job_back(queue_t *q) noexcept nogil:
-    """One that is out is done or away. Under the gate."""
-    q.jobs_out -= 1
-    if q.jobs_out == 0:
-        pthread_cond_broadcast(&q.gate_changed)
-
-
-cdef void leave_job(request_t *r) noexcept nogil:
-    cdef queue_t *q = <queue_t *>r.queue
-    pthread_mutex_lock(&q.gate)
-    q.jobs_away += 1
-    job_back(q)
-    pthread_mutex_unlock(&q.gate)
-
-
-cdef void enter_job(request_t *r) noexcept nogil:
-    cdef queue_t *q = <queue_t *>r.queue
-    pthread_mutex_lock(&q.gate)
-    wait_open(q)
-    q.jobs_away -= 1
-    q.jobs_out += 1
-    pthread_mutex_unlock(&q.gate)
 
 
 cdef void run_job(task_t *task) noexcept nogil:
     cdef job_t *job = <job_t *>task
     cdef queue_t *q = job.queue
-    finish(q, &job.request, job.head, job.readable_bytes, request_run(q.dispatch, &job.request))
-    call_if_wanted(q)
+    # One that has waited for a thread for so long that its ring was abandoned is not begun any more.
+    if not load_acquire_int(&q.abandoned):
+        complete_request(q, &job.request, job.head, job.readable_bytes, request_run(q.dispatch, &job.request))
+        call_if_wanted(q)
+    memory_drop(job.memory)
     pthread_mutex_lock(&q.used_lock)
     job.next = q.free_jobs
     q.free_jobs = job
     pthread_mutex_unlock(&q.used_lock)
     pthread_mutex_lock(&q.gate)
     store_release_int(&q.jobs_live, q.jobs_live - 1)
-    job_back(q)
+    if q.jobs_live == 0:
+        pthread_cond_broadcast(&q.gate_changed)
     pthread_mutex_unlock(&q.gate)

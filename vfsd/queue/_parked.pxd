@@ -9,9 +9,9 @@ from vfsd.fuse.dispatch cimport request_t
 # Room for as many waits as the ring has heads. False: no memory. Memory is taken as it is touched.
 cdef bint parks_init(queue_t *q, uint32_t num) noexcept nogil
 cdef void parks_free(queue_t *q) noexcept nogil
-# Run a request that said WOULD_WAIT once more, now allowed to be finished later.
+# Run a request that said WOULD_WAIT once more, now allowed to be completed later.
 cdef void park(queue_t *q, chain_t *chain, request_t *r) noexcept nogil
 # Answer what any_ready tells of. By the thread that has the ring.
-cdef void answer_ready(queue_t *q) noexcept nogil
-# The ring is to stop: answer all that wait.
+cdef void complete_ready(queue_t *q) noexcept nogil
+# The ring has stopped: answer all that wait.
 cdef void cancel_parked(queue_t *q) noexcept nogil

@@ -4,11 +4,13 @@ from libc.errno cimport ENOLCK
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc, free
 
-from vfsd.queue._replies cimport call_if_wanted, finish
+from vfsd.memory._regions cimport memory_drop, memory_keep
+from vfsd.queue._notify cimport notify_wake
+from vfsd.queue._replies cimport call_if_wanted, complete_request
 from vfsd._ring cimport chain_t
 from vfsd.sys._threads cimport pthread_mutex_lock, pthread_mutex_unlock
-from vfsd.queue._state cimport park_t, queue_t, wake_queue
-from vfsd.fuse.dispatch cimport WAITS, parked_t, request_run, request_t
+from vfsd.queue._state cimport park_t, queue_t
+from vfsd.fuse.dispatch cimport PARK, WAITS, parked_t, request_run, request_t
 
 __all__ = ()
 
@@ -46,31 +48,34 @@ cdef park_t *take_park(queue_t *q) noexcept nogil:
 
 
 cdef void park(queue_t *q, chain_t *chain, request_t *r) noexcept nogil:
-    """Run it once more, now allowed to be finished later. Nothing of the queue waits for it."""
+    """Run it once more, now allowed to be completed later. Nothing of the queue waits for it."""
     cdef park_t *p = take_park(q)
     cdef int rc
     if p == NULL:
-        finish(q, r, chain.head, chain.readable_bytes, -ENOLCK)
+        complete_request(q, r, chain.head, chain.readable_bytes, -ENOLCK)
         return
-    p.parked.finish = unpark
+    p.parked.complete = unpark
     p.parked.waiter = NULL
     p.parked.cancel = NULL
     p.queue = q
+    p.memory = memory_keep(q.ring.memory)
     p.request = r[0]
     p.request.body.n = p.request.reply.n = 0
     p.request.body.bytes = p.request.reply.bytes = 0
-    p.request.resumed = True
+    p.request.mode = PARK
     p.request.parked = &p.parked
     p.head = chain.head
     p.readable_bytes = chain.readable_bytes
     p.taken = True
     rc = request_run(q.dispatch, &p.request)
     if rc != WAITS:  # else it may have been answered by now
-        answer(q, p, rc)
+        complete_parked(q, p, rc)
+    elif load_acquire_int(&q.abandoned):
+        p.parked.cancel(&p.parked)
 
 
 cdef void unpark(parked_t *parked, int rc) noexcept nogil:
-    """The operation's thread leaves it to the queue's own, which alone is stopped by the gate."""
+    """The operation's thread leaves it to the queue's own, which the control thread stops."""
     cdef park_t *p = <park_t *>parked
     cdef queue_t *q = p.queue
     p.rc = rc
@@ -79,17 +84,18 @@ cdef void unpark(parked_t *parked, int rc) noexcept nogil:
     q.ready = p
     store_release_int(&q.any_ready, 1)
     pthread_mutex_unlock(&q.park_lock)
-    wake_queue(q)
+    notify_wake(q.notify)
 
 
-cdef void answer(queue_t *q, park_t *p, int rc) noexcept nogil:
-    finish(q, &p.request, p.head, p.readable_bytes, rc)
+cdef void complete_parked(queue_t *q, park_t *p, int rc) noexcept nogil:
+    complete_request(q, &p.request, p.head, p.readable_bytes, rc)
+    memory_drop(p.memory)
     p.taken = False
     p.next = q.free_parks
     q.free_parks = p
 
 
-cdef void answer_ready(queue_t *q) noexcept nogil:
+cdef void complete_ready(queue_t *q) noexcept nogil:
     cdef park_t *p
     cdef park_t *next_p
     pthread_mutex_lock(&q.park_lock)
@@ -99,20 +105,19 @@ cdef void answer_ready(queue_t *q) noexcept nogil:
     pthread_mutex_unlock(&q.park_lock)
     while p != NULL:
         next_p = p.next
-        answer(q, p, p.rc)
+        complete_parked(q, p, p.rc)
         p = next_p
     call_if_wanted(q)
 
 
 cdef void cancel_parked(queue_t *q) noexcept nogil:
-    """The ring is to stop: what waits is answered ENOLCK, as Linux does when a lock server is lost.
+    """The ring has stopped: what waits is answered ENOLCK, as Linux does when a lock server is lost.
 
-    Their chains could not be answered from another ring. A pause leaves them alone: memory only comes
-    then, none that they point to goes.
+    Their chains could not be answered from another ring. In an abandoned one they are not answered at all.
     """
     cdef uint32_t i
     for i in range(q.parks_top):
-        if q.parks[i].taken:
+        if q.parks[i].taken and q.parks[i].parked.cancel != NULL:
             q.parks[i].parked.cancel(&q.parks[i].parked)
     if load_acquire_int(&q.any_ready):
-        answer_ready(q)
+        complete_ready(q)

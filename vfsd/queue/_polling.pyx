@@ -4,6 +4,7 @@ from libc.stdint cimport uint64_t
 
 from vfsd cimport _ring as ring
 from vfsd.queue._replies cimport call_guest
+from vfsd.sys._clock cimport clock_ns, process_ns
 from vfsd.sys._threads cimport sched_yield
 from vfsd.queue._state cimport closing, load_acquire_int, queue_t
 
@@ -23,17 +24,17 @@ cdef enum:
     CLOCK_EVERY = 32  # looks at the ring for one at the clock
     YIELD_NS = 4000   # of polling; from then on whoever else wants the CPU has it
     BUSY_NS = 200000  # somebody else had it for so long: it computes there
-    HOLD_NS = 20000000  # no polling for so long then, and twice as long each time it happens again
-    HOLD_MAX_NS = 640000000
+    OFF_NS = 20000000  # no polling for so long then, and twice as long each time it happens again
+    OFF_MAX_NS = 640000000
     HEARD_NS = 50000  # a driver that was called has looked by then: waking a CPU takes up to 45 us
-    LINGER_NS = 200000  # what nobody waits for (FORGET) is gathered for so long
+    GATHER_NS = 200000  # what nobody waits for (FORGET) is gathered for so long
 
 
-cdef bint linger(queue_t *q) noexcept nogil:
+cdef bint gather(queue_t *q) noexcept nogil:
     """Sleep for a moment without asking for kicks: a wake-up and a kick for each FORGET would cost more."""
     cdef timespec moment
     moment.tv_sec = 0
-    moment.tv_nsec = LINGER_NS
+    moment.tv_nsec = GATHER_NS
     nanosleep(&moment, NULL)
     return ring.ring_has_chains(&q.ring)
 
@@ -44,11 +45,11 @@ cdef bint look_for_more(queue_t *q) noexcept nogil:
     The driver does not kick meanwhile. Only a CPU that nobody else wants is polled on: what the guest's
     own threads do there would come later.
     """
-    if q.lingers:
-        return linger(q)
-    if q.poll_ns == 0:
+    if q.polling.gathers:
+        return gather(q)
+    if q.polling.ns == 0:
         return False
-    if poll(q, q.poll_ns):
+    if poll(q, q.polling.ns):
         return True
     if ring.ring_call_unheard(&q.ring) and not closing(q):
         call_again(q)
@@ -59,7 +60,7 @@ cdef bint poll(queue_t *q, uint64_t ns) noexcept nogil:
     cdef uint64_t began = clock_ns(), now = began, polled
     cdef int spins
     if not load_acquire_int(&q.jobs_live):
-        q.beside_jobs = False
+        q.polling.shares_with_jobs = False
     while not closing(q):
         spins = CLOCK_EVERY
         while spins:
@@ -71,7 +72,7 @@ cdef bint poll(queue_t *q, uint64_t ns) noexcept nogil:
         polled = now - began
         if polled >= ns and (polled >= HEARD_NS or not ring.ring_call_unheard(&q.ring)):
             return False
-        if polled >= YIELD_NS and not q.beside_jobs and not give_way(q, &now):
+        if polled >= YIELD_NS and not q.polling.shares_with_jobs and not give_way(q, &now):
             return False
     return False
 
@@ -88,10 +89,10 @@ cdef bint give_way(queue_t *q, uint64_t *now) noexcept nogil:
     now[0] = clock_ns()
     if now[0] - before < BUSY_NS:
         return True
-    q.beside_jobs = jobs and 2 * (process_ns() - ours) >= now[0] - before
-    if not q.beside_jobs:
-        hold(q, now[0])
-    return q.beside_jobs
+    q.polling.shares_with_jobs = jobs and 2 * (process_ns() - ours) >= now[0] - before
+    if not q.polling.shares_with_jobs:
+        suspend_polling(q, now[0])
+    return q.polling.shares_with_jobs
 
 
 cdef void call_again(queue_t *q) noexcept nogil:
@@ -101,17 +102,17 @@ cdef void call_again(queue_t *q) noexcept nogil:
     call_guest(q)
 
 
-cdef void hold(queue_t *q, uint64_t now) noexcept nogil:
+cdef void suspend_polling(queue_t *q, uint64_t now) noexcept nogil:
     """Somebody has much to do on this CPU: no polling for a while, for longer each time that comes again."""
-    q.hold_ns = min(2 * q.hold_ns, <uint64_t>HOLD_MAX_NS) if now < q.poll_again + q.hold_ns else HOLD_NS
-    q.poll_again = now + q.hold_ns
-    q.poll_ns = 0
+    q.polling.off_ns = min(2 * q.polling.off_ns, <uint64_t>OFF_MAX_NS) if now < q.polling.off_until + q.polling.off_ns else OFF_NS
+    q.polling.off_until = now + q.polling.off_ns
+    q.polling.ns = 0
 
 
 cdef void adapt(queue_t *q, uint64_t now) noexcept nogil:
     """Poll longer where that would have caught the kick, less where the guest was away for long."""
-    cdef uint64_t slept_ns = now - q.idle_since
-    if slept_ns > q.poll_max_ns:
-        q.poll_ns = q.poll_ns // 2 if q.poll_ns > POLL_MIN_NS else 0
-    elif slept_ns > q.poll_ns and now >= q.poll_again:
-        q.poll_ns = min(q.poll_max_ns, max(<uint64_t>POLL_MIN_NS, 2 * q.poll_ns))
+    cdef uint64_t slept_ns = now - q.polling.idle_since
+    if slept_ns > q.polling.max_ns:
+        q.polling.ns = q.polling.ns // 2 if q.polling.ns > POLL_MIN_NS else 0
+    elif slept_ns > q.polling.ns and now >= q.polling.off_until:
+        q.polling.ns = min(q.polling.max_ns, max(<uint64_t>POLL_MIN_NS, 2 * q.polling.ns))

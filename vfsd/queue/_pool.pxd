@@ -20,15 +20,17 @@ cdef struct pool_t:
     void *owner            # the Pool: borrowed
     pthread_mutex_t lock
     pthread_cond_t work
+    pthread_cond_t ended   # by CLOCK_MONOTONIC
 
 
-# Have a thread run the task, a new one if all are busy and there may be more. Never waits for it.
-cdef void pool_submit(pool_t *p, task_t *task) noexcept nogil
+# Have a thread run the task, a new one if all are busy and there may be more. Never waits for it. False: there is
+# no thread, and none can be had.
+cdef bint pool_submit(pool_t *p, task_t *task) noexcept nogil
 
 
 cdef class Pool:
     cdef pool_t p
-    cdef list threads
+    cdef unsigned int made  # threads so far
     cdef str name
 
     cdef int add_thread(self) except -1

@@ -2,8 +2,11 @@
 
 cimport cython
 
+from libc.stdint cimport uint64_t
+
+from vfsd.sys._clock cimport clock_ns
 from vfsd.sys._threads cimport (
-    pthread_cond_broadcast, pthread_cond_destroy, pthread_cond_init, pthread_cond_signal,
+    cond_init_monotonic, cond_wait_ns, pthread_cond_broadcast, pthread_cond_destroy, pthread_cond_init, pthread_cond_signal,
     pthread_cond_wait, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock,
     pthread_mutex_unlock,
 )
@@ -15,8 +18,8 @@ __all__ = ("Pool",)
 
 log = logging.getLogger("vfsd.queue")
 
-cdef void pool_submit(pool_t *p, task_t *task) noexcept nogil:
-    cdef bint grow
+cdef bint pool_submit(pool_t *p, task_t *task) noexcept nogil:
+    cdef bint grow, taken = True
     task.next = NULL
     pthread_mutex_lock(&p.lock)
     if p.first == NULL:
@@ -30,17 +33,39 @@ cdef void pool_submit(pool_t *p, task_t *task) noexcept nogil:
         p.threads += 1
     pthread_cond_signal(&p.work)
     pthread_mutex_unlock(&p.lock)
-    if grow:
-        add_thread(p)
+    if grow and not add_thread(p):
+        pthread_mutex_lock(&p.lock)
+        p.threads -= 1
+        taken = p.threads > 0 or not take_back(p, task)
+        pthread_mutex_unlock(&p.lock)
+    return taken
 
 
-cdef void add_thread(pool_t *p) noexcept with gil:
+cdef bint take_back(pool_t *p, task_t *task) noexcept nogil:
+    """A task nobody has taken. False: somebody has. Under the lock."""
+    cdef task_t **at = &p.first
+    cdef task_t *before = NULL
+    while at[0] != NULL and at[0] != task:
+        before = at[0]
+        at = &before.next
+    if at[0] == NULL:
+        return False
+    at[0] = task.next
+    if p.last == task:
+        p.last = before
+    p.waiting -= 1
+    return True
+
+
+cdef bint add_thread(pool_t *p) noexcept with gil:
+    """False: none can be had, and those there are have more to do."""
     cdef Pool pool = <Pool>p.owner
     try:
         pool.add_thread()
-    except RuntimeError:  # no thread can be had: those there are have more to do
-        log.exception("no further thread for %s", pool.name)
-        p.threads -= 1
+    except (RuntimeError, MemoryError) as problem:
+        log.warning("no further thread for %s: %s", pool.name, problem)
+        return False
+    return True
 
 
 cdef void work(pool_t *p) noexcept nogil:
@@ -53,6 +78,9 @@ cdef void work(pool_t *p) noexcept nogil:
             p.idle -= 1
         task = p.first
         if task == NULL:
+            p.threads -= 1
+            if p.threads == 0:
+                pthread_cond_broadcast(&p.ended)
             pthread_mutex_unlock(&p.lock)
             return
         p.first = task.next
@@ -68,33 +96,42 @@ cdef class Pool:
 
     def __cinit__(self, str name, unsigned int threads_max):
         self.name = name
-        self.threads = []
         self.p.owner = <void *>self
         self.p.threads_max = threads_max
         pthread_mutex_init(&self.p.lock, NULL)
         pthread_cond_init(&self.p.work, NULL)
+        cond_init_monotonic(&self.p.ended)
 
     def __dealloc__(self):
         pthread_cond_destroy(&self.p.work)
+        pthread_cond_destroy(&self.p.ended)
         pthread_mutex_destroy(&self.p.lock)
 
     cdef int add_thread(self) except -1:
-        thread = threading.Thread(target=self._run, name=f"{self.name}.{len(self.threads)}", daemon=True)
-        thread.start()
-        self.threads.append(thread)
+        self.made += 1
+        threading.Thread(target=self._run, name=f"{self.name}.{self.made}", daemon=True).start()
         return 0
 
     def _run(self):
         with nogil:
             work(&self.p)
 
-    def close(self):
-        """Run what has been submitted and end the threads. Nothing may be submitted any more."""
+    def close(self, double timeout_s):
+        """Run what has been submitted and end the threads. Nothing may be submitted any more.
+
+        False: some have not ended in that time. They will, when what they work on does.
+        """
+        cdef uint64_t deadline = clock_ns() + <uint64_t>(1e9 * timeout_s), now
+        cdef bint ended
         with nogil:
             pthread_mutex_lock(&self.p.lock)
             self.p.stop = True
             pthread_cond_broadcast(&self.p.work)
+            while self.p.threads:
+                now = clock_ns()
+                if now >= deadline:
+                    break
+                cond_wait_ns(&self.p.ended, &self.p.lock, deadline - now)
+            ended = self.p.threads == 0
             pthread_mutex_unlock(&self.p.lock)
-        for thread in self.threads:
-            thread.join()
-        self.threads.clear()
+        return ended

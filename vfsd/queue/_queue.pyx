@@ -4,27 +4,34 @@ cimport cython
 from libc.errno cimport EFAULT, errno
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy
 
 from vfsd cimport _ring as ring
-from vfsd.queue._bounce cimport bounce_free, serve_fragile
-from vfsd.queue._coalescing cimport call_later, calls_init, calls_made, note_caller
+from vfsd.queue._bounce cimport bounce_free, serve_bounced
+from vfsd.queue._coalescing cimport coalesce, note_caller, nothing_pending
 from vfsd.queue._jobs cimport jobs_free, jobs_init, make_job, run_job
-from vfsd.memory._regions cimport POPULATE_MIN, GuestMemory, memory_populate
-from vfsd.queue._parked cimport answer_ready, cancel_parked, park, parks_free, parks_init
-from vfsd.queue._polling cimport adapt, clock_ns, look_for_more
+from vfsd.memory._regions cimport (
+    POPULATE_MIN, GuestMemory, iovec, memory_drop, memory_keep, memory_populate, memory_t,
+)
+from vfsd.queue._notify cimport (
+    CALL_CHANNEL, CALL_EVENTFD, CALL_EVENTFD_BLOCKING, CALL_MESSAGE_MAX, CALL_NONE, CALL_SOCKET, notify_error,
+    notify_free, notify_init, notify_set_call, notify_set_err, notify_set_kick, notify_t, notify_wait,
+    notify_wake,
+)
+from vfsd.queue._parked cimport cancel_parked, complete_ready, park, parks_free, parks_init
+from vfsd.queue._polling cimport adapt, look_for_more
 from vfsd.queue._pool cimport Pool, pool_submit
-from vfsd.queue._replies cimport call_guest, call_if_wanted, finish, give_back_unanswered
-from vfsd._ring cimport chain_t
+from vfsd.queue._replies cimport (
+    NOT_ON_RING, begin_on_ring, call_guest, call_if_wanted, complete_request, complete_unanswered, end_on_ring,
+)
+from vfsd._ring cimport CHAIN_TORN, chain_t
+from vfsd.sys._clock cimport clock_ns
 from vfsd.sys._threads cimport (
-    pthread_cond_broadcast, pthread_cond_destroy, pthread_cond_init, pthread_cond_wait,
-    pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
+    cond_init_monotonic, cond_wait_ns, pthread_cond_broadcast, pthread_cond_destroy, pthread_mutex_destroy,
+    pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock, sched_yield,
 )
-from vfsd.queue._state cimport (
-    BATCH, CALL_BYTES_MAX, REQUEST_MAX, closing, job_t, op_count_t, queue_t, wait_open, wake_queue,
-)
+from vfsd.queue._state cimport BATCH, REQUEST_MAX, closing, counters_t, job_t, op_count_t, queue_t
 from vfsd.fuse.dispatch cimport (
-    OPCODES_MAX, WOULD_BLOCK, WOULD_WAIT, Dispatch, request_blocks, request_parse, request_run,
+    OPCODES_MAX, WAIT, WOULD_BLOCK, WOULD_WAIT, Dispatch, request_blocks, request_parse, request_run,
     request_t, span_t,
 )
 
@@ -43,58 +50,41 @@ log = logging.getLogger("vfsd.queue")
 cdef extern from "_atomics.h" nogil:
     int load_acquire_int(const int *p)
     void store_release_int(int *p, int v)
+    uint16_t load_relaxed_u16(const uint16_t *p)
+    void store_relaxed_u16(uint16_t *p, uint16_t v)
     uint64_t load_relaxed_u64(const uint64_t *p)
     void count_u64(uint64_t *p, uint64_t v)
 
-cdef extern from "<sys/epoll.h>" nogil:
-    struct epoll_event:
-        uint32_t events
-        uint64_t u64 "data.u64"
-    int epoll_create1(int flags)
-    int epoll_ctl(int epfd, int op, int fd, epoll_event *event)
-    int epoll_wait(int epfd, epoll_event *events, int n, int timeout)
-    int EPOLL_CLOEXEC
-    int EPOLL_CTL_ADD
-    int EPOLL_CTL_DEL
-    unsigned int EPOLLIN
-    unsigned int EPOLLET
-
-cdef extern from "<sys/eventfd.h>" nogil:
-    int eventfd(unsigned int initial, int flags)
-    int EFD_CLOEXEC
-    int EFD_NONBLOCK
-
-cdef extern from "<sys/socket.h>" nogil:
-    ssize_t recv(int fd, void *data, size_t n, int flags)
-    int MSG_DONTWAIT
-
-cdef extern from "<unistd.h>" nogil:
-    ssize_t c_write "write"(int fd, const void *data, size_t n)
-    int c_close "close"(int fd)
+cdef extern from "_syscalls.h" nogil:
+    void heavy_fence()
 
 cdef enum:
-    WAKE = 0
-    KICK = 1
     CALL_EVERY = 1 << 19  # bytes in the middle of a batch: the guest has work while the rest is copied
     IOV_SLACK = 1024  # iovecs beyond one per element: a batch, and elements that cross regions
 
-cdef uint64_t ONE = 1
+# Who has the ring after a chain.
+cdef enum served_t:
+    KEPT  # this thread
+    LENT  # the queue's other one
+
 COUNTS = ("requests", "errors", "bytes_in", "bytes_out")
-EVENT = b"\1\0\0\0\0\0\0\0"  # what calls the guest through an eventfd: adds one
+
+# Runs whose threads or jobs are caught in a request: here until they return.
+cdef list abandoned_runs = []
 
 
 # --- one request ---
 
-cdef bint serve_chain(queue_t *q, chain_t *chain, bint last) noexcept nogil:
-    """One request from parse to used element, or to the pool. False: this thread has lent the ring."""
+cdef served_t serve_chain(queue_t *q, chain_t *chain, bint last) noexcept nogil:
+    """One request from parse to used element, or to the pool."""
     cdef request_t r
     cdef span_t readable, writable
     cdef job_t *job
     cdef int rc
-    if chain.fragile:
-        q.uncalled.awaited = True
-        serve_fragile(q, chain)
-        return True
+    if chain.may_shrink:
+        q.coalescing.others_wait = True
+        serve_bounced(q, chain)
+        return KEPT
     readable.iov = chain.readable
     readable.n = chain.n_readable
     readable.bytes = chain.readable_bytes
@@ -102,55 +92,35 @@ cdef bint serve_chain(queue_t *q, chain_t *chain, bint last) noexcept nogil:
     writable.n = chain.n_writable
     writable.bytes = chain.writable_bytes
     if not request_parse(q.dispatch, readable, writable, &r):
-        q.uncalled.awaited = True
-        give_back_unanswered(q, chain.head)
-        return True
-    note_caller(&q.uncalled, &r)
+        q.coalescing.others_wait = True
+        complete_unanswered(q, chain.head)
+        return KEPT
+    note_caller(&q.coalescing, &r)
     if chain.unmapped:
         r.error = -EFAULT
     rc = WOULD_BLOCK
     if not request_blocks(q.dispatch, &r):
         if not r.error and POPULATE_MIN <= chain.writable_bytes <= REQUEST_MAX:
             memory_populate(q.ring.memory, chain.writable, chain.n_writable)
-        if r.in_python:
-            call_if_wanted(q)
         rc = request_run(q.dispatch, &r)
-        r.resumed = rc == WOULD_BLOCK
     if rc == WOULD_BLOCK:
         job = make_job(q, chain, &r)
         if job != NULL:
             if last and lend(q):
                 run_job(&job.task)
-                return False
-            pool_submit(q.pool, &job.task)
-            return True
+                return LENT
+            if not pool_submit(q.pool, &job.task):
+                call_if_wanted(q)
+                run_job(&job.task)
+            return KEPT
         call_if_wanted(q)
-        r.may_wait = True
-        r.queue = q
-        r.leave = leave_inline
-        r.enter = enter_inline
+        r.mode = WAIT
         rc = request_run(q.dispatch, &r)
     if rc == WOULD_WAIT:
         park(q, chain, &r)
     else:
-        finish(q, &r, chain.head, chain.readable_bytes, rc)
-    return True
-
-
-cdef void leave_inline(request_t *r) noexcept nogil:
-    cdef queue_t *q = <queue_t *>r.queue
-    pthread_mutex_lock(&q.gate)
-    q.away = True
-    pthread_cond_broadcast(&q.gate_changed)
-    pthread_mutex_unlock(&q.gate)
-
-
-cdef void enter_inline(request_t *r) noexcept nogil:
-    cdef queue_t *q = <queue_t *>r.queue
-    pthread_mutex_lock(&q.gate)
-    wait_open(q)
-    q.away = False
-    pthread_mutex_unlock(&q.gate)
+        complete_request(q, &r, chain.head, chain.readable_bytes, rc)
+    return KEPT
 
 
 cdef bint lend(queue_t *q) noexcept nogil:
@@ -162,72 +132,119 @@ cdef bint lend(queue_t *q) noexcept nogil:
     if q.sleepers == 0 and (q.threads > 1 or not add_standby(q)):
         return False
     call_if_wanted(q)
-    if ring.ring_enable_kick(&q.ring):
-        ring.ring_disable_kick(&q.ring)
+    if ask_for_kicks(q):
+        refuse_kicks(q)
         return False
     leave(q)
     return True
 
 
 cdef bint add_standby(queue_t *q) noexcept with gil:
+    """False: no thread can be had, so that what blocks goes to the pool."""
     try:
-        (<Queue>q.owner).add_thread()
-    except RuntimeError:
-        log.exception("no second thread for a queue: what blocks goes to the pool")
+        (<Run>q.owner).add_thread()
+    except (RuntimeError, MemoryError) as problem:
+        log.warning("no second thread for a queue: %s", problem)
         return False
     return True
 
 
 # --- the queue thread's loop ---
 
-cdef bint work(queue_t *q) noexcept nogil:
-    """Answer all that is on the ring, then ask for a kick. Ends early when the gate is to close.
+cdef void refuse_kicks(queue_t *q) noexcept nogil:
+    cdef int how = begin_on_ring(q)
+    if how != NOT_ON_RING:
+        ring.ring_disable_kick(&q.ring)
+        end_on_ring(q, how)
 
-    False: this thread has lent the ring, and is not the one to leave it.
-    """
+
+cdef bint ask_for_kicks(queue_t *q) noexcept nogil:
+    """Whether there is more already."""
+    cdef int how = begin_on_ring(q)
+    cdef bint more
+    if how == NOT_ON_RING:
+        return False
+    more = ring.ring_enable_kick(&q.ring)
+    end_on_ring(q, how)
+    return more
+
+
+cdef served_t work(queue_t *q) noexcept nogil:
+    """Answer all that is on the ring, then ask for a kick. Ends early when the ring is to stop."""
     cdef uint64_t moved
+    cdef uint16_t first
     cdef int n, i
     if load_acquire_int(&q.any_ready):
-        answer_ready(q)
+        complete_ready(q)
     if q.broken:
-        return True
-    if q.owes_call:
+        return KEPT
+    if load_acquire_int(&q.notify.call_owed):
         call_guest(q)
-    calls_made(&q.uncalled)
-    ring.ring_disable_kick(&q.ring)
+    nothing_pending(&q.coalescing)
+    refuse_kicks(q)
     while not closing(q):
-        q.removals = q.ring.memory.removals
+        first = q.ring.last_avail
         n = ring.ring_pop_batch(&q.ring, q.chains, BATCH)
+        # Looked for after avail.idx: what the guest has put on the ring since may lie in the new memory.
+        if load_acquire_int(&q.any_new_memory):
+            q.ring.last_avail = first
+            use_new_memory(q)
+            continue
         moved = 0
         for i in range(n):
-            if not serve_chain(q, &q.chains[i], i == n - 1):
-                return False
+            if closing(q):
+                break
+            store_relaxed_u16(&q.next_avail, <uint16_t>(first + i + 1))
+            if load_acquire_int(&q.ring.memory.watched_by.torn):
+                break_ring(q, CHAIN_TORN)
+                return KEPT
+            if serve_chain(q, &q.chains[i], i == n - 1) == LENT:
+                return LENT
             moved += q.chains[i].readable_bytes + q.chains[i].writable_bytes
             if moved >= CALL_EVERY and i < n - 1:
                 call_if_wanted(q)
                 moved = 0
         if load_acquire_int(&q.any_ready):
-            answer_ready(q)
-        if n > 0 and call_later(q, n, moved):
+            complete_ready(q)
+        if n > 0 and coalesce(q, n, moved):
             continue
         call_if_wanted(q)
         if n < 0:
             break_ring(q, n)
-            return True
+            return KEPT
         if n == 0 and not look_for_more(q) and not closing(q):
-            if not ring.ring_enable_kick(&q.ring):
-                return True
-            ring.ring_disable_kick(&q.ring)
+            if not ask_for_kicks(q):
+                return KEPT
+            refuse_kicks(q)
     call_if_wanted(q)
-    return True
+    return KEPT
+
+
+cdef void use_new_memory(queue_t *q) noexcept nogil:
+    """By the thread that has the ring, between two batches."""
+    pthread_mutex_lock(&q.gate)
+    move_ring(q)
+    pthread_mutex_unlock(&q.gate)
+
+
+cdef void move_ring(queue_t *q) noexcept nogil:
+    """Under the gate, when nobody works on what was popped but jobs, which keep their memory."""
+    cdef memory_t *last = q.ring.memory
+    if q.new_memory == NULL:
+        return
+    pthread_mutex_lock(&q.used_lock)
+    ring.ring_use_memory(&q.ring, q.new_memory)
+    pthread_mutex_unlock(&q.used_lock)
+    q.new_memory = NULL
+    store_release_int(&q.any_new_memory, 0)
+    memory_drop(last)
 
 
 cdef void break_ring(queue_t *q, int code) noexcept nogil:
     """The guest broke this ring: nothing more is taken from it until it is started anew."""
     q.broken = code
-    count_u64(&q.ring_errors[-code], 1)
-    if q.err_fd >= 0:
-        c_write(q.err_fd, &ONE, sizeof(ONE))
+    count_u64(&q.counters.ring_errors[-code], 1)
+    notify_error(q.notify)
     report_broken(q, code)
 
 
@@ -236,10 +253,9 @@ cdef void report_broken(queue_t *q, int code) noexcept with gil:
 
 
 cdef int enter(queue_t *q) noexcept nogil:
-    """Through the gate, waiting while it is closed: 1 the ring is this thread's, 0 another has it, -1 the end."""
+    """Through the gate: 1 the ring is this thread's, 0 another has it, -1 the end."""
     cdef int rc = 1
     pthread_mutex_lock(&q.gate)
-    wait_open(q)
     if q.stop:
         rc = -1
     elif q.working:
@@ -252,23 +268,19 @@ cdef int enter(queue_t *q) noexcept nogil:
     return rc
 
 
-cdef bint leave(queue_t *q) noexcept nogil:
-    """Back out. True: the gate closed in the middle, there may be work left.
+cdef void leave(queue_t *q) noexcept nogil:
+    """Back out.
 
     A kick after the last look at the ring may have woken the other thread while this one still had it.
     """
-    cdef bint again, missed
+    cdef bint missed
     pthread_mutex_lock(&q.gate)
     q.working = False
     missed = q.missed
     q.missed = False
-    again = q.pauses > 0 or q.stop
-    if again:
-        pthread_cond_broadcast(&q.gate_changed)
     pthread_mutex_unlock(&q.gate)
     if missed:
-        wake_queue(q)
-    return again
+        notify_wake(q.notify)
 
 
 cdef void count_sleepers(queue_t *q, int n) noexcept nogil:
@@ -277,43 +289,173 @@ cdef void count_sleepers(queue_t *q, int n) noexcept nogil:
     pthread_mutex_unlock(&q.gate)
 
 
-cdef void wait_kick(queue_t *q) noexcept nogil:
-    cdef epoll_event events[2]
-    cdef char drain[256]
-    cdef int i, n = epoll_wait(q.epoll_fd, events, 2, -1)
-    for i in range(n):
-        if events[i].u64 == KICK:
-            count_u64(&q.kicks, 1)
-            # Edge triggered: an eventfd need not be read, a socket would fill up.
-            if q.kick_is_socket:
-                while recv(q.kick_fd, drain, sizeof(drain), MSG_DONTWAIT) == sizeof(drain):
-                    pass
-
-
 cdef void serve(queue_t *q) noexcept nogil:
     cdef bint slept = False
-    cdef int rc
-    while True:
-        rc = enter(q)
-        if rc < 0:
-            wake_queue(q)  # an event wakes one thread: the next one's
-            return
+    cdef int rc = enter(q)
+    while rc >= 0:
         if rc > 0:
             if slept:
                 adapt(q, clock_ns())
             slept = False
-            if not work(q):
+            if work(q) == LENT:
+                rc = enter(q)
                 continue
-            q.idle_since = clock_ns()
-            if leave(q):
-                continue
+            q.polling.idle_since = clock_ns()
+            leave(q)
             count_sleepers(q, 1)
-        wait_kick(q)
+        notify_wait(q.notify)
         count_sleepers(q, -1)
         slept = True
+        rc = enter(q)
+    notify_wake(q.notify)  # an event wakes one thread: the next one's
+    pthread_mutex_lock(&q.gate)
+    q.threads -= 1
+    pthread_cond_broadcast(&q.gate_changed)
+    pthread_mutex_unlock(&q.gate)
 
 
 # --- the control thread ---
+
+cdef class Queue
+
+
+@cython.final
+cdef class Run:
+    """A queue from one start of its ring to the stop, with all that its threads work with.
+
+    What is caught in a request when the ring has to stop keeps the run, and so the memory that the request
+    refers to. It never touches the ring again, nor a later run of the same queue.
+    """
+
+    cdef queue_t q
+    cdef Queue queue
+    cdef iovec *iov
+    cdef int made  # threads so far
+
+    def __cinit__(self, Queue queue not None):
+        self.queue = queue
+        self.q.owner = <void *>self
+        self.q.dispatch = &queue.dispatch.table
+        self.q.pool = &queue.pool.p
+        self.q.notify = &queue.notify
+        self.q.counters = &queue.counted
+        self.q.polling.max_ns = self.q.polling.ns = queue.poll_ns
+        self.q.polling.gathers = queue.gathers
+        self.q.bounce_fd = -1
+        pthread_mutex_init(&self.q.gate, NULL)
+        pthread_mutex_init(&self.q.park_lock, NULL)
+        pthread_mutex_init(&self.q.used_lock, NULL)
+        cond_init_monotonic(&self.q.gate_changed)
+
+    def __dealloc__(self):
+        bounce_free(&self.q)
+        jobs_free(&self.q)
+        parks_free(&self.q)
+        free(self.iov)
+        memory_drop(self.q.ring.memory)
+        memory_drop(self.q.new_memory)
+        pthread_mutex_destroy(&self.q.park_lock)
+        pthread_mutex_destroy(&self.q.used_lock)
+        pthread_cond_destroy(&self.q.gate_changed)
+        pthread_mutex_destroy(&self.q.gate)
+
+    cdef int set_up(self, memory_t *memory, uint32_t num, uint64_t desc, uint64_t avail, uint64_t used,
+                    uint16_t base, bint event_idx) except -1:
+        cdef uint32_t iov_max = num + IOV_SLACK
+        self.iov = <iovec *>calloc(iov_max, sizeof(iovec))
+        if self.iov == NULL or not jobs_init(&self.q, num, iov_max) or not parks_init(&self.q, num):
+            raise MemoryError
+        if ring.ring_init(&self.q.ring, memory, num, desc, avail, used, base, event_idx, self.iov, iov_max) < 0:
+            raise ValueError(
+                f"ring of {num} at descriptors {desc:#x}, avail {avail:#x}, used {used:#x}"
+                " is no power of two, unaligned or outside memory")
+        memory_keep(memory)
+        self.q.next_avail = base
+        self.add_thread()
+        return 0
+
+    cdef int add_thread(self) except -1:
+        """RuntimeError: none can be had."""
+        pthread_mutex_lock(&self.q.gate)
+        self.q.threads += 1
+        pthread_mutex_unlock(&self.q.gate)
+        try:
+            self.made += 1
+            threading.Thread(target=self._run, name=self.queue.name, daemon=True).start()
+        except BaseException:
+            pthread_mutex_lock(&self.q.gate)
+            self.q.threads -= 1
+            pthread_mutex_unlock(&self.q.gate)
+            raise
+        return 0
+
+    def _run(self):
+        """The thread's body."""
+        with nogil:
+            serve(&self.q)
+
+    cdef int use_memory(self, memory_t *memory) except -1:
+        """ValueError: a part of the ring is not in it."""
+        cdef memory_t *unused
+        if ring.ring_lies_in(&self.q.ring, memory) < 0:
+            raise ValueError("its ring is in no memory region")
+        pthread_mutex_lock(&self.q.gate)
+        unused = self.q.new_memory
+        self.q.new_memory = memory_keep(memory)
+        store_release_int(&self.q.any_new_memory, 1)
+        if not self.q.working:
+            move_ring(&self.q)
+        pthread_mutex_unlock(&self.q.gate)
+        memory_drop(unused)
+        return 0
+
+    cdef void begin_stop(self) noexcept:
+        pthread_mutex_lock(&self.q.gate)
+        store_release_int(&self.q.stop, 1)
+        pthread_mutex_unlock(&self.q.gate)
+        notify_wake(self.q.notify)
+
+    cdef bint is_idle(self) noexcept nogil:
+        """Under the gate."""
+        return self.q.threads == 0 and self.q.jobs_live == 0
+
+    cdef bint finish_stop(self, uint64_t deadline) noexcept:
+        """False: something is still caught in a request at the deadline, and the ring is abandoned."""
+        cdef uint64_t now
+        cdef bint idle
+        with nogil:
+            pthread_mutex_lock(&self.q.gate)
+            while not self.is_idle():
+                now = clock_ns()
+                if now >= deadline:
+                    break
+                cond_wait_ns(&self.q.gate_changed, &self.q.gate, deadline - now)
+            idle = self.is_idle()
+            pthread_mutex_unlock(&self.q.gate)
+            if not idle:
+                self.abandon()
+            cancel_parked(&self.q)
+        return idle
+
+    cdef void abandon(self) noexcept nogil:
+        """Return when nobody writes to the ring, nor will."""
+        store_release_int(&self.q.abandoned, 1)
+        heavy_fence()
+        while load_acquire_int(&self.q.on_ring):
+            sched_yield()
+        pthread_mutex_lock(&self.q.used_lock)
+        pthread_mutex_unlock(&self.q.used_lock)
+
+
+cdef void forget_ended_runs() noexcept:
+    cdef Run run
+    for run in list(abandoned_runs):
+        pthread_mutex_lock(&run.q.gate)
+        ended = run.is_idle()
+        pthread_mutex_unlock(&run.q.gate)
+        if ended:
+            abandoned_runs.remove(run)
+
 
 cdef bint is_socket(int fd) except -1:
     return stat.S_ISSOCK(os.fstat(fd).st_mode)
@@ -323,204 +465,139 @@ cdef bint is_socket(int fd) except -1:
 cdef class Queue:
     """One virtqueue of one connection and the thread that serves it, or two that take turns.
 
-    All methods are for the control thread. Descriptors handed over are the queue's own from then
-    on. index: 0 is hiprio. dispatch: where requests go. pool: runs what may block. poll_us: the most
-    to poll before sleeping. lingers: nobody waits for its requests, they are gathered for a moment.
+    All methods are for the control thread, and none but stop() and close() waits for requests. Descriptors
+    handed over are the queue's own from then on. index: 0 is hiprio. dispatch: where requests go. pool: runs
+    what may block. poll_us: the most to poll before sleeping. gathers: nobody waits for its requests, they
+    are taken some at a time.
     """
 
+    cdef readonly int index
+    cdef readonly str name
+    cdef readonly int num     # elements of the ring
+    cdef Dispatch dispatch
+    cdef Pool pool
+    cdef uint64_t poll_ns
+    cdef bint gathers
+    cdef notify_t notify      # for as long as any run may use it
+    cdef counters_t counted
+    cdef Run run              # None: not started
+
     def __cinit__(self, int index, str name, Dispatch dispatch not None, Pool pool not None, int poll_us=0,
-                  bint lingers=False):
+                  bint gathers=False):
         self.index = index
-        self.threads = []
-        self.q.owner = <void *>self
-        self.q.lingers = lingers
         self.name = name
         self.dispatch = dispatch
         self.pool = pool
-        self.q.pool = &pool.p
-        self.q.poll_max_ns = self.q.poll_ns = 1000 * poll_us
-        self.q.dispatch = &dispatch.table
-        self.q.kick_fd = self.q.call_fd = self.q.err_fd = -1
-        self.q.wake_fd = self.q.epoll_fd = self.q.bounce_fd = -1
-        pthread_mutex_init(&self.q.gate, NULL)
-        pthread_mutex_init(&self.q.park_lock, NULL)
-        pthread_mutex_init(&self.q.used_lock, NULL)
-        pthread_cond_init(&self.q.gate_changed, NULL)
-        self.q.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
-        self.q.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
-        if self.q.wake_fd < 0 or self.q.epoll_fd < 0:
+        self.poll_ns = 1000 * poll_us
+        self.gathers = gathers
+        if not notify_init(&self.notify):
             raise OSError(errno, os.strerror(errno))
-        self.watch(self.q.wake_fd, WAKE)
 
     def __dealloc__(self):
-        for fd in (self.q.kick_fd, self.q.call_fd, self.q.err_fd, self.q.wake_fd, self.q.epoll_fd):
-            if fd >= 0:
-                c_close(fd)
-        bounce_free(&self.q)
-        jobs_free(&self.q)
-        parks_free(&self.q)
-        free(self.iov)
-        pthread_mutex_destroy(&self.q.park_lock)
-        pthread_mutex_destroy(&self.q.used_lock)
-        pthread_cond_destroy(&self.q.gate_changed)
-        pthread_mutex_destroy(&self.q.gate)
+        notify_free(&self.notify)
 
-    cdef int watch(self, int fd, int what) except -1:
-        cdef epoll_event event
-        event.events = EPOLLIN | EPOLLET
-        event.u64 = what
-        if epoll_ctl(self.q.epoll_fd, EPOLL_CTL_ADD, fd, &event) < 0:
-            raise OSError(errno, os.strerror(errno))
-        return 0
+    @property
+    def started(self):
+        """Whether it has a ring."""
+        return self.run is not None
+
+    @property
+    def abandoned(self):
+        """Whether a request of an earlier start has still not returned."""
+        cdef Run run
+        forget_ended_runs()
+        for run in abandoned_runs:
+            if run.queue is self:
+                return True
+        return False
+
+    @property
+    def broken(self):
+        """0, or the ring code (negative) that stopped this queue until it is started anew."""
+        return self.run.q.broken if self.run is not None else 0
 
     def start(self, GuestMemory memory not None, uint32_t num, uint64_t desc, uint64_t avail,
               uint64_t used, uint16_t base, bint event_idx):
         """Set the ring up (user addresses) and start the thread; it looks at the ring at once.
 
-        ValueError: a size that is no power of two, or a part of the ring outside memory.
+        ValueError: a size that is no power of two, or a part of the ring outside memory. RuntimeError: no
+        thread can be had.
         """
-        cdef uint32_t iov_max = num + IOV_SLACK
+        cdef Run run
         assert not self.started
-        free(self.iov)
-        self.iov = <iovec *>calloc(iov_max, sizeof(iovec))
-        if self.iov == NULL or not jobs_init(&self.q, num, iov_max) or not parks_init(&self.q, num):
-            raise MemoryError
-        if ring.ring_init(&self.q.ring, &memory.table, num, desc, avail, used, base, event_idx,
-                          self.iov, iov_max) < 0:
-            raise ValueError(
-                f"ring of {num} at descriptors {desc:#x}, avail {avail:#x}, used {used:#x}"
-                " is no power of two, unaligned or outside memory")
-        self.memory = memory
+        forget_ended_runs()
+        run = Run(self)
+        run.set_up(memory.table, num, desc, avail, used, base, event_idx)
         self.num = num
-        calls_init(&self.q.uncalled)
-        self.q.broken = 0
-        self.q.stop = 0
-        self.started = True
-        self.add_thread()
+        self.run = run
 
-    cdef int add_thread(self) except -1:
-        thread = threading.Thread(target=self._run, name=self.name, daemon=True)
-        thread.start()
-        self.threads.append(thread)
-        self.q.threads += 1
-        return 0
+    def use_memory(self, GuestMemory memory not None):
+        """Work with the memory as it is now, from the next batch on. ValueError: the ring is not in it.
 
-    def _run(self):
-        """The thread's body."""
-        with nogil:
-            serve(&self.q)
+        What is under way keeps what it works with.
+        """
+        if self.run is not None:
+            self.run.use_memory(memory.table)
 
-    def stop(self):
+    def begin_stop(self):
+        """Begin no further request: what is to come before stop() where there are several queues."""
+        if self.run is not None:
+            self.run.begin_stop()
+
+    def stop(self, double timeout_s):
         """Finish what is in flight, end the thread, give the next avail index. Not started: 0.
 
-        What waits for somebody is answered ENOLCK.
+        What waits for somebody is answered ENOLCK. What has not come back after timeout_s is never answered;
+        its thread and the memory that it works with are left to it.
         """
-        if not self.started:
+        cdef Run run = self.run
+        cdef uint64_t deadline = clock_ns() + <uint64_t>(1e9 * timeout_s)
+        if run is None:
             return 0
-        pthread_mutex_lock(&self.q.gate)
-        store_release_int(&self.q.stop, 1)
-        pthread_cond_broadcast(&self.q.gate_changed)
-        pthread_mutex_unlock(&self.q.gate)
-        self.wake()
-        while self.threads:  # one of them may be adding another
-            self.threads.pop().join()
-        self.q.threads = 0
-        self.wait_jobs()
-        with nogil:
-            cancel_parked(&self.q)
-        self.memory = None
-        self.started = False
-        return self.q.ring.last_avail
-
-    @property
-    def broken(self):
-        """0, or the ring code (negative) that stopped this queue until it is started anew."""
-        return self.q.broken
-
-    cdef void wake(self) noexcept:
-        wake_queue(&self.q)
+        run.begin_stop()
+        self.run = None
+        if not run.finish_stop(deadline):
+            abandoned_runs.append(run)
+            log.warning("%s: a request has not come back for %g s, its ring is stopped without", self.name, timeout_s)
+        return load_relaxed_u16(&run.q.next_avail)
 
     def kick(self):
         """Look at the ring (in-band kicks)."""
-        self.wake()
-
-    cdef void wait_jobs(self, bint jobs=True) noexcept:
-        with nogil:
-            pthread_mutex_lock(&self.q.gate)
-            while (self.q.working and not self.q.away) or (jobs and self.q.jobs_out) or (self.q.stop and self.q.jobs_away):
-                pthread_cond_wait(&self.q.gate_changed, &self.q.gate)
-            pthread_mutex_unlock(&self.q.gate)
-
-    def pause(self, bint jobs=True):
-        """Return when no request of this queue is being worked on; none is begun until resume().
-
-        jobs: wait for those that have been handed over too; without, only nobody looks at memory.
-        """
-        pthread_mutex_lock(&self.q.gate)
-        store_release_int(&self.q.pauses, self.q.pauses + 1)
-        pthread_mutex_unlock(&self.q.gate)
-        self.wait_jobs(jobs)
-
-    def resume(self):
-        """End one pause(); the thread looks at the ring again."""
-        pthread_mutex_lock(&self.q.gate)
-        store_release_int(&self.q.pauses, self.q.pauses - 1)
-        pthread_cond_broadcast(&self.q.gate_changed)
-        pthread_mutex_unlock(&self.q.gate)
-        self.wake()
+        notify_wake(&self.notify)
 
     def set_kick(self, int fd):
         """Be kicked by this descriptor, eventfd or socket; -1: by kick() alone."""
-        cdef bint socket = fd >= 0 and is_socket(fd)
-        self.pause()
-        try:
-            if self.q.kick_fd >= 0:
-                epoll_ctl(self.q.epoll_fd, EPOLL_CTL_DEL, self.q.kick_fd, NULL)
-                c_close(self.q.kick_fd)
-            self.q.kick_fd = fd
-            self.q.kick_is_socket = socket
-            if fd >= 0:
-                self.watch(fd, KICK)
-        finally:
-            self.resume()
+        if notify_set_kick(&self.notify, fd, fd >= 0 and is_socket(fd)) < 0:
+            raise OSError(errno, os.strerror(errno))
 
-    def set_call(self, int fd, bytes message=EVENT):
-        """Call the guest by writing `message` to this descriptor; -1: no calls.
+    def set_call(self, int fd, bytes message=None):
+        """Call the guest by adding one to this descriptor, an eventfd or its like; -1: no calls.
 
-        EVENT for an eventfd or its like; a whole VRING_CALL message for the back-end channel.
+        message: a whole VRING_CALL message instead, for the back-end channel.
         """
-        cdef bint socket = fd >= 0 and is_socket(fd)
-        cdef const char *text = message
-        assert len(message) <= CALL_BYTES_MAX
-        self.pause()
-        if self.q.call_fd >= 0:
-            c_close(self.q.call_fd)
-        self.q.call_fd = fd
-        self.q.call_is_socket = socket
-        self.q.call_may_block = fd >= 0 and os.get_blocking(fd)
-        self.q.call_len = len(message)
-        memcpy(self.q.call_bytes, text, len(message))
-        self.resume()
+        cdef const char *text = NULL
+        cdef int kind = CALL_NONE, n = 0
+        if message is not None:
+            assert len(message) <= CALL_MESSAGE_MAX
+            kind, text, n = CALL_CHANNEL, message, len(message)
+        elif fd >= 0 and is_socket(fd):
+            kind = CALL_SOCKET
+        elif fd >= 0:
+            kind = CALL_EVENTFD_BLOCKING if os.get_blocking(fd) else CALL_EVENTFD
+        if notify_set_call(&self.notify, fd, kind, text, n) < 0:
+            raise OSError(errno, os.strerror(errno))
 
     def set_err(self, int fd):
         """Tell the front end of a broken ring by this descriptor; -1: do not."""
-        self.pause()
-        if self.q.err_fd >= 0:
-            c_close(self.q.err_fd)
-        self.q.err_fd = fd
-        self.resume()
+        if notify_set_err(&self.notify, fd) < 0:
+            raise OSError(errno, os.strerror(errno))
 
-    def close(self):
-        """stop(), and close every descriptor. Idempotent; then only counters() works."""
-        if self.q.epoll_fd < 0:
-            return
-        self.stop()
+    def close(self, double timeout_s):
+        """stop(), and let go of every descriptor of the front end's. Idempotent; then only counters() works."""
+        self.stop(timeout_s)
         self.set_kick(-1)
         self.set_call(-1)
         self.set_err(-1)
-        c_close(self.q.wake_fd)
-        c_close(self.q.epoll_fd)
-        self.q.wake_fd = self.q.epoll_fd = -1
 
     def counters(self):
         """Since the beginning, by opcode name: requests, errors, bytes_in, bytes_out.
@@ -530,7 +607,7 @@ cdef class Queue:
         cdef op_count_t *count
         found = {}
         for opcode in range(OPCODES_MAX + 1):
-            count = &self.q.ops[opcode]
+            count = &self.counted.ops[opcode]
             if load_relaxed_u64(&count.requests) == 0:
                 continue
             name = OPCODE_NAME.get(opcode, "UNKNOWN")
@@ -541,10 +618,10 @@ cdef class Queue:
             )):
                 sums[field] += n
         found["ring"] = {
-            "kicks": load_relaxed_u64(&self.q.kicks),
-            "calls": load_relaxed_u64(&self.q.calls),
-            "unanswered": load_relaxed_u64(&self.q.unanswered),
+            "kicks": load_relaxed_u64(&self.notify.kicks),
+            "calls": load_relaxed_u64(&self.notify.calls),
+            "unanswered": load_relaxed_u64(&self.counted.unanswered),
         }
         for code, text in CHAIN_ERRORS.items():
-            found["ring"][text] = load_relaxed_u64(&self.q.ring_errors[-<int>code])
+            found["ring"][text] = load_relaxed_u64(&self.counted.ring_errors[-<int>code])
         return found

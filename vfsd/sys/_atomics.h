@@ -15,8 +15,14 @@ static inline uint16_t load_acquire_u16(const uint16_t *p) { return __atomic_loa
 static inline uint16_t load_relaxed_u16(const uint16_t *p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
 static inline void store_release_u16(uint16_t *p, uint16_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
 static inline void store_relaxed_u16(uint16_t *p, uint16_t v) { __atomic_store_n(p, v, __ATOMIC_RELAXED); }
+/* A full fence of which all the cost is on the other side: heavy_fence() has every CPU that runs a thread of this
+ * process pass one. Two sides each store a word and then look at the other's, one for each request, one hardly
+ * ever; at least one of them sees what the other has stored. */
+static inline void light_fence(void) { __atomic_signal_fence(__ATOMIC_SEQ_CST); }
 static inline void full_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 
+static inline int load_relaxed_int(const int *p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
+static inline void store_relaxed_int(int *p, int v) { __atomic_store_n(p, v, __ATOMIC_RELAXED); }
 static inline int load_acquire_int(const int *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
 static inline void store_release_int(int *p, int v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
 static inline uint64_t load_acquire_u64(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
@@ -32,6 +38,7 @@ static inline int cas_int(int *p, int expected, int desired)
 }
 static inline void set_bits_u64(uint64_t *p, uint64_t bits) { __atomic_or_fetch(p, bits, __ATOMIC_ACQ_REL); }
 static inline void clear_bits_u64(uint64_t *p, uint64_t bits) { __atomic_and_fetch(p, ~bits, __ATOMIC_ACQ_REL); }
+static inline int add_int(int *p, int v) { return __atomic_add_fetch(p, v, __ATOMIC_ACQ_REL); }
 static inline uint64_t add_u64(uint64_t *p, uint64_t v) { return __atomic_add_fetch(p, v, __ATOMIC_ACQ_REL); }
 
 /* Have a line of memory that another CPU wrote on its way to this one; it need not be mapped. */

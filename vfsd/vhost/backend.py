@@ -1,5 +1,7 @@
 """The device side of one vhost-user connection: a state machine fed by the control thread.
 
+Nothing here waits for a request, but for what stops a ring, and that for STOP_TIMEOUT_S at most.
+
 A ring has a running queue exactly while it is set up (size, addresses, memory, features), started
 (SET_VRING_KICK, or in-band) and enabled. The front ends send the messages that lead there in
 every order, so each of them only records its part and then asks whether all parts are there.
@@ -13,8 +15,9 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Final, Protocol
 
 from vfsd.errors import ProtocolError
@@ -67,6 +70,11 @@ PROTOCOL_FEATURES: Final = (
 SLOTTED_MAPPINGS_MAX: Final = 448
 SLOTTED_WINDOW_MAX: Final = SLOTTED_MAPPINGS_MAX << 21
 MAPPINGS_MAX: Final = 1 << 15
+
+# A request that has not come back after that time is never answered: the front end, which is a whole VM,
+# waits meanwhile. Nobody waits for those of a front end that has left.
+STOP_TIMEOUT_S: Final = 5.0
+CLOSE_TIMEOUT_S: Final = 1.0
 
 MESSAGES_PER_CALL: Final = 64  # then the control thread looks at its other connections
 REFUSED: Final = 1  # the u64 of an acknowledgement that is none
@@ -128,7 +136,7 @@ class Backend:
         self._backing: set[tuple[int, int]] = set()  # device and inode of what has been guest memory
         self.channel: int | None = None  # descriptor of SET_BACKEND_REQ_FD
         self.memory = MemoryTable()
-        self.memory.guest.guard(sock.fileno())
+        self.memory.guest.watch(sock.fileno())
         self._sock = sock
         self._device = device
         self._reader = MessageReader(sock, messages.check_frontend_request, messages.frontend_name)
@@ -152,18 +160,16 @@ class Backend:
                 finally:
                     message.close()
         except PeerClosed:
-            if pages := self.memory.guest.torn:
-                raise ProtocolError(
-                    f"{pages} pages of guest memory are gone: its file was cut off or is full"
-                ) from None
+            if self.memory.guest.torn:
+                raise ProtocolError("guest memory is gone: its file was cut off or is full") from None
             return False
         return True
 
     def close(self) -> None:
         """Stop the queues and close every descriptor. The device is not reset. Idempotent."""
-        with self._stopping():
-            for ring in self._rings.values():
-                ring.queue.close()
+        self._stop(self._rings.values(), CLOSE_TIMEOUT_S)
+        for ring in self._rings.values():
+            ring.queue.close(0)
         self._rings.clear()
         self.memory.clear()
         self._set_channel(None)
@@ -227,7 +233,7 @@ class Backend:
         (bits,) = U64.unpack(message.payload)
         _refuse_unoffered(bits, self.offered)
         self.protocol_features = ProtocolFeature(bits)
-        self.memory.guest.set_partial(self._has(ProtocolFeature.SHMEM))
+        self.memory.guest.set_incomplete(self._has(ProtocolFeature.SHMEM))
         self._connect_calls()
         self._connect_shmem()
         return 0
@@ -264,22 +270,28 @@ class Backend:
 
     def _reset(self) -> None:
         # Memory stays: QEMU sends only what changes in it, also after a reset.
-        with self._stopping():
-            for ring in self._rings.values():
-                ring.stop()
+        self._stop(self._rings.values(), STOP_TIMEOUT_S)
         for ring in self._rings.values():
             ring.forget()
         self._status = 0
         self._device.reset()
 
-    @contextmanager
-    def _stopping(self) -> Iterator[None]:
-        """Around what waits for requests: none of them may wait for the front end, which waits for this."""
-        if self._shmem is None:
-            yield
-        else:
-            with self._shmem.suspended():
-                yield
+    def _stop(self, rings: Iterable[Vring], timeout_s: float) -> None:
+        """Have these queues not run, the lot of them within that time.
+
+        What waits for an answer of the front end, which waits for this, gives up. When nothing runs any more,
+        a request that was left behind has the guest's memory taken away from under it, because that may be
+        another kernel's by the time it comes back."""
+        deadline = time.monotonic() + timeout_s
+        running = [ring for ring in rings if ring.running]
+        with self._shmem.suspended() if self._shmem is not None else nullcontext():
+            for ring in running:
+                ring.queue.begin_stop()
+            for ring in running:
+                ring.stop(max(0.0, deadline - time.monotonic()))
+        left_behind = any(ring.queue.abandoned for ring in self._rings.values())
+        if running and left_behind and not self._running() and not self.memory.guest.renew():
+            log.warning("a request that has not come back may still write to the guest's memory")
 
     # ---- shared memory
 
@@ -331,8 +343,8 @@ class Backend:
                 return 0
             self._table = table
             self._backing.update((dev, ino) for _, dev, ino in table)
-        with self._rings_moved():
-            self.memory.replace(regions, fds)
+        self.memory.replace(regions, fds)
+        self._memory_changed()
         return 0
 
     def _get_max_mem_slots(self, message: Message) -> bytes:
@@ -347,23 +359,16 @@ class Backend:
             # but system calls touches them.
             if len(self._windows) >= SLOTS_MAX:
                 raise ProtocolError(f"more than {SLOTS_MAX} regions")
-            with self._nobody_looks():
-                mapped = self.memory.add_fragile(region, message.fds[0])
+            mapped = self.memory.add_shrinking(region, message.fds[0])
             self._windows[region.gpa, region.size, region.uva] = mapped
+            self._memory_changed()
             return 0
         self._table = None
         if self._shmem is not None and len(self._backing) < SLOTS_MAX:
             status = os.fstat(message.fds[0])
             self._backing.add((status.st_dev, status.st_ino))
-        running = self._running()
-        for ring in running:
-            ring.queue.pause()
-        try:
-            self.memory.add(region, message.fds[0])
-        finally:
-            for ring in running:
-                ring.queue.resume()
-        self._start_ready()
+        self.memory.add(region, message.fds[0])
+        self._memory_changed()
         return 0
 
     def _rem_mem_reg(self, message: Message) -> int:
@@ -371,38 +376,19 @@ class Backend:
         window = self._windows.pop((region.gpa, region.size, region.uva), None)
         if window is not None:
             if window:
-                with self._nobody_looks():
-                    self.memory.remove(region)
+                self.memory.remove(region)
+                self._memory_changed()
             return 0
         self._table = None
-        with self._rings_moved():
-            self.memory.remove(region)
+        self.memory.remove(region)
+        self._memory_changed()
         return 0
 
-    @contextmanager
-    def _nobody_looks(self) -> Iterator[None]:
-        """Around a change of memory that no request under way refers to."""
-        running = self._running()
-        for ring in running:
-            ring.queue.pause(False)
-        try:
-            yield
-        finally:
-            for ring in running:
-                ring.queue.resume()
-
-    @contextmanager
-    def _rings_moved(self) -> Iterator[None]:
-        """Around a change of memory that exists: queues start anew, with the new addresses."""
-        running = self._running()
-        with self._stopping():
-            for ring in running:
-                ring.stop()
-        yield
+    def _memory_changed(self) -> None:
+        """Nothing waits for requests under way: they keep what they work with."""
+        for ring in self._running():
+            ring.use_memory(self.memory)
         self._start_ready()
-        for ring in running:
-            if not ring.running:
-                raise ProtocolError(f"queue {ring.index}: its ring is in no memory region")
 
     # ---- rings
 
@@ -449,8 +435,7 @@ class Backend:
     def _get_vring_base(self, message: Message) -> bytes:
         index, _ = VRING_STATE.unpack(message.payload)
         ring = self._ring(index)
-        with self._stopping():
-            ring.stop()
+        self._stop([ring], STOP_TIMEOUT_S)
         ring.kicked = False
         return VRING_STATE.pack(index, ring.base)
 
@@ -461,8 +446,7 @@ class Backend:
             raise ProtocolError(f"queue {index}: {enable} is neither 0 nor 1")
         ring.enabled = bool(enable)
         if not enable:
-            with self._stopping():
-                ring.stop()
+            self._stop([ring], STOP_TIMEOUT_S)
             return 0
         if self._has(ProtocolFeature.INBAND_NOTIFICATIONS):
             ring.kicked = True  # user-mode Linux sends no SET_VRING_KICK then

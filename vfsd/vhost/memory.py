@@ -11,8 +11,7 @@ SLOTS_MAX: Final = 509  # answer of GET_MAX_MEM_SLOTS; below QEMU's own limit of
 
 
 class MemoryTable:
-    """The regions of one connection, mapped. Queues hold addresses into it while they run:
-    the caller stops or pauses them around every change.
+    """The regions of one connection, mapped. What works with them keeps what it knew when they change.
 
     Descriptors stay the caller's and are not needed after the call."""
 
@@ -25,24 +24,21 @@ class MemoryTable:
     def replace(self, regions: Sequence[Region], fds: Sequence[int]) -> None:
         """SET_MEM_TABLE: these regions and no others.
 
-        ProtocolError, and no memory at all, when one of them cannot be."""
-        self.clear()
+        ProtocolError, and the table as it was, when one of them cannot be."""
         if len(fds) != len(regions):
             raise ProtocolError(f"{len(regions)} regions with {len(fds)} descriptors")
-        try:
-            for number, (region, fd) in enumerate(zip(regions, fds, strict=True)):
-                self._map(f"region {number}", region, fd)
-        except ProtocolError:
-            self.clear()
-            raise
+        table = self.guest.another()
+        for number, (region, fd) in enumerate(zip(regions, fds, strict=True)):
+            self._map(table, f"region {number}", region, fd)
+        self.guest.take(table)
 
     def add(self, region: Region, fd: int) -> None:
         """ADD_MEM_REG. ProtocolError, and the table as it was, when it cannot be."""
         if len(self) >= SLOTS_MAX:
             raise ProtocolError(f"more than {SLOTS_MAX} regions")
-        self._map("region", region, fd)
+        self._map(self.guest, "region", region, fd)
 
-    def add_fragile(self, region: Region, fd: int) -> bool:
+    def add_shrinking(self, region: Region, fd: int) -> bool:
         """A file that may end before the region does. False: it can't be mapped."""
         if len(self) >= SLOTS_MAX:
             return False
@@ -60,11 +56,13 @@ class MemoryTable:
             raise ProtocolError(str(error)) from error
 
     def clear(self) -> None:
-        """Unmap everything."""
+        """No regions, and nobody to tell of missing pages any more."""
         self.guest.clear()
+        self.guest.watch(-1)
 
-    def _map(self, name: str, region: Region, fd: int) -> None:
+    @staticmethod
+    def _map(table: GuestMemory, name: str, region: Region, fd: int) -> None:
         try:
-            self.guest.add(fd, region.gpa, region.size, region.uva, region.offset)
+            table.add(fd, region.gpa, region.size, region.uva, region.offset)
         except (ValueError, OSError) as error:
             raise ProtocolError(f"{name} (gpa {region.gpa:#x}): {error}") from error

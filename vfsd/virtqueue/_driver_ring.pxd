@@ -15,7 +15,6 @@ cdef struct sg_t:
 
 
 cdef struct driver_t:
-    memory_t *memory
     uint32_t num
     vring_desc *desc
     uint16_t *avail

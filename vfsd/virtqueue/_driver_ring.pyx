@@ -27,7 +27,6 @@ cdef int driver_init(driver_t *d, memory_t *m, uint32_t num, uint64_t desc_uva, 
     cdef int rc = vring_map(m, num, desc_uva, avail_uva, used_uva, event_idx, &d.desc, &d.avail, &d.used)
     if rc < 0:
         return rc
-    d.memory = m
     d.num = num
     d.event_idx = event_idx
     d.num_free = <uint16_t>num
@@ -169,12 +168,12 @@ cdef class DriverRing:
         self.sg = <sg_t *>calloc(n, sizeof(sg_t))
         if d.next == NULL or d.chain_len == NULL or d.token == NULL or self.sg == NULL:
             raise MemoryError
-        check_init(driver_init(d, &memory.table, num, desc, avail, used, event_idx))
+        check_init(driver_init(d, memory.table, num, desc, avail, used, event_idx))
         if indirect is not None:
             d.indirect_gpa = indirect
             d.indirect_max = min(num, <uint32_t>INDIRECT_MAX)
             d.indirect = <vring_desc *>memory_from_gpa(
-                &memory.table, d.indirect_gpa, <uint64_t>num * d.indirect_max * sizeof(vring_desc), 16)
+                memory.table, d.indirect_gpa, <uint64_t>num * d.indirect_max * sizeof(vring_desc), 16)
             if d.indirect == NULL:
                 raise ValueError("the indirect tables are outside memory or not aligned")
 

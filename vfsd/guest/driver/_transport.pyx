@@ -121,7 +121,7 @@ cdef class Transport:
         t.scramble = scramble
         t.stride = SLOT_ARGS + <uint64_t>max_pages * PAGE
         t.arena_gpa = arena_gpa
-        t.arena = memory_from_gpa(&memory.table, arena_gpa,
+        t.arena = memory_from_gpa(memory.table, arena_gpa,
                                   Transport.arena_bytes(slots, max_pages, rings[0].num), 1)
         if t.arena == NULL:
             raise ValueError("the arena is outside memory")
@@ -172,7 +172,7 @@ cdef class Transport:
         cdef GuestMemory memory = self.memory
         cdef uint32_t i
         t.forget_gpa = gpa
-        t.forget_memory = memory_from_gpa(&memory.table, gpa, <uint64_t>n * FORGET_BYTES, 1)
+        t.forget_memory = memory_from_gpa(memory.table, gpa, <uint64_t>n * FORGET_BYTES, 1)
         t.forget_free = <uint32_t *>calloc(n, sizeof(uint32_t))
         if t.forget_memory == NULL or t.forget_free == NULL:
             raise MemoryError

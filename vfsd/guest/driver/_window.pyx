@@ -23,7 +23,9 @@ cdef extern from "_guard.h" nogil:
         pass
     int guard_install()
     size_t guard_copy(char *to, const char *source, size_t n, const char *window)
-    guard_area *guard_watch(char *start, size_t size, size_t page, int prot, int sock)
+    struct guard:
+        pass
+    guard_area *guard_watch(char *start, size_t size, int prot, guard *guard)
     void guard_forget(guard_area *a)
     uint64_t guard_torn(guard_area *a)
 
@@ -195,7 +197,7 @@ cdef class WindowMemory:
             at += size
         if not writable and mprotect(view.base, view.span, PROT_READ) < 0:
             raise failed(errno)
-        view.area = guard_watch(view.base, view.span, PAGE, PROT_READ | PROT_WRITE if writable else PROT_READ, -1)
+        view.area = guard_watch(view.base, view.span, PROT_READ | PROT_WRITE if writable else PROT_READ, NULL)
         if view.area == NULL:
             raise MemoryError
         view.released = released

@@ -7,7 +7,7 @@ from vfsd.hostfs.lock._holds cimport locks_t, want_t
 from vfsd.hostfs.table._slots cimport tables_t
 
 # Take or give up a lock: 0, -EAGAIN, or another -errno. waits: WOULD_WAIT in place of -EAGAIN, and
-# with `parked` WAITS; it is finished later, by any thread. -EDEADLK: it would wait for itself.
+# with `parked` WAITS; it is completed later, by any thread. -EDEADLK: it would wait for itself.
 cdef int lock_set(want_t *w, bint waits, parked_t *parked) noexcept nogil
 # What stands against a POSIX lock, in w; type F_UNLCK when nothing does. 0 or -errno.
 cdef int lock_test(want_t *w) noexcept nogil

@@ -142,7 +142,7 @@ cdef void finish(locks_t *l, waiter_t *waiter, int rc) noexcept nogil:
     handle_put(waiter.want.guest, <uint32_t>waiter.handle)
     add_u64(&waiter.want.guest.n_locks, <uint64_t>-1)
     waiter.parked.waiter = NULL
-    waiter.parked.finish(waiter.parked, rc)
+    waiter.parked.complete(waiter.parked, rc)
     drop_owner(l, waiter.owner)
     drop_file(l, waiter.file)
     free(waiter)

@@ -6,7 +6,7 @@ from libc.string cimport memset
 
 from vfsd.fuse cimport _wire as w
 from vfsd.fuse.dispatch cimport (
-    WOULD_BLOCK, Dispatch, request_args, request_t, span_limit, span_read, span_t, span_write,
+    TRY, WOULD_BLOCK, Dispatch, request_args, request_t, span_limit, span_read, span_t, span_write,
 )
 from vfsd.sys cimport _syscalls as h
 from vfsd.hostfs.table._anchors cimport out_of_descriptors
@@ -312,13 +312,13 @@ cdef int op_read(void *fs, request_t *r) noexcept nogil:
     memset(&arg, 0, sizeof(arg))
     if request_args(r, &arg, sizeof(arg)) < 0 or arg.size > r.reply.bytes or <int64_t>arg.offset < 0:
         return -EINVAL
-    if arg.flags & t.read_waits and not r.may_wait:
+    if arg.flags & t.read_waits and r.mode == TRY:
         return WOULD_BLOCK
     index = file_get(t, r.header.nodeid, arg.fh, arg.flags & t.read_waits, &fd)
     if index < 0:
         return <int>index
     span_limit(&r.reply, arg.size)
-    if r.may_wait or t.in_memory:
+    if r.mode != TRY or t.in_memory:
         done = transfer(read_at, fd, &r.reply, arg.offset)
     else:
         done = transfer(read_cached, fd, &r.reply, arg.offset)
@@ -358,11 +358,11 @@ cdef int op_write(void *fs, request_t *r) noexcept nogil:
     if (request_args(r, &arg, sizeof(arg)) < 0 or arg.size > r.body.bytes or <int64_t>arg.offset < 0
             or r.reply.bytes < sizeof(out)):
         return -EINVAL
-    if arg.flags & t.write_waits and not r.may_wait:
+    if arg.flags & t.write_waits and r.mode == TRY:
         return WOULD_BLOCK
     if not t.in_memory:
         began_ms = ticks_ms()
-        if began_ms < load_acquire_u64(&t.writes_slow_until) and not r.may_wait:
+        if began_ms < load_acquire_u64(&t.writes_slow_until) and r.mode == TRY:
             return WOULD_BLOCK
     index = file_get(t, r.header.nodeid, arg.fh, h.O_WRONLY | (arg.flags & t.write_waits), &fd)
     if index < 0:
@@ -442,7 +442,7 @@ cdef int op_fsync(void *fs, request_t *r) noexcept nogil:
     cdef w.fuse_fsync_in arg
     cdef int64_t index
     cdef int fd = -1, rc
-    if not (r.may_wait or t.in_memory):
+    if not (r.mode != TRY or t.in_memory):
         return WOULD_BLOCK
     memset(&arg, 0, sizeof(arg))
     if span_read(&r.body, &arg, sizeof(arg)) < 0:

@@ -7,7 +7,7 @@ from libc.string cimport memcpy, memset, strlen
 from vfsd.fuse cimport _wire as w
 from vfsd.fuse._wire cimport FUSE_ROOT_ID
 from vfsd.fuse.dispatch cimport (
-    NAME_MAX, WOULD_BLOCK, Dispatch, request_args, request_t, span_limit, span_write,
+    NAME_MAX, TRY, WOULD_BLOCK, Dispatch, request_args, request_t, span_limit, span_write,
 )
 from vfsd.sys cimport _syscalls as h
 from vfsd.hostfs.ops._caller cimport NAME_BYTES, place_get, place_put, place_t, reopen, room_for_handle
@@ -112,7 +112,7 @@ cdef int add_record(tables_t *t, request_t *r, const place_t *parent, const h.li
     cdef uint32_t size = sizeof(record.head) + padded + (sizeof(record.entry) if plus else 0)
     if size > r.reply.bytes:
         return 0
-    if plus and not add_entry(t, parent, entry, name, r.may_wait, fresh, &record.entry):
+    if plus and not add_entry(t, parent, entry, name, r.mode != TRY, fresh, &record.entry):
         return -EAGAIN
     record.head.ino = entry.d_ino
     if r.header.nodeid == FUSE_ROOT_ID and is_dot(name):
@@ -252,7 +252,7 @@ cdef int read_directory(void *fs, request_t *r, bint plus) noexcept nogil:
     if index < 0:
         return <int>index
     p.index = t.handles[index].inode
-    if t.inodes[p.index].unread and not r.may_wait:
+    if t.inodes[p.index].unread and r.mode == TRY:
         handle_put(t, index)
         return WOULD_BLOCK
     span_limit(&r.reply, arg.size)

@@ -5,7 +5,7 @@ from libc.stdint cimport int64_t, uint32_t
 from libc.string cimport memset
 
 from vfsd.fuse cimport _wire as w
-from vfsd.fuse.dispatch cimport WOULD_BLOCK, Dispatch, request_args, request_t, span_read, span_write
+from vfsd.fuse.dispatch cimport TRY, WOULD_BLOCK, Dispatch, request_args, request_t, span_read, span_write
 from vfsd.sys cimport _syscalls as h
 from vfsd.hostfs.ops._caller cimport file_get
 from vfsd.hostfs.ids._credentials cimport become, caller_read, creator_t, unbecome
@@ -96,7 +96,7 @@ cdef int op_ioctl(void *fs, request_t *r) noexcept nogil:
         return -EINVAL
     if c.sets and t.readonly:
         return -EROFS
-    if c.sets and not r.may_wait:
+    if c.sets and r.mode == TRY:
         return WOULD_BLOCK  # it is written to the journal
     index = file_get(t, r.header.nodeid, arg.fh, 0, &fd)
     if index < 0:

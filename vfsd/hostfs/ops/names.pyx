@@ -5,7 +5,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
 from vfsd.fuse cimport _wire as w
-from vfsd.fuse.dispatch cimport NO_REPLY, WOULD_BLOCK, Dispatch, request_t, span_read, span_write
+from vfsd.fuse.dispatch cimport NAME_MAX, NO_REPLY, TRY, WOULD_BLOCK, Dispatch, request_t, span_read, span_write
 from vfsd.sys cimport _syscalls as h
 from vfsd.hostfs.ops._caller cimport (
     FD_BYTES, PATH_BYTES, drop_held, fd_name, hold_name, place_get, place_put, place_t, read_last_name, read_name,
@@ -38,13 +38,16 @@ cdef int no_entry(tables_t *t, w.fuse_entry_out *out) noexcept nogil:
 cdef int op_lookup(void *fs, request_t *r) noexcept nogil:
     cdef tables_t *t = <tables_t *>fs
     cdef w.fuse_entry_out out
-    cdef int rc = 0 if r.resumed else read_last_name(r, r.name)
-    if rc < 0:
-        return rc
+    cdef int rc
+    if r.n_taken == 0:
+        rc = read_last_name(r, r.name)
+        if rc < 0:
+            return rc
+        r.n_taken = NAME_MAX
     if r.reply.bytes < sizeof(out):
         return -EINVAL
-    rc = lookup(t, r.header.nodeid, r.name, r.may_wait, &out)
-    if rc == -EAGAIN and not r.may_wait:
+    rc = lookup(t, r.header.nodeid, r.name, r.mode != TRY, &out)
+    if rc == -EAGAIN and r.mode == TRY:
         return WOULD_BLOCK
     if rc == -ENOENT:
         rc = no_entry(t, &out)
