@@ -1,5 +1,6 @@
 """Operations on open files and directories: the reply, exactly, and what the host then has."""
 
+import contextlib
 import os
 import random
 import threading
@@ -24,7 +25,7 @@ from fuse.fixtures import StartGuest, held
 from fuse.ops import refused
 from fuse.rawguest import Guest
 from fuse.wire import ROOT, Dirent
-from guests import Daemon
+from guests import Daemon, StartDaemon
 
 from vfsd.fuse.abi import DIRENT, ENTRY_OUT_SIZE, FSYNC_FDATASYNC, Fattr
 
@@ -80,6 +81,20 @@ def test_flags_that_are_the_guests_own_affair(guest: Guest, share: Path, flags: 
     fh = guest.open(nodeid, os.O_RDWR | flags)
     assert guest.write(nodeid, fh, 1, b"0") == 1
     assert guest.read(nodeid, fh, 0, 3) == b"c0n"
+
+
+@pytest.mark.parametrize("options", [[], ["--preserve-noatime"]])
+def test_a_guests_o_noatime_counts_where_the_operator_wants_it(
+    daemon: StartDaemon, tmp_path: Path, options: list[str]
+) -> None:
+    (tmp_path / "f").write_bytes(b"content")
+    os.utime(tmp_path / "f", (1, 2))  # read before it was written: relatime would note the next time
+    with contextlib.closing(Guest(daemon(tmp_path, options=options).socket)) as guest:
+        guest.init()
+        nodeid = guest.walk("f")
+        fh = guest.open(nodeid, os.O_RDONLY | os.O_NOATIME)
+        assert guest.read(nodeid, fh, 0, 100) == b"content"
+    assert ((tmp_path / "f").stat().st_atime == 1) == bool(options)
 
 
 def test_create(guest: Guest, share: Path) -> None:

@@ -219,3 +219,24 @@ def test_a_read_of_what_is_not_cached_gives_the_right_bytes(disk: Path, daemon: 
         )
         assert bytes(into[:n]) == content[offset : offset + size]
     share.device.remove()
+
+
+def test_no_more_requests_wait_at_once_than_the_operator_allows(disk: Path, daemon: StartDaemon) -> None:
+    served = daemon(disk, options=["--thread-pool-size", "2"])
+    share = Share(served.socket)
+    before = threads_below(served.pid)
+    command("fsfreeze", "-f", disk)
+    for _ in range(20):
+        share.begin_fallocate()
+    for _ in range(100):
+        share.getattr()
+    assert threads_below(served.pid) <= before + 2 + 1  # the queue's second one comes too
+    command("fsfreeze", "-u", disk)
+    assert eventually(lambda: share.ended == [0] * 20, WAIT_S)
+    share.device.remove()
+
+
+def threads_below(pid: int) -> int:
+    """Of a daemon's server."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return sum(len(os.listdir(f"/proc/{child}/task")) for child in children)

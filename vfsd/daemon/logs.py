@@ -179,8 +179,9 @@ def polled(fd: int) -> Write:
 def start(level: str, syslog: str | None = None) -> None:
     """Log to stderr, or to syslog as that program; as the supervisor. level: one of LOG_LEVELS."""
     rate = DEBUG_RATE if level == "debug" else SUPERVISOR_RATE
-    handler = Handler(without_waiting(sys.stderr.fileno()), rate)
-    if syslog is not None:
+    if syslog is None:
+        handler = Handler(without_waiting(sys.stderr.fileno()), rate)
+    else:
         handler = SyslogHandler(syslog, rate)
     handler.setFormatter(logging.Formatter(FORMAT))
     root = logging.getLogger()

@@ -23,7 +23,7 @@ OWN_OPTIONS = (
     Option(
         "--print-capabilities", "Print as JSON what management software may ask for, and end."
     ),
-    Option("--daemonize", "Go to the background once it listens, as the C daemon does."),
+    Option("--daemonize", "Go to the background once it listens, as the C daemon does; implies --syslog."),
     Option(
         "-o", "The same options as libvirt and the C daemon spell them.", lambda _, text: text,
         "NAME[=VALUE],...", multiple=True,

@@ -21,7 +21,7 @@ WAITING = "Waiting for vhost-user socket connection..."
 def live(options: ServeOptions, line: CommandLine) -> int:
     """The exit status: 0 when the front end has left. ConfigError."""
     listening = go_to_background() if "daemonize" in line.own else None
-    logs.start(options.log_level, PROGRAM if options.syslog else None)
+    logs.start(options.log_level, PROGRAM if options.syslog or listening else None)
     logs.note(line.notes)
 
     def ready() -> None:
