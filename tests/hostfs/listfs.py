@@ -2,8 +2,9 @@
 
     listfs.py DIRECTORY FIRST STEP NAME_BYTES...
 
-The position behind file number i is FIRST + i * STEP, its name has so many bytes. `served` runs it as a
-process of its own.
+The position behind file number i is FIRST + i * STEP, its name has so many bytes. Each FLUSH, of a close(2),
+is told on standard output, and waits for a line of standard input, or its end. `served` runs it as a process
+of its own.
 """
 
 import contextlib
@@ -24,7 +25,8 @@ IN_HEADER = struct.Struct("=IIQQIIIHH")
 OUT_HEADER = struct.Struct("=IiQ")
 FIRST_FILE = 2  # inode number
 SILENT = {NUMBER["FORGET"], NUMBER["BATCH_FORGET"]}
-EMPTY = {NUMBER["RELEASE"], NUMBER["RELEASEDIR"], NUMBER["FLUSH"]}
+EMPTY = {NUMBER["RELEASE"], NUMBER["RELEASEDIR"]}
+FLUSH = NUMBER["FLUSH"]
 
 
 def names_of(lengths: list[int]) -> list[bytes]:
@@ -69,6 +71,10 @@ class ListFs:
         if opcode == NUMBER["READDIR"]:
             _, offset, size, *_ = abi.READ_IN.unpack_from(args)
             return self.listing(offset, size)
+        if opcode == FLUSH:
+            print("FLUSH", flush=True)
+            sys.stdin.readline()
+            return b""
         if opcode == NUMBER["STATFS"]:
             return abi.KSTATFS.pack(1, 1, 1, 1, 1, 4096, 1024, 4096, 0)
         return b"" if opcode in EMPTY else errno.ENOSYS
@@ -92,14 +98,19 @@ class ListFs:
 
 
 @contextlib.contextmanager
-def served(directory: Path, lengths: list[int], first: int = 1, step: int = 1) -> Iterator[None]:
-    """Mounted there."""
+def served(
+    directory: Path, lengths: list[int], first: int = 1, step: int = 1, *, gated: bool = False
+) -> Iterator["subprocess.Popen[str]"]:
+    """Mounted there: its process. gated: the caller answers each FLUSH."""
     directory.mkdir(exist_ok=True)
     words = [sys.executable, __file__, directory, first, step, *lengths]
-    with subprocess.Popen([str(word) for word in words], stdout=subprocess.PIPE, text=True) as process:
+    stdin = subprocess.PIPE if gated else subprocess.DEVNULL
+    with subprocess.Popen(
+        [str(word) for word in words], stdin=stdin, stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None and process.stdout.readline() == "READY\n"
         try:
-            yield
+            yield process
         finally:
             mounting.unmount(str(directory), mounting.MNT_DETACH)
             process.kill()  # whoever has it open yet is told that it is gone

@@ -5,6 +5,7 @@ import errno
 import os
 import stat
 import struct
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from fuse.fixtures import guests_of
 from fuse.ops import LINUX_FLAGS, refused
 from fuse.rawguest import Guest
-from fuse.wire import ROOT, Entry
+from fuse.wire import GETATTR_IN, ROOT, Entry
 from guests import StartDaemon
 
 from vfsd.fuse import abi
@@ -262,6 +263,74 @@ def test_set_id_bits_go_when_the_guest_says_so(guest: Guest, share: Path, change
         CHANGES[change](guest, guest.walk("program"), kill)
         assert owner(path) == (USER, GROUP, left)
         assert "security.capability" not in os.listxattr(path)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_set_group_id_goes_where_the_group_may_execute(guest: Guest, share: Path, change: str) -> None:
+    """fuse.h's rule; the host's own would ask whether the daemon is in the file's group."""
+    for mode, left in (
+        (0o2664, "0o2664"),
+        (0o2745, "0o2745"),
+        (0o6764, "0o2764"),
+        (0o2770, "0o770"),
+        (0o6710, "0o710"),
+        (0o4664, "0o664"),
+    ):
+        path = setuid_file(share, mode)
+        CHANGES[change](guest, guest.walk("program"), True)
+        assert owner(path) == (USER, GROUP, left), oct(mode)
+
+
+def test_an_owners_change_takes_what_it_takes_on_the_host(guest: Guest, share: Path) -> None:
+    """Of an owner in the file's group, as the guest's own kernel has no other word for it."""
+    script = "import sys; file = open(sys.argv[1], 'r+b', 0); eval(sys.argv[2])"
+    user = ["setpriv", "--reuid", str(USER), "--regid", str(GROUP), "--clear-groups", "--"]
+    share.chmod(0o777)
+    share.parent.chmod(0o755)
+    for mode in (0o2664, 0o2775, 0o6764, 0o6775, 0o4755, 0o2700):
+        for change, call in (("write", "file.write(b'x')"), ("truncate", "file.truncate(1)")):
+            path = setuid_file(share, mode)
+            with path.open("r+b") as file:
+                words = [*user, "/usr/bin/python3", "-c", script, f"/proc/self/fd/{file.fileno()}", call]
+                subprocess.run(words, check=True, pass_fds=[file.fileno()])
+            on_host = owner(path)
+            setuid_file(share, mode)
+            CHANGES[change](guest, guest.walk("program"), True)
+            assert owner(path) == on_host, (oct(mode), change)
+
+
+def test_attributes_with_set_id_bits_are_not_kept(
+    guest_with: Callable[..., Guest], tmp_path: Path, daemon: StartDaemon
+) -> None:
+    """The guest is not told when they go with a write of its."""
+    share = tmp_path / "share"
+    guest = guest_with("--attr-timeout", "100")
+    for mode, kept in ((0o755, True), (0o4755, False), (0o2755, False), (0o2664, False)):
+        path = setuid_file(share, mode)
+        nodeid = guest.lookup(ROOT, b"program").nodeid
+        listed = [dirent.entry for dirent in guest.listing(ROOT, plus=True)]
+        found = {
+            "LOOKUP": guest.lookup(ROOT, b"program").attr_ns,
+            "READDIRPLUS": listed[0].attr_ns if listed[0] else None,
+            "GETATTR": attr_s(guest.body("GETATTR", nodeid, GETATTR_IN.pack(0, 0, 0))),
+            "SETATTR": attr_s(guest.body("SETATTR", nodeid, abi.SETATTR_IN.pack(*[0] * 16))),
+            "STATX": guest.statx(nodeid).attr_s,
+            "LINK": guest.link(nodeid, ROOT, b"link").attr_ns,
+            "CREATE": guest.create(ROOT, b"new", mode=mode)[0].attr_ns,
+            "MKNOD": guest.mknod(ROOT, b"node", stat.S_IFREG | mode).attr_ns,
+            "TMPFILE": guest.tmpfile(ROOT, mode=mode)[0].attr_ns,
+        }
+        assert {op: bool(time) for op, time in found.items()} == dict.fromkeys(found, kept), oct(mode)
+        for name in ("program", "link", "new", "node"):
+            (share / name).unlink()
+        assert not path.exists()
+    (share / "dir").mkdir()
+    os.chmod(share / "dir", 0o2755)
+    assert guest.lookup(ROOT, b"dir").attr_ns
+
+
+def attr_s(body: bytes) -> int:
+    return int.from_bytes(body[:8], "little")
 
 
 def test_set_id_bits_stay_without_the_agreement(guest_with: Callable[..., Guest], tmp_path: Path) -> None:

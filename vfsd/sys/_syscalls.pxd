@@ -40,6 +40,7 @@ cdef extern from "<sys/stat.h>" nogil:
     int utimensat(int dirfd, const char *path, const timespec *times, int flags)
     unsigned int STATX_BASIC_STATS
     unsigned int STATX_INO
+    unsigned int STATX_MODE
     unsigned int STATX_BTIME
     unsigned int STATX_MNT_ID
     unsigned int STATX_MNT_ID_UNIQUE "0x4000U"  # Linux 6.8; older ones give the one that is reused
@@ -51,6 +52,8 @@ cdef extern from "<sys/stat.h>" nogil:
     unsigned int S_IFREG
     unsigned int S_IFLNK
     unsigned int S_ISGID
+    unsigned int S_ISUID
+    unsigned int S_IXGRP
     long UTIME_NOW
     long UTIME_OMIT
 

@@ -6,9 +6,9 @@ from libc.string cimport memset
 
 from vfsd.sys._threads cimport pthread_cond_signal
 from vfsd.sys cimport _syscalls as h
-from vfsd.hostfs.table._anchors cimport out_of_descriptors
+from vfsd.hostfs.table._anchors cimport make_room, out_of_descriptors
 from vfsd.hostfs.ops._caller cimport FD_BYTES, fd_name
-from vfsd.hostfs.table._handles cimport handle_get, handle_put
+from vfsd.hostfs.table._handles cimport descriptor_put, descriptor_take, handle_get, handle_put
 from vfsd.hostfs.table._slots cimport add_u64
 
 
@@ -127,7 +127,7 @@ cdef void drop_hold(locks_t *l, hold_t *hold) noexcept nogil:
     cdef range_t *part = hold.ranges
     cdef range_t *next_part
     if hold.handle < 0:
-        h.close(hold.fd)
+        close_owner(guest, hold.fd)
     else:
         h.flock(hold.fd, h.LOCK_UN)
         handle_put(guest, <uint32_t>hold.handle)
@@ -284,6 +284,9 @@ cdef int open_owner(const want_t *w, int flags) noexcept nogil:
     """A descriptor of w's file that is a lock owner of its own: it or -ENOLCK."""
     cdef char name[FD_BYTES]
     cdef int fd, rc
+    if descriptor_take(w.guest) < 0:
+        return -ENOLCK
+    make_room(w.guest)
     fd_name(w.fd, name)
     while True:
         fd = h.openat(w.guest.proc_fd, name, flags | h.O_CLOEXEC | h.O_NONBLOCK)
@@ -291,7 +294,13 @@ cdef int open_owner(const want_t *w, int flags) noexcept nogil:
             return fd
         rc = errno
         if not out_of_descriptors(w.guest, rc):
+            descriptor_put(w.guest)
             return -ENOLCK
+
+
+cdef void close_owner(tables_t *guest, int fd) noexcept nogil:
+    h.close(fd)
+    descriptor_put(guest)
 
 
 cdef void as_host(const want_t *w, h.flock_t *fl) noexcept nogil:
@@ -319,7 +328,7 @@ cdef int first_hold(locks_t *l, file_t *file, owner_t *owner, want_t *w, hold_t 
         return fd
     made[0] = add_hold(l, file, owner, fd, -1)
     if made[0] == NULL:
-        h.close(fd)
+        close_owner(w.guest, fd)
         return -ENOLCK
     made[0].reads_only = w.reads_only
     return 0
@@ -342,9 +351,9 @@ cdef int widen(hold_t *hold, want_t *w) noexcept nogil:
         rc = -errno if h.fcntl(fd, h.F_OFD_SETLK, &fl) < 0 else 0
         part = part.next
     if rc < 0:
-        h.close(fd)
+        close_owner(w.guest, fd)
         return rc
-    h.close(hold.fd)
+    close_owner(w.guest, hold.fd)
     hold.fd = fd
     hold.reads_only = False
     return 0

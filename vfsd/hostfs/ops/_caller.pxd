@@ -12,7 +12,9 @@ from vfsd.fuse._wire cimport fuse_entry_out
 from vfsd.fuse.dispatch cimport name_check, request_t, span_skip, span_t, span_write
 from vfsd.sys cimport _syscalls as h
 from vfsd.hostfs.table._anchors cimport inode_fd, inode_hold, make_room, out_of_descriptors
-from vfsd.hostfs.table._handles cimport handle_close, handle_get, handle_open, unopened_get, unopened_keep
+from vfsd.hostfs.table._handles cimport (
+    descriptor_put, descriptor_take, handle_close, handle_get, handle_open, unopened_get, unopened_keep,
+)
 from vfsd.sys._syscalls cimport FD_BYTES, PATH_BYTES, fd_name
 from vfsd.hostfs.table._inodes cimport WAIT, entry_at
 from vfsd.hostfs.table._nodes cimport inode_get, inode_put
@@ -98,11 +100,11 @@ cdef inline int reply_entry(tables_t *t, request_t *r, const place_t *parent, co
 # --- re-opening ---
 
 cdef inline int room_for_handle(tables_t *t) noexcept nogil:
-    """Before a file is opened or made: 0, or -ENFILE when the guest has as many open as it may."""
-    if load_acquire_u64(&t.n_handles) >= t.handles_max:
-        return -ENFILE
-    make_room(t)
-    return 0
+    """Before a file is opened or made: 0 and a place for its descriptor is taken, or -ENFILE."""
+    cdef int rc = descriptor_take(t)
+    if rc == 0:
+        make_room(t)
+    return rc
 
 
 cdef inline int reopen(tables_t *t, place_t *p, int flags) noexcept nogil:
@@ -153,12 +155,14 @@ cdef inline int64_t unopened(tables_t *t, uint64_t nodeid, int flags, int *fd) n
     rc = place_get(t, nodeid, &p)
     if rc < 0:
         return rc
-    index = reopen(t, &p, flags)
+    index = room_for_handle(t)
+    if index == 0:
+        index = reopen(t, &p, flags)
+        if index < 0:
+            descriptor_put(t)
     if index >= 0:
-        rc = handle_open(t, <int>index, p.index, &fh)
-        if rc < 0:
-            h.close(<int>index)
-        index = rc if rc < 0 else handle_get(t, fh, fd)
+        fh = handle_open(t, <int>index, p.index, flags != 0)
+        index = handle_get(t, fh, fd)
         if index >= 0 and flags == 0:
             unopened_keep(t, nodeid, fh)
         elif index >= 0:
@@ -178,13 +182,14 @@ cdef inline int64_t file_get(tables_t *t, uint64_t nodeid, uint64_t fh, int flag
     return unopened(t, nodeid, flags, fd)
 
 
-cdef inline uint32_t hold_name(tables_t *t, int parent, const char *name) noexcept nogil:
+cdef inline int hold_name(tables_t *t, int parent, const char *name, uint32_t *held) noexcept nogil:
     """What is about to lose a name: its anchor stays open then, as the guest may have it in use.
 
-    Index for inode_put, 0 for none. Only for files in use that were not opened, and for inodes
-    that are evicted and would come back by that name.
+    *held: its index for drop_held, 0 for none. Only for files in use that were not opened, and for inodes
+    that are evicted and would come back by that name. 0, or -errno: it would be lost for want of a descriptor.
     """
-    return inode_hold(t, parent, name) if t.zero_open or load_acquire_u64(&t.n_by_name) else 0
+    held[0] = 0
+    return inode_hold(t, parent, name, held) if t.zero_open or load_acquire_u64(&t.n_by_name) else 0
 
 
 cdef inline void drop_held(tables_t *t, uint32_t held) noexcept nogil:

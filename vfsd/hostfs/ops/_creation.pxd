@@ -19,5 +19,7 @@ cdef int make_name(tables_t *t, const creator_t *c, int parent, const char *name
 # Make and open a regular file that must not be there: a descriptor or -errno. flags: of open(2), without O_CREAT.
 cdef int make_file(tables_t *t, const creator_t *c, int parent, const char *name, int flags,
                    uint32_t mode) noexcept nogil
-# The same without a name, in the directory `parent`. O_EXCL: it never gets one.
+# Remove again what has been made and is open as fd, if the name is still its.
+cdef void unmake(int parent, const char *name, int fd) noexcept nogil
+# The same as make_file without a name, in the directory `parent`. O_EXCL: it never gets one.
 cdef int make_nameless(tables_t *t, const creator_t *c, int parent, int flags, uint32_t mode) noexcept nogil

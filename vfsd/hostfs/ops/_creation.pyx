@@ -7,6 +7,7 @@ from libc.string cimport strcmp
 from vfsd.sys cimport _syscalls as h
 from vfsd.hostfs.table._anchors cimport out_of_descriptors
 from vfsd.hostfs.ids._credentials cimport become, creator_t, enter_proc, must_restore, override, unbecome
+from vfsd.hostfs.table._nodes cimport device_of
 from vfsd.sys._syscalls cimport FD_BYTES, fd_name
 from vfsd.hostfs.table._slots cimport tables_t
 
@@ -58,17 +59,39 @@ cdef void end(tables_t *t, const creator_t *c, int fscreate) noexcept nogil:
     drop_fscreate(fscreate)
 
 
+cdef void unmake(int parent, const char *name, int fd) noexcept nogil:
+    cdef h.statx_t made, found
+    if (h.statx(fd, b"", h.AT_EMPTY_PATH, h.STATX_INO, &made) == 0
+            and h.statx(parent, name, h.AT_SYMLINK_NOFOLLOW | h.AT_NO_AUTOMOUNT, h.STATX_INO, &found) == 0
+            and made.stx_ino == found.stx_ino and device_of(&made) == device_of(&found)):
+        h.unlinkat(parent, name, h.AT_REMOVEDIR if made.stx_mode & h.S_IFMT == h.S_IFDIR else 0)
+
+
+cdef int open_name(tables_t *t, int parent, const char *name) noexcept nogil:
+    """A new O_PATH descriptor, or -errno."""
+    cdef int fd, rc
+    while True:
+        fd = h.openat(parent, name, h.O_PATH | h.O_NOFOLLOW | h.O_CLOEXEC)
+        if fd >= 0:
+            return fd
+        rc = errno
+        if not out_of_descriptors(t, rc):
+            return -ENFILE if rc == EMFILE else -rc
+
+
 cdef int label_name(tables_t *t, const creator_t *c, int parent, const char *name) noexcept nogil:
+    """Label what was just made and is not open: 0, or -errno and it is gone again."""
     cdef char path[FD_BYTES]
-    cdef int anchor, rc = enter_proc(t)
-    if rc < 0:
-        return rc
-    anchor = h.openat(parent, name, h.O_PATH | h.O_NOFOLLOW | h.O_CLOEXEC)
-    if anchor < 0:
-        return -errno
-    fd_name(anchor, path)
-    rc = -errno if h.setxattr(path, c.context_name, c.context, c.context_bytes, 0) < 0 else 0
-    h.close(anchor)
+    cdef int anchor = open_name(t, parent, name)
+    cdef int rc = enter_proc(t) if anchor >= 0 else anchor
+    if rc == 0 and h.setxattr(fd_name(anchor, path), c.context_name, c.context, c.context_bytes, 0) < 0:
+        rc = -errno
+    if rc < 0 and anchor >= 0:
+        unmake(parent, name, anchor)
+    elif rc < 0 and h.unlinkat(parent, name, 0) < 0 and errno == EISDIR:
+        h.unlinkat(parent, name, h.AT_REMOVEDIR)  # nothing tells whose it is but that it was made just now
+    if anchor >= 0:
+        h.close(anchor)
     return rc
 
 
@@ -80,12 +103,11 @@ cdef int label_made(tables_t *t, const creator_t *c, int parent, const char *nam
     cdef int rc
     if c.context_bytes == 0 or kernel_labels(t, c):
         return 0
-    if fd >= 0:
-        rc = -errno if h.fsetxattr(fd, c.context_name, c.context, c.context_bytes, 0) < 0 else 0
-    else:
-        rc = label_name(t, c, parent, name)
-    if rc < 0 and name != NULL and h.unlinkat(parent, name, 0) < 0 and errno == EISDIR:
-        h.unlinkat(parent, name, h.AT_REMOVEDIR)
+    if fd < 0:
+        return label_name(t, c, parent, name)
+    rc = -errno if h.fsetxattr(fd, c.context_name, c.context, c.context_bytes, 0) < 0 else 0
+    if rc < 0 and name != NULL:
+        unmake(parent, name, fd)
     return rc
 
 

@@ -1,6 +1,6 @@
 """GETATTR, STATX, SETATTR, ACCESS, STATFS."""
 
-from libc.errno cimport EINVAL, ENODATA, ENOSYS, EOPNOTSUPP, EROFS, errno
+from libc.errno cimport EINVAL, ENODATA, EOPNOTSUPP, EROFS, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
@@ -9,9 +9,10 @@ from vfsd.fuse.dispatch cimport Dispatch, request_t, span_read, span_write
 from vfsd.sys cimport _syscalls as h
 from vfsd.hostfs.ops._caller cimport FD_BYTES, fd_name, place_get, place_put, place_t
 from vfsd.hostfs.ids._credentials cimport NO_ID, become, caller_read, creator_t, enter_proc, keep_setid, unbecome
+from vfsd.hostfs.ops._setid cimport before_change, set_mode
 from vfsd.hostfs.table._handles cimport handle_get, handle_put
 from vfsd.hostfs.ids._idmap cimport translate
-from vfsd.hostfs.table._inodes cimport attr_fill, attr_of
+from vfsd.hostfs.table._inodes cimport attr_fill, attr_is_kept, attr_of
 from vfsd.hostfs.table._slots cimport store_relaxed_u16, tables_t
 from vfsd.hostfs.table._tables cimport Tables
 
@@ -23,7 +24,6 @@ cdef enum:
     STATX_RESERVED = 0x80000000  # STATX__RESERVED of linux/stat.h: EINVAL
     # What of fuse_setattr_in.valid sets anything
     SETS = w.FATTR_MODE | w.FATTR_UID | w.FATTR_GID | w.FATTR_SIZE | w.FATTR_ATIME | w.FATTR_MTIME
-    FCHMODAT2 = 452  # the same number on every architecture; younger than Debian 12's libc
 
 # What fuse_statx has room for and says of a file; other attributes are of the host's name space.
 cdef unsigned int STATX_MASK = h.STATX_BASIC_STATS | h.STATX_BTIME
@@ -76,8 +76,9 @@ cdef int reply_statx(tables_t *t, request_t *r, int fd, const w.fuse_statx_in *a
         return -errno
     memset(&out, 0, sizeof(out))
     attr_fill(t, &st, &attr)
-    out.attr_valid = t.attr_valid
-    out.attr_valid_nsec = t.attr_valid_nsec
+    if attr_is_kept(t, &st):
+        out.attr_valid = t.attr_valid
+        out.attr_valid_nsec = t.attr_valid_nsec
     out.stat.mask = st.stx_mask & STATX_MASK
     out.stat.blksize = attr.blksize
     out.stat.attributes = st.stx_attributes & STATX_ATTRIBUTES
@@ -164,7 +165,7 @@ cdef int set_size(tables_t *t, place_t *p, const w.fuse_setattr_in *arg) noexcep
     cdef char path[FD_BYTES]
     cdef int64_t index
     cdef int fd = -1
-    cdef int rc = keep_setid(t, not (t.killpriv_v2 and arg.valid & w.FATTR_KILL_SUIDGID))
+    cdef int rc = before_change(t, p.fd, arg.valid & w.FATTR_KILL_SUIDGID)
     if rc < 0:
         return rc
     if arg.valid & w.FATTR_FH and (arg.fh != 0 or not t.zero_open):
@@ -205,19 +206,6 @@ cdef int remove_capability(tables_t *t, int fd) noexcept nogil:
     if rc == 0 and h.removexattr(fd_name(fd, path), t.capability) < 0 and errno not in (ENODATA, EOPNOTSUPP):
         rc = -errno
     return rc
-
-
-cdef int set_mode(tables_t *t, int fd, uint32_t mode) noexcept nogil:
-    """By descriptor (fchmodat2, Linux 6.6) or through /proc, which costs a path walk."""
-    cdef char name[FD_BYTES]
-    cdef int rc = keep_setid(t, True)
-    if rc < 0:
-        return rc
-    if h.syscall(FCHMODAT2, fd, b"", mode, h.AT_EMPTY_PATH) == 0:
-        return 0
-    if errno != ENOSYS:
-        return -errno
-    return -errno if h.fchmodat(t.proc_fd, fd_name(fd, name), mode, 0) < 0 else 0
 
 
 cdef int set_times(int fd, const w.fuse_setattr_in *arg) noexcept nogil:

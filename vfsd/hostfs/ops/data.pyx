@@ -1,6 +1,6 @@
 """Files: open, read, write, copy, sync, close. READ and WRITE go straight between the file and guest memory."""
 
-from libc.errno cimport EACCES, EAGAIN, EBADF, EEXIST, EINVAL, ENOSYS, EOPNOTSUPP, EPERM, ESTALE, errno
+from libc.errno cimport EACCES, EAGAIN, EBADF, EEXIST, EINVAL, ENFILE, ENOSYS, EOPNOTSUPP, EPERM, ESTALE, errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
@@ -14,13 +14,14 @@ from vfsd.hostfs.ops._caller cimport (
     fd_name, file_get, place_get, place_put, place_t, read_name, read_string, reopen,
     room_for_handle,
 )
-from vfsd.hostfs.ops._creation cimport make_file, make_nameless
-from vfsd.hostfs.ids._credentials cimport NO_ID, creator_read, creator_t, keep_setid
-from vfsd.hostfs.table._handles cimport handle_get, handle_open, handle_put, handle_release
+from vfsd.hostfs.ops._creation cimport make_file, make_nameless, unmake
+from vfsd.hostfs.ops._setid cimport before_change
+from vfsd.hostfs.ids._credentials cimport NO_ID, creator_read, creator_t
+from vfsd.hostfs.table._handles cimport descriptor_put, handle_get, handle_open, handle_put, handle_release
 from vfsd.hostfs.table._inodes cimport WAIT, attr_of, entry_at, entry_of_open
 from vfsd.hostfs.table._kinds cimport closes_quietly
 from vfsd.hostfs.lock._locks cimport locks_flush, locks_release
-from vfsd.hostfs.table._nodes cimport inode_forget, inode_get, inode_put
+from vfsd.hostfs.table._nodes cimport inode_forget, inode_get, inode_put, room_for_inode
 from vfsd.hostfs.table._slots cimport (
     NAME_BYTES, load_acquire_u64, load_relaxed_u16, store_relaxed_u16, store_release_u64, tables_t,
 )
@@ -59,11 +60,10 @@ cdef bint is_quiet(tables_t *t, uint32_t index, int fd) noexcept nogil:
     return h.fstatfs(fd, &st) == 0 and closes_quietly(st.f_type)
 
 
-cdef int reply_open(tables_t *t, request_t *r, uint32_t index, uint32_t flags, int fd) noexcept nogil:
-    """Answer with a new handle that owns fd, of that inode: 0, or -errno with fd closed."""
+cdef int reply_open(tables_t *t, request_t *r, uint32_t index, uint32_t flags, int fd,
+                    bint writable) noexcept nogil:
+    """Answer with a new handle that owns fd, of that inode, and the place that was taken for it."""
     cdef w.fuse_open_out out
-    cdef uint64_t fh = 0
-    cdef int rc = 0
     out.open_flags = t.open_flags
     if t.quiet_flags and is_quiet(t, index, fd):
         out.open_flags |= t.quiet_flags
@@ -72,13 +72,12 @@ cdef int reply_open(tables_t *t, request_t *r, uint32_t index, uint32_t flags, i
     if t.maps_all or t.inodes[index].mapped:
         # Nothing of it is in the guest's page cache, and without this Linux drops what it has mapped.
         out.open_flags |= w.FOPEN_KEEP_CACHE
-    if not t.zero_open:
-        rc = handle_open(t, fd, index, &fh)
-    if t.zero_open or rc < 0:
+    out.fh = 0
+    if t.zero_open:
         h.close(fd)
-    if rc < 0:
-        return rc
-    out.fh = fh
+        descriptor_put(t)
+    else:
+        out.fh = handle_open(t, fd, index, writable)
     out.backing_id = 0
     r.reply_bytes += sizeof(out)
     return span_write(&r.reply, &out, sizeof(out))
@@ -88,7 +87,7 @@ cdef int open_for_guest(tables_t *t, place_t *p, uint32_t flags, uint32_t open_f
     """A descriptor by the guest's flags; O_TRUNC takes set-id bits away if the guest says so."""
     cdef int fd = 0
     if flags & h.O_TRUNC:
-        fd = keep_setid(t, not (t.killpriv_v2 and open_flags & w.FUSE_OPEN_KILL_SUIDGID))
+        fd = before_change(t, p.fd, open_flags & w.FUSE_OPEN_KILL_SUIDGID)
     if fd == 0:
         fd = reopen(t, p, host_flags(t, flags))
     if fd == -EACCES and t.writeback:
@@ -112,30 +111,34 @@ cdef int op_open(void *fs, request_t *r) noexcept nogil:
     if t.zero_open:
         return -ENOSYS
     rc = room_for_handle(t)
-    if rc == 0:
-        rc = place_get(t, r.header.nodeid, &p)
     if rc < 0:
+        return rc
+    rc = place_get(t, r.header.nodeid, &p)
+    if rc < 0:
+        descriptor_put(t)
         return rc
     rc = open_for_guest(t, &p, arg.flags, arg.open_flags)
     if rc >= 0:
-        rc = reply_open(t, r, p.index, arg.flags, rc)
+        rc = reply_open(t, r, p.index, arg.flags, rc, arg.flags & h.O_ACCMODE != h.O_RDONLY)
+    else:
+        descriptor_put(t)
     place_put(t, &p)
     return rc
 
 
 cdef int reply_created(tables_t *t, request_t *r, const w.fuse_entry_out *entry, uint32_t flags, int fd) noexcept nogil:
-    """Answer with an entry and a new handle that owns fd: 0, or -errno with both given up.
+    """Answer with an entry and a new handle that owns fd, and the place that was taken for it.
 
-    fd: or why there is none, -errno.
+    fd: or why there is none, -errno; then the entry and the place are given up.
     """
-    cdef int rc = fd
-    if fd >= 0:
-        span_write(&r.reply, entry, sizeof(entry[0]))
-        r.reply_bytes = sizeof(entry[0])
-        rc = reply_open(t, r, <uint32_t>entry.nodeid, flags, fd)
-    if rc < 0:
+    if fd < 0:
+        descriptor_put(t)
         inode_forget(t, entry.nodeid, 1)  # the guest never sees this entry
-    return rc
+        return fd
+    span_write(&r.reply, entry, sizeof(entry[0]))
+    r.reply_bytes = sizeof(entry[0])
+    # Writable whatever the guest asked for: without a name a file must be, and it may have to stay so.
+    return reply_open(t, r, <uint32_t>entry.nodeid, flags, fd, True)
 
 
 cdef int open_existing(tables_t *t, w.fuse_entry_out *entry, const w.fuse_create_in *arg) noexcept nogil:
@@ -154,19 +157,31 @@ cdef int open_existing(tables_t *t, w.fuse_entry_out *entry, const w.fuse_create
             fd = open_for_guest(t, &p, arg.flags, arg.open_flags)
         if fd >= 0 and attr_of(t, fd, &now) == 0:
             entry.attr = now.attr
+            entry.attr_valid = now.attr_valid
+            entry.attr_valid_nsec = now.attr_valid_nsec
         place_put(t, &p)
     return fd
 
 
 cdef int place_to_create(tables_t *t, request_t *r, uint32_t umask, creator_t *c, place_t *p) noexcept nogil:
-    """Who makes a file that is opened, and where, held: 0, or -errno before anything is made."""
+    """Who makes a file that is opened, and where, held: 0, or -errno before anything is made.
+
+    All that the reply will need is taken before: what has been made is not to be refused.
+    """
     cdef int rc = creator_read(t, r, umask, c)
     if rc < 0:
         return rc
     if r.reply.bytes < sizeof(w.fuse_entry_out) + sizeof(w.fuse_open_out):
         return -EINVAL
+    if not room_for_inode(t):
+        return -ENFILE
     rc = room_for_handle(t)
-    return rc if rc < 0 else place_get(t, r.header.nodeid, p)
+    if rc < 0:
+        return rc
+    rc = place_get(t, r.header.nodeid, p)
+    if rc < 0:
+        descriptor_put(t)
+    return rc
 
 
 cdef int op_create(void *fs, request_t *r) noexcept nogil:
@@ -190,11 +205,14 @@ cdef int op_create(void *fs, request_t *r) noexcept nogil:
     # Or the host made the name after the guest had looked.
     if fd >= 0 or (fd == -EEXIST and not arg.flags & h.O_EXCL):
         rc = entry_at(t, &p, name, fd >= 0, WAIT, &entry)
+    if rc < 0 and fd >= 0:
+        unmake(p.fd, name, fd)
     place_put(t, &p)
     if rc >= 0:
         return reply_created(t, r, &entry, arg.flags, fd if fd >= 0 else open_existing(t, &entry, &arg))
     if fd >= 0:
         h.close(fd)
+    descriptor_put(t)
     return rc
 
 
@@ -218,11 +236,13 @@ cdef int op_tmpfile(void *fs, request_t *r) noexcept nogil:
         return rc
     fd = make_nameless(t, &c, p.fd, host_flags(t, arg.flags) | (<int>arg.flags & h.O_EXCL), arg.mode)
     place_put(t, &p)
-    if fd < 0:
-        return fd
-    rc = entry_of_open(t, fd_name(fd, name), &entry)
+    rc = fd
+    if fd >= 0:
+        rc = entry_of_open(t, fd_name(fd, name), &entry)
     if rc < 0:
-        h.close(fd)
+        if fd >= 0:
+            h.close(fd)
+        descriptor_put(t)
         return rc
     return reply_created(t, r, &entry, arg.flags, fd)
 
@@ -269,13 +289,13 @@ cdef int64_t transfer(transfer_t op, int fd, span_t *s, int64_t offset) noexcept
 
 
 cdef int lose_rights(tables_t *t, int fd, bint kills) noexcept nogil:
-    """Before a file is changed: 0 or -errno. kills: its set-id bits go with the change.
+    """Before a file is changed: 0 or -errno. kills: see before_change.
 
     The kernel takes security.capability away always, by its own name.
     """
     if t.capability[0]:
         h.fremovexattr(fd, t.capability)
-    return keep_setid(t, not (t.killpriv_v2 and kills))
+    return before_change(t, fd, kills)
 
 
 cdef bint kill_asked(tables_t *t, const request_t *r, uint64_t nodeid) noexcept nogil:
@@ -389,17 +409,24 @@ cdef int op_write(void *fs, request_t *r) noexcept nogil:
 # --- the rest of a handle's life ---
 
 cdef int op_release(void *fs, request_t *r) noexcept nogil:
-    """Closing comes after the reply: what it can cost (the last blocks of an unlinked file) nobody waits for."""
+    """Of a file open for reading, the closing comes after the reply: what it can cost (the last blocks of an
+    unlinked file) nobody waits for. While one is open for writing, the host can't execute it (ETXTBSY).
+    """
     cdef w.fuse_release_in arg
-    cdef int rc
+    cdef int fd = -1, rc
     if span_read(&r.body, &arg, sizeof(arg)) < 0:
         return -EINVAL
     if arg.fh == 0 and (<tables_t *>fs).zero_open:
         return 0
-    rc = handle_release(<tables_t *>fs, arg.fh, &r.close_fd)
+    rc = handle_release(<tables_t *>fs, arg.fh, &fd)
+    if rc < 0:
+        return rc
+    locks_release(<tables_t *>fs, arg.fh, fd)
     if rc == 0:
-        locks_release(<tables_t *>fs, arg.fh, r.close_fd)
-    return rc
+        r.close_fd = fd
+    elif fd >= 0:
+        h.close(fd)
+    return 0
 
 
 cdef int flush_file(tables_t *t, int fd) noexcept nogil:

@@ -11,7 +11,7 @@ from vfsd.fuse.dispatch cimport (
 )
 from vfsd.sys cimport _syscalls as h
 from vfsd.hostfs.ops._caller cimport NAME_BYTES, place_get, place_put, place_t, reopen, room_for_handle
-from vfsd.hostfs.table._handles cimport handle_get, handle_open, handle_put
+from vfsd.hostfs.table._handles cimport descriptor_put, handle_get, handle_open, handle_put
 from vfsd.hostfs.table._inodes cimport CACHED_ONLY, WAIT, WAIT_COLD, entry_at
 from vfsd.hostfs.table._nodes cimport is_anchored
 from vfsd.hostfs.table._slots cimport (
@@ -27,23 +27,21 @@ cdef int op_opendir(void *fs, request_t *r) noexcept nogil:
     cdef tables_t *t = <tables_t *>fs
     cdef w.fuse_open_out out
     cdef place_t p
-    cdef uint64_t fh = 0
+    cdef uint64_t fh
     cdef int fd, rc
     if r.body.bytes < sizeof(w.fuse_open_in) or r.reply.bytes < sizeof(out):
         return -EINVAL
     rc = room_for_handle(t)
-    if rc == 0:
-        rc = place_get(t, r.header.nodeid, &p)
     if rc < 0:
         return rc
-    fd = reopen(t, &p, h.O_RDONLY | h.O_DIRECTORY)
-    place_put(t, &p)
+    fd = place_get(t, r.header.nodeid, &p)
+    if fd == 0:
+        fd = reopen(t, &p, h.O_RDONLY | h.O_DIRECTORY)
+        place_put(t, &p)
     if fd < 0:
+        descriptor_put(t)
         return fd
-    rc = handle_open(t, fd, p.index, &fh)
-    if rc < 0:
-        h.close(fd)
-        return rc
+    fh = handle_open(t, fd, p.index, False)
     begin_listing(t, fh)
     out.fh = fh
     out.open_flags = t.opendir_flags

@@ -132,7 +132,7 @@ class Mappings:
             finally:
                 for nodeid in touched & self._files.keys():
                     if not self._window.has(nodeid):
-                        os.close(self._files.pop(nodeid).fd)
+                        self._tables.close_file(self._files.pop(nodeid).fd)
                         self._tables.set_mapped(nodeid, False)
 
     # ---- steps of a turn
@@ -160,7 +160,7 @@ class Mappings:
         if file is None or not file.suits(write):
             newer = self._open_anew(nodeid, write)
             if file is not None:
-                os.close(file.fd)
+                self._tables.close_file(file.fd)
             file = self._files[nodeid] = newer
             self._tables.set_mapped(nodeid, True)
         if write and file.refused is not None:
@@ -174,7 +174,7 @@ class Mappings:
             # QEMU 11.1 makes an empty file as long as what it maps of it, if it can write to it.
             if write or not is_empty(fd):
                 return MappedFile(fd, True, None)
-            os.close(fd)
+            self._tables.close_file(fd)
         except OSError as problem:
             refused = problem
         return MappedFile(self._tables.open(nodeid, os.O_RDONLY), False, refused)

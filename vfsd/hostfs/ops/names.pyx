@@ -1,6 +1,6 @@
 """LOOKUP and FORGET, and the operations that make, remove and move names."""
 
-from libc.errno cimport EAGAIN, EINVAL, ENAMETOOLONG, ENOENT, errno
+from libc.errno cimport EAGAIN, EINVAL, ENAMETOOLONG, ENFILE, ENOENT, errno
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
@@ -14,7 +14,7 @@ from vfsd.hostfs.ops._caller cimport (
 from vfsd.hostfs.ids._credentials cimport become, caller_read, creator_read, creator_t, unbecome
 from vfsd.hostfs.ops._creation cimport make_file, make_name, make_t
 from vfsd.hostfs.table._inodes cimport lookup
-from vfsd.hostfs.table._nodes cimport inode_forget
+from vfsd.hostfs.table._nodes cimport inode_forget, room_for_inode
 from vfsd.hostfs.table._slots cimport NAME_BYTES, tables_t
 from vfsd.hostfs.table._tables cimport Tables
 
@@ -128,6 +128,8 @@ cdef int make(tables_t *t, request_t *r, const char *name, uint32_t umask, make_
         return rc
     if r.reply.bytes < sizeof(w.fuse_entry_out):
         return -EINVAL
+    if not room_for_inode(t):
+        return -ENFILE
     rc = place_get(t, r.header.nodeid, &p)
     if rc < 0:
         return rc
@@ -190,6 +192,8 @@ cdef int op_link(void *fs, request_t *r) noexcept nogil:
         return rc
     if r.reply.bytes < sizeof(w.fuse_entry_out):
         return -EINVAL
+    if not room_for_inode(t):
+        return -ENFILE
     rc = place_get(t, arg.oldnodeid, &old)
     if rc < 0:
         return rc
@@ -207,15 +211,16 @@ cdef int remove(void *fs, request_t *r, int flags) noexcept nogil:
     cdef tables_t *t = <tables_t *>fs
     cdef place_t p
     cdef char name[NAME_BYTES]
-    cdef uint32_t held
+    cdef uint32_t held = 0
     cdef int rc = read_last_name(r, name)
     if rc < 0:
         return rc
     rc = place_get(t, r.header.nodeid, &p)
     if rc < 0:
         return rc
-    held = hold_name(t, p.fd, name)
-    rc = -errno if h.unlinkat(p.fd, name, flags) < 0 else 0
+    rc = hold_name(t, p.fd, name, &held)
+    if rc == 0:
+        rc = -errno if h.unlinkat(p.fd, name, flags) < 0 else 0
     drop_held(t, held)
     place_put(t, &p)
     return rc
@@ -235,7 +240,7 @@ cdef int move(void *fs, request_t *r, uint64_t new_dir, uint32_t flags) noexcept
     cdef place_t old, new
     cdef char old_name[NAME_BYTES]
     cdef char new_name[NAME_BYTES]
-    cdef uint32_t moved, replaced
+    cdef uint32_t moved = 0, replaced = 0
     cdef int rc = read_name(r, old_name)
     if rc == 0:
         rc = read_last_name(r, new_name)
@@ -245,10 +250,11 @@ cdef int move(void *fs, request_t *r, uint64_t new_dir, uint32_t flags) noexcept
         return rc
     rc = place_get(t, new_dir, &new)
     if rc == 0:
-        moved = hold_name(t, old.fd, old_name)
-        replaced = hold_name(t, new.fd, new_name)
+        rc = hold_name(t, old.fd, old_name, &moved)
+        if rc == 0:
+            rc = hold_name(t, new.fd, new_name, &replaced)
         # Who may rename is for the guest to say; but a whiteout is a new file, so the caller's.
-        if flags & h.RENAME_WHITEOUT:
+        if rc == 0 and flags & h.RENAME_WHITEOUT:
             rc = caller_read(t, r, &c)
             if rc == 0:
                 rc = become(t, &c)

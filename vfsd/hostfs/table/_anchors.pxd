@@ -1,7 +1,8 @@
 """Anchors: the O_PATH descriptors of inodes, within a budget (docs/architecture.md, "Inodes and handles")."""
 
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 
+from vfsd.sys._syscalls cimport statx_t
 from vfsd.hostfs.table._slots cimport inode_t, load_acquire_u64, tables_t
 
 cdef enum:
@@ -11,8 +12,11 @@ cdef enum:
 cdef int inode_fd(tables_t *t, uint32_t index) noexcept nogil
 # Whether fd is still the inode that was evicted, and no other one with its number.
 cdef bint is_same(tables_t *t, const inode_t *inode, int fd) noexcept nogil
-# The known inode of a name below a directory's descriptor, referenced and its anchor open; 0: none.
-cdef uint32_t inode_hold(tables_t *t, int parent, const char *name) noexcept nogil
+# The known inode of a name below a directory's descriptor, referenced and its anchor open if it is still
+# there: *index, 0 for none. 0, or -ENFILE or -ENOMEM: it can't be opened now.
+cdef int inode_hold(tables_t *t, int parent, const char *name, uint32_t *index) noexcept nogil
+# When an inode was made, in one number; 0 where the file system does not know.
+cdef uint64_t birth_of(const statx_t *st) noexcept nogil
 # Try to close up to n anchors that nobody uses. The number closed.
 cdef int evict(tables_t *t, int n) noexcept nogil
 # Whether it is worth trying the system call that failed with this errno once more.
@@ -21,5 +25,5 @@ cdef bint out_of_descriptors(tables_t *t, int error) noexcept nogil
 
 cdef inline void make_room(tables_t *t) noexcept nogil:
     """Before one more descriptor: stay within the budget, as far as anchors can be evicted."""
-    if load_acquire_u64(&t.n_anchors) + load_acquire_u64(&t.n_handles) >= t.evict_at:
+    if load_acquire_u64(&t.n_anchors) + load_acquire_u64(&t.n_descriptors) >= t.evict_at:
         evict(t, EVICT_BATCH)

@@ -37,8 +37,7 @@ cdef enum:
 
 # --- going ---
 
-cdef inline uint64_t birth_of(const h.statx_t *st) noexcept nogil:
-    """When an inode was made, in one number; 0 where the file system does not know."""
+cdef uint64_t birth_of(const h.statx_t *st) noexcept nogil:
     if not st.stx_mask & h.STATX_BTIME:
         return 0
     return (<uint64_t>st.stx_btime.tv_sec << 30) ^ st.stx_btime.tv_nsec
@@ -141,7 +140,7 @@ cdef int evict(tables_t *t, int n) noexcept nogil:
         t.hand += lowest_bit(bits)
         closed += evict_one(t, t.hand, &failures)
     t.evict_at = t.fds_max
-    held = load_acquire_u64(&t.n_anchors) + load_acquire_u64(&t.n_handles)
+    held = load_acquire_u64(&t.n_anchors) + load_acquire_u64(&t.n_descriptors)
     if closed == 0 and held >= t.fds_max:
         t.evict_at = held + AGAIN_AFTER
     pthread_mutex_unlock(&t.evict)
@@ -291,13 +290,19 @@ cdef int inode_fd(tables_t *t, uint32_t index) noexcept nogil:
     return anchor_of(t, index, 0)
 
 
-cdef uint32_t inode_hold(tables_t *t, int parent, const char *name) noexcept nogil:
+cdef int inode_hold(tables_t *t, int parent, const char *name, uint32_t *index) noexcept nogil:
     cdef h.statx_t st
-    cdef int64_t index
+    cdef int64_t found
+    cdef int fd
+    index[0] = 0
     if h.statx(parent, name, h.AT_SYMLINK_NOFOLLOW | h.AT_NO_AUTOMOUNT, ATTR_MASK, &st) < 0:
         return 0
-    index = inode_get(t, find_nodeid(t, &st))
-    if index < 0:
+    found = inode_get(t, find_nodeid(t, &st))
+    if found < 0:
         return 0
-    inode_fd(t, <uint32_t>index)
-    return <uint32_t>index
+    fd = inode_fd(t, <uint32_t>found)
+    if fd == -ENFILE or fd == -ENOMEM:
+        inode_put(t, <uint32_t>found)
+        return fd
+    index[0] = <uint32_t>found
+    return 0

@@ -7,8 +7,13 @@ from vfsd.hostfs.table._slots cimport tables_t
 # Index of the handle, referenced, its descriptor in *fd; or -EBADF.
 cdef int64_t handle_get(tables_t *t, uint64_t fh, int *fd) noexcept nogil
 cdef void handle_put(tables_t *t, uint32_t index) noexcept nogil
-# Own fd as a new open handle of an inode: *fh. 0 or -ENFILE (fd stays the caller's).
-cdef int handle_open(tables_t *t, int fd, uint32_t inode, uint64_t *fh) noexcept nogil
+# A place within the guest's budget for one descriptor beside its anchors, before it is opened or a file is
+# made: 0, or -ENFILE when it has as many as it may.
+cdef int descriptor_take(tables_t *t) noexcept nogil
+# Give such a place back: the descriptor has been closed, or there is none.
+cdef void descriptor_put(tables_t *t) noexcept nogil
+# Own fd, and the place taken for it, as a new open handle of an inode: its fh.
+cdef uint64_t handle_open(tables_t *t, int fd, uint32_t inode, bint writable) noexcept nogil
 # The next handle after that index which was opened on an inode, referenced, its descriptor in *fd; or
 # -EBADF. A slot may have had several inodes: compare.
 cdef int64_t handle_next(tables_t *t, uint32_t inode, uint32_t after, int *fd) noexcept nogil
@@ -18,8 +23,8 @@ cdef int64_t unopened_get(tables_t *t, uint64_t nodeid, int *fd) noexcept nogil
 cdef void unopened_keep(tables_t *t, uint64_t nodeid, uint64_t fh) noexcept nogil
 # Close it: the guest has forgotten the inode.
 cdef void unopened_drop(tables_t *t, uint64_t nodeid) noexcept nogil
-# Give the handle up: 0 or -EBADF. *fd: its descriptor, the caller's to close; -1 while another
-# queue works with it, which closes it then.
+# Give the handle up: -EBADF, or whether it was writable, 0 or 1. *fd: its descriptor, the caller's to
+# close; -1 while another queue works with it, which closes it then.
 cdef int handle_release(tables_t *t, uint64_t fh, int *fd) noexcept nogil
 # The same, closed at once; nothing when there is none.
 cdef void handle_close(tables_t *t, uint64_t fh) noexcept nogil

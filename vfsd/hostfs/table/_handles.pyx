@@ -5,7 +5,7 @@ from libc.errno cimport EBADF, ENFILE
 from vfsd.sys._threads cimport pthread_mutex_lock, pthread_mutex_unlock
 from vfsd.sys cimport _syscalls as h
 from vfsd.hostfs.table._slots cimport (
-    HANDLES_MAX, OPEN, REFERENCES, UNOPENED_MAX, add_u64, cas_u64, generation_of, handle_t, load_acquire_u64,
+    HANDLES_MAX, OPEN, REFERENCES, UNOPENED_MAX, WRITABLE, add_u64, cas_u64, generation_of, handle_t, load_acquire_u64,
     reference, store_release_u64, unopened_t,
 )
 
@@ -27,12 +27,13 @@ cdef int drop(tables_t *t, uint32_t index) noexcept nogil:
     if (add_u64(&handle.state, <uint64_t>-1) & REFERENCES) != 0:
         return -1
     fd = handle.fd
-    add_u64(&t.n_handles, <uint64_t>-1)
     pthread_mutex_lock(&t.alloc)
     handle.inode = t.handles_free
     t.handles_free = index
     store_release_u64(&handle.state, (generation_of(handle.state) + 1) << 32)
     pthread_mutex_unlock(&t.alloc)
+    add_u64(&t.n_handles, <uint64_t>-1)
+    descriptor_put(t)
     return fd
 
 
@@ -42,26 +43,37 @@ cdef void handle_put(tables_t *t, uint32_t index) noexcept nogil:
         h.close(fd)
 
 
-cdef int handle_open(tables_t *t, int fd, uint32_t inode, uint64_t *fh) noexcept nogil:
+cdef int descriptor_take(tables_t *t) noexcept nogil:
+    while add_u64(&t.n_descriptors, 1) > load_acquire_u64(&t.handles_max):
+        add_u64(&t.n_descriptors, <uint64_t>-1)
+        if not (t.zero_open and unopened_drop_any(t)):
+            return -ENFILE
+    return 0
+
+
+cdef void descriptor_put(tables_t *t) noexcept nogil:
+    add_u64(&t.n_descriptors, <uint64_t>-1)
+
+
+cdef uint64_t handle_open(tables_t *t, int fd, uint32_t inode, bint writable) noexcept nogil:
     cdef uint32_t index
+    cdef uint64_t generation
     cdef handle_t *handle
     pthread_mutex_lock(&t.alloc)
     index = t.handles_free
     if index:
         t.handles_free = t.handles[index].inode
-    elif t.handles_top < HANDLES_MAX:
-        index = t.handles_top
+    else:
+        index = t.handles_top  # below HANDLES_MAX, as handles_max is
         t.handles_top += 1
     pthread_mutex_unlock(&t.alloc)
-    if index == 0:
-        return -ENFILE
     handle = &t.handles[index]
     handle.fd = fd
     handle.inode = inode
     add_u64(&t.n_handles, 1)
-    fh[0] = (generation_of(handle.state) << 32) | index
-    store_release_u64(&handle.state, handle.state | OPEN | 1)
-    return 0
+    generation = generation_of(handle.state)
+    store_release_u64(&handle.state, (generation << 32) | OPEN | (WRITABLE if writable else 0) | 1)
+    return (generation << 32) | index
 
 
 cdef int64_t handle_next(tables_t *t, uint32_t inode, uint32_t after, int *fd) noexcept nogil:
@@ -88,12 +100,12 @@ cdef int handle_release(tables_t *t, uint64_t fh, int *fd) noexcept nogil:
             return -EBADF
         if cas_u64(&t.handles[index].state, seen, seen & ~OPEN):
             fd[0] = drop(t, index)
-            return 0
+            return (seen & WRITABLE) != 0
 
 
 cdef void handle_close(tables_t *t, uint64_t fh) noexcept nogil:
     cdef int fd = -1
-    if handle_release(t, fh, &fd) == 0 and fd >= 0:
+    if handle_release(t, fh, &fd) >= 0 and fd >= 0:
         h.close(fd)
 
 
@@ -122,6 +134,22 @@ cdef void unopened_keep(tables_t *t, uint64_t nodeid, uint64_t fh) noexcept nogi
     cdef unopened_t *slot = &t.unopened[nodeid % UNOPENED_MAX]
     pthread_mutex_lock(&slot.lock)
     replace(t, slot, nodeid, fh)
+
+
+cdef bint unopened_drop_any(tables_t *t) noexcept nogil:
+    """Close a file that is only kept for the next request: False, there is none."""
+    cdef unopened_t *slot
+    cdef uint32_t tries = 0
+    while tries < UNOPENED_MAX:
+        tries += 1
+        t.unopened_hand += 1
+        slot = &t.unopened[t.unopened_hand % UNOPENED_MAX]
+        pthread_mutex_lock(&slot.lock)
+        if slot.nodeid:
+            replace(t, slot, 0, 0)
+            return True
+        pthread_mutex_unlock(&slot.lock)
+    return False
 
 
 cdef void unopened_drop(tables_t *t, uint64_t nodeid) noexcept nogil:

@@ -23,6 +23,8 @@ cdef int entry_of_open(tables_t *t, const char *fd_name, fuse_entry_out *out) no
 cdef int lookup(tables_t *t, uint64_t parent, const char *name, bint may_wait,
                 fuse_entry_out *out) noexcept nogil
 
+# Whether the guest may keep these attributes for a while.
+cdef bint attr_is_kept(const tables_t *t, const statx_t *st) noexcept nogil
 cdef void attr_fill(const tables_t *t, const statx_t *st, fuse_attr *attr) noexcept nogil
 # Attributes of a descriptor; fills in the timeout. 0 or -errno.
 cdef int attr_of(tables_t *t, int fd, fuse_attr_out *out) noexcept nogil

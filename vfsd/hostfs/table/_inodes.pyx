@@ -1,17 +1,20 @@
 """Names to inodes, and their attributes."""
 
-from libc.errno cimport EBADF, EMFILE, ENFILE, ENOENT, errno
+from libc.errno cimport EBADF, EMFILE, ENFILE, ENOENT, ENOMEM, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memset, strlen
 
 from vfsd.fuse._wire cimport FUSE_ATTR_DAX, FUSE_ATTR_SUBMOUNT
 from vfsd.sys cimport _syscalls as h
-from vfsd.hostfs.table._anchors cimport inode_fd, is_same, make_room, out_of_descriptors
+from vfsd.hostfs.table._anchors cimport birth_of, inode_fd, is_same, make_room, out_of_descriptors
 from vfsd.hostfs.ids._idmap cimport id_to_guest
 from vfsd.hostfs.table._nodes cimport (
     ATTR_MASK, anchor_set, drop_lookups, find, inode_get, inode_put, insert, unhash,
 )
+from vfsd.hostfs.table._notes cimport note_drop, note_name
 from vfsd.hostfs.table._slots cimport (
-    SEEN_NAMES, generation_of, inode_t, load_acquire_int, load_acquire_u64, place_t, store_release_u64,
+    BY_NAME, SEEN_NAMES, generation_of, inode_t, load_acquire_int, load_acquire_u64, named_t, note_t, place_t,
+    store_release_u64,
 )
 
 
@@ -49,7 +52,7 @@ cdef int adopt(tables_t *t, int fd, const h.statx_t *st, uint32_t *index) noexce
     """Own fd, opened by a name, as the anchor of its inode. 0 or -errno."""
     cdef inode_t *inode
     while True:
-        index[0] = insert(t, fd, st)
+        index[0] = insert(t, fd, st, NULL)
         if index[0] == 0:
             h.close(fd)
             return -ENFILE
@@ -68,7 +71,38 @@ cdef int adopt(tables_t *t, int fd, const h.statx_t *st, uint32_t *index) noexce
         inode_put(t, index[0])
 
 
-cdef int lookup_at(tables_t *t, int parent, const char *name, bint fresh, bint cached, h.statx_t *st,
+cdef int adopt_unanchored(tables_t *t, const place_t *parent, const char *name, h.statx_t *st,
+                          uint32_t *index) noexcept nogil:
+    """The inode of a name while no anchor can be opened: as if it had been evicted. 0 or -errno.
+
+    So what has just been made is never lost for want of a descriptor.
+    """
+    cdef uint64_t state = load_acquire_u64(&t.inodes[parent.index].state)
+    cdef uint64_t born
+    cdef note_t note
+    cdef named_t *known
+    cdef int rc = 0
+    if h.statx(parent.fd, name, h.AT_SYMLINK_NOFOLLOW | h.AT_NO_AUTOMOUNT, ATTR_MASK | h.STATX_BTIME, st) < 0:
+        return -errno
+    born = birth_of(st)
+    memset(&note, 0, sizeof(note))
+    if not note_name(t, (generation_of(state) << 32) | parent.index, born, name, strlen(name), &note):
+        return -ENFILE
+    index[0] = insert(t, -1, st, &note)
+    if index[0] == 0:
+        rc = -ENFILE
+    elif note.how and load_acquire_int(&t.inodes[index[0]].fd) < 0:
+        # Known, and evicted: without its anchor its number may be another's by now.
+        known = <named_t *>t.inodes[index[0]].note.bytes
+        if t.inodes[index[0]].note.how != BY_NAME or known.born != born or born == 0:
+            drop_lookups(t, index[0], 1)
+            inode_put(t, index[0])
+            rc = -ENFILE
+    note_drop(t, &note)
+    return rc
+
+
+cdef int lookup_at(tables_t *t, const place_t *parent, const char *name, bint fresh, bint cached, h.statx_t *st,
                    uint32_t *index) noexcept nogil:
     """The slot of a name, referenced and with one more lookup. 0 or -errno.
 
@@ -76,7 +110,7 @@ cdef int lookup_at(tables_t *t, int parent, const char *name, bint fresh, bint c
     """
     cdef int fd
     if not fresh:
-        if h.statx(parent, name, h.AT_SYMLINK_NOFOLLOW | h.AT_NO_AUTOMOUNT, ATTR_MASK, st) < 0:
+        if h.statx(parent.fd, name, h.AT_SYMLINK_NOFOLLOW | h.AT_NO_AUTOMOUNT, ATTR_MASK, st) < 0:
             return -errno
         index[0] = find(t, st)
         if index[0] and load_acquire_int(&t.inodes[index[0]].fd) >= 0:
@@ -86,8 +120,15 @@ cdef int lookup_at(tables_t *t, int parent, const char *name, bint fresh, bint c
         if index[0]:
             drop_lookups(t, index[0], 1)
             inode_put(t, index[0])
-    fd = open_anchor(t, parent, name, h.O_NOFOLLOW, cached, st)
+    fd = open_anchor(t, parent.fd, name, h.O_NOFOLLOW, cached, st)
+    if fd == -ENFILE or fd == -ENOMEM:
+        return adopt_unanchored(t, parent, name, st, index)
     return fd if fd < 0 else adopt(t, fd, st, index)
+
+
+cdef bint attr_is_kept(const tables_t *t, const h.statx_t *st) noexcept nogil:
+    """Not while there are set-id bits that go with the guest's writes: of that it is not told."""
+    return not (t.killpriv_v2 and st.stx_mode & (h.S_ISUID | h.S_ISGID) and st.stx_mode & h.S_IFMT == h.S_IFREG)
 
 
 cdef void entry_fill(tables_t *t, uint32_t index, const h.statx_t *st, fuse_entry_out *out) noexcept nogil:
@@ -95,8 +136,10 @@ cdef void entry_fill(tables_t *t, uint32_t index, const h.statx_t *st, fuse_entr
     out.generation = 0
     out.entry_valid = t.entry_valid
     out.entry_valid_nsec = t.entry_valid_nsec
-    out.attr_valid = t.attr_valid
-    out.attr_valid_nsec = t.attr_valid_nsec
+    out.attr_valid = out.attr_valid_nsec = 0
+    if attr_is_kept(t, st):
+        out.attr_valid = t.attr_valid
+        out.attr_valid_nsec = t.attr_valid_nsec
     attr_fill(t, st, &out.attr)
     if maybe_dax(t, st) and is_dax(t, inode_fd(t, index), st):
         out.attr.flags |= FUSE_ATTR_DAX
@@ -125,7 +168,7 @@ cdef int entry_at(tables_t *t, const place_t *parent, const char *name, bint fre
                   fuse_entry_out *out) noexcept nogil:
     cdef h.statx_t st
     cdef uint32_t index = 0
-    cdef int rc = lookup_at(t, parent.fd, name, fresh, walk == CACHED_ONLY, &st, &index)
+    cdef int rc = lookup_at(t, parent, name, fresh, walk == CACHED_ONLY, &st, &index)
     if rc < 0:
         return rc
     entry_fill(t, index, &st, out)
@@ -221,8 +264,10 @@ cdef int attr_of(tables_t *t, int fd, fuse_attr_out *out) noexcept nogil:
     cdef h.statx_t st
     if h.statx(fd, b"", h.AT_EMPTY_PATH, h.STATX_BASIC_STATS, &st) < 0:
         return -errno
-    out.attr_valid = t.attr_valid
-    out.attr_valid_nsec = t.attr_valid_nsec
+    out.attr_valid = out.attr_valid_nsec = 0
+    if attr_is_kept(t, &st):
+        out.attr_valid = t.attr_valid
+        out.attr_valid_nsec = t.attr_valid_nsec
     out.dummy = 0
     attr_fill(t, &st, &out.attr)
     if maybe_dax(t, &st) and is_dax(t, fd, &st):

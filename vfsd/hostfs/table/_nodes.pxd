@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from vfsd.sys._threads cimport pthread_mutex_t
 from vfsd.sys._syscalls cimport statx_t
-from vfsd.hostfs.table._slots cimport inode_t, tables_t
+from vfsd.hostfs.table._slots cimport inode_t, note_t, tables_t
 
 # Index of the inode, referenced, or -ESTALE.
 cdef int64_t inode_get(tables_t *t, uint64_t nodeid) noexcept nogil
@@ -16,8 +16,11 @@ cdef uint64_t find_nodeid(tables_t *t, const statx_t *st) noexcept nogil
 # Whether an inode of that identity is known and has its anchor, now. Takes no reference.
 cdef bint is_anchored(tables_t *t, uint64_t dev, uint64_t ino, uint64_t mnt_id) noexcept nogil
 # The slot of that identity as find() gives it, or else a new one whose anchor is fd: its `fd` tells
-# which. 0: the table is full.
-cdef uint32_t insert(tables_t *t, int fd, const statx_t *st) noexcept nogil
+# which. 0: the table is full. note: NULL, or with fd -1 what brings a new one's anchor back; *note is empty
+# afterwards if it was used.
+cdef uint32_t insert(tables_t *t, int fd, const statx_t *st, note_t *note) noexcept nogil
+# Before something is made: whether it and what all other threads make now have room in the table.
+cdef bint room_for_inode(tables_t *t) noexcept nogil
 # The lock over the lookup count of that inode, and over finding it.
 cdef pthread_mutex_t *lock_of(tables_t *t, const inode_t *inode) noexcept nogil
 # Nobody shall find this slot by its identity any more.

@@ -10,7 +10,7 @@ from vfsd.hostfs.table._handles cimport unopened_drop
 from vfsd.hostfs.table._notes cimport note_drop
 from vfsd.hostfs.table._slots cimport (
     BUSY, BY_NAME, INODES_MAX, REFERENCES, SHARDS, add_u64, cas_int, clear_bits_u64, generation_of, inode_t,
-    load_acquire_int, load_acquire_u64, reference, set_bits_u64, store_release_int, store_release_u64, tables_t,
+    load_acquire_int, load_acquire_u64, note_t, reference, set_bits_u64, store_release_int, store_release_u64, tables_t,
 )
 
 assert sizeof(inode_t) == 128
@@ -19,6 +19,7 @@ ATTR_MASK = h.STATX_BASIC_STATS | h.STATX_MNT_ID | h.STATX_MNT_ID_UNIQUE
 
 cdef enum:
     DIRECTORY_LIVES = 4  # others come back by it, and the guest comes back to it
+    THREADS_MAX = 4096   # that may make something at a time: of the queues and the pool
 
 
 # --- references ---
@@ -184,7 +185,11 @@ cdef bint is_anchored(tables_t *t, uint64_t dev, uint64_t ino, uint64_t mnt_id) 
     return found
 
 
-cdef uint32_t insert(tables_t *t, int fd, const h.statx_t *st) noexcept nogil:
+cdef bint room_for_inode(tables_t *t) noexcept nogil:
+    return load_acquire_u64(&t.n_inodes) < INODES_MAX - THREADS_MAX
+
+
+cdef uint32_t insert(tables_t *t, int fd, const h.statx_t *st, note_t *note) noexcept nogil:
     cdef uint32_t bucket = bucket_of(device_of(st), st.stx_ino, st.stx_mnt_id)
     cdef uint32_t index, mine = slot_alloc(t)
     cdef inode_t *inode
@@ -203,8 +208,13 @@ cdef uint32_t insert(tables_t *t, int fd, const h.statx_t *st) noexcept nogil:
     pthread_mutex_lock(shard_of(t, bucket))
     index = find_locked(t, bucket, st)
     if index == 0:
-        add_u64(&t.n_anchors, 1)
-        set_bits_u64(&t.anchored[mine >> 6], <uint64_t>1 << (mine & 63))
+        if note != NULL:
+            inode.note = note[0]
+            note.how = 0
+            add_u64(&t.n_by_name, 1)
+        else:
+            add_u64(&t.n_anchors, 1)
+            set_bits_u64(&t.anchored[mine >> 6], <uint64_t>1 << (mine & 63))
         inode.next = t.buckets[bucket]
         t.buckets[bucket] = mine
         add_u64(&inode.state, 2)  # the lookups' and the caller's

@@ -7,6 +7,7 @@ from libc.string cimport memcpy
 from vfsd.sys._threads cimport pthread_mutex_lock, pthread_mutex_unlock
 from vfsd.fuse._wire cimport FUSE_ROOT_ID
 from vfsd.sys cimport _syscalls as h
+from vfsd.hostfs.table._handles cimport descriptor_put, descriptor_take
 from vfsd.hostfs.table._kinds cimport forgets
 from vfsd.hostfs.table._slots cimport (
     BY_NAME, HANDLE_BYTES_MAX, LONG_NAME, LONG_NAMES_MAX, MOUNTS_MAX, SHORT_NAME, inode_t, named_t, note_t,
@@ -50,11 +51,15 @@ cdef int mount_open(tables_t *t, const inode_t *inode) noexcept nogil:
     """A readable descriptor of a directory, if file handles work there; -1, or -EMFILE for not now."""
     cdef char name[h.FD_BYTES]
     cdef int flags = h.O_RDONLY | h.O_DIRECTORY | h.O_CLOEXEC | h.O_NONBLOCK
-    cdef int fd = h.openat(t.proc_fd, h.fd_name(inode.fd, name), flags)
+    cdef int fd = descriptor_take(t)
+    if fd < 0:
+        return -EMFILE
+    fd = h.openat(t.proc_fd, h.fd_name(inode.fd, name), flags)
+    if fd >= 0 and handles_work(fd):
+        return fd
+    descriptor_put(t)
     if fd < 0:
         return -EMFILE if errno == EMFILE or errno == ENFILE else -1
-    if handles_work(fd):
-        return fd
     h.close(fd)
     return -1
 
@@ -91,6 +96,7 @@ cdef void mount_put(tables_t *t, uint32_t i) noexcept nogil:
     t.mounts[i].users -= 1
     if t.mounts[i].users == 0:
         h.close(t.mounts[i].fd)
+        descriptor_put(t)
         t.mounts[i].fd = -1
         t.mounts[i].mnt_id = 0
     pthread_mutex_unlock(&t.mount)

@@ -31,7 +31,8 @@ cdef extern from * nogil:
     """
     uint64_t BUSY "VFSD_SLOT_FLAG"              # an inode the evictor has for itself
     uint64_t OPEN "VFSD_SLOT_FLAG"              # a handle the guest has not released
-    uint64_t REFERENCES "(VFSD_SLOT_FLAG - 1)"
+    uint64_t WRITABLE "(VFSD_SLOT_FLAG >> 1)"   # a handle whose file nobody can execute meanwhile
+    uint64_t REFERENCES "((VFSD_SLOT_FLAG >> 1) - 1)"
 
 cdef enum:
     ID_SHIFT, ID_SQUASH, ID_FORBID
@@ -99,7 +100,7 @@ cdef struct inode_t:           # 128 bytes
 
 
 cdef struct handle_t:          # 16 bytes
-    uint64_t state             # generation << 32 | OPEN | references; an open handle holds one
+    uint64_t state             # generation << 32 | OPEN | WRITABLE | references; an open handle holds one
     int fd
     uint32_t inode             # index of what it was opened on; the free list's next while it is free
 
@@ -176,13 +177,15 @@ cdef struct tables_t:
     uint64_t n_inodes
     uint64_t n_handles
     uint64_t n_anchors         # O_PATH descriptors held
+    uint64_t n_descriptors     # all others that the guest is the reason for, or that are about to be opened
     uint64_t n_by_name         # inodes that are evicted and come back by name
     uint64_t fds_max           # anchors and handles this guest may hold; anchors give way
-    uint64_t handles_max
+    uint64_t handles_max       # for n_descriptors
     uint64_t evict_at          # so many descriptors are a reason to evict
     uint64_t evicted           # anchors closed to stay within the budget
     uint64_t names_left_out    # entries that no listing had, as their names are too long
     uint32_t hand              # of the evictor
+    uint32_t unopened_hand     # where to look next for a file of `unopened` to close
     bint file_handles          # use them
     mount_t mounts[MOUNTS_MAX]
     uint32_t n_mounts

@@ -8,8 +8,8 @@ from libc.string cimport memcpy
 from vfsd.fuse._wire cimport FUSE_DAX_SZ, FUSE_ROOT_ID
 from vfsd.sys._threads cimport pthread_mutex_init
 from vfsd.sys cimport _syscalls as h
-from vfsd.hostfs.ops._caller cimport place_get, place_put, place_t, reopen
-from vfsd.hostfs.table._handles cimport handle_close
+from vfsd.hostfs.ops._caller cimport place_get, place_put, place_t, reopen, room_for_handle
+from vfsd.hostfs.table._handles cimport descriptor_put, handle_close
 from vfsd.hostfs.table._kinds cimport closes_quietly, in_memory, keeps_names
 from vfsd.hostfs.lock._locks cimport Locks, locks_drop
 from vfsd.hostfs.table._nodes cimport ATTR_MASK, device_of, inode_forget, inode_get, inode_put
@@ -81,6 +81,7 @@ cdef void check_empty(const tables_t *t) noexcept:
     """Every reference and descriptor has come back."""
     expect_none(t.n_inodes)
     expect_none(t.n_handles)
+    expect_none(t.n_descriptors)
     expect_none(t.n_anchors)
     expect_none(t.n_by_name)
     expect_none(t.n_locks)
@@ -118,7 +119,8 @@ cdef class Tables:
         t.hand = FUSE_ROOT_ID
         t.dax_size_min = UINT64_MAX
         t.file_handles = file_handles
-        t.fds_max = t.evict_at = t.handles_max = HANDLES_MAX
+        t.fds_max = t.evict_at = HANDLES_MAX
+        t.handles_max = HANDLES_MAX - 1
         t.inodes = <inode_t *>reserve(INODES_MAX * sizeof(inode_t))
         t.handles = <handle_t *>reserve(HANDLES_MAX * sizeof(handle_t))
         t.buckets = <uint32_t *>reserve(BUCKETS * sizeof(uint32_t))
@@ -169,12 +171,12 @@ cdef class Tables:
         split_seconds(negative_s, &t.negative_valid, &t.negative_valid_nsec)
 
     def set_budget(self, uint64_t fds_max, uint64_t handles_max):
-        """Descriptors to hold at most, and how many of them for open files. At any time.
+        """Descriptors to hold at most, and how many of them beside anchors. At any time.
 
-        Anchors are evicted to stay below fds_max, as far as they can be; a file more than handles_max
-        is not opened.
+        Anchors are evicted to stay below fds_max, as far as they can be. Open files, locks' owners and mapped
+        files are refused beyond handles_max.
         """
-        self.t.handles_max = handles_max
+        self.t.handles_max = min(handles_max, <uint64_t>(HANDLES_MAX - 1))
         self.t.fds_max = self.t.evict_at = fds_max
 
     def set_policy(self, uint32_t open_flags, uint32_t opendir_flags, bint xattr):
@@ -269,17 +271,26 @@ cdef class Tables:
         return True
 
     def open(self, uint64_t nodeid, int flags):
-        """A new descriptor of a regular file, the caller's. OSError, also for anything else."""
+        """A new descriptor of a regular file, until close_file. OSError, also for anything else."""
         cdef place_t p
         cdef int fd
         with nogil:
-            fd = place_get(&self.t, nodeid, &p)
+            fd = room_for_handle(&self.t)
             if fd == 0:
-                fd = reopen(&self.t, &p, flags)
-                place_put(&self.t, &p)
+                fd = place_get(&self.t, nodeid, &p)
+                if fd == 0:
+                    fd = reopen(&self.t, &p, flags)
+                    place_put(&self.t, &p)
+                if fd < 0:
+                    descriptor_put(&self.t)
         if fd < 0:
             raise OSError(-fd, os.strerror(-fd))
         return fd
+
+    def close_file(self, int fd):
+        """Close what open() gave."""
+        h.close(fd)
+        descriptor_put(&self.t)
 
     def set_locks(self, Locks locks not None, bint flock, bint posix_lock):
         """Let the guest take locks of these kinds on the host, in the share's table."""
