@@ -410,7 +410,6 @@ def test_a_wait_goes_on_while_memory_is_plugged_in(start_guest: StartGuest, file
     assert waiting.ended(token) == 0
 
 
-@pytest.mark.xfail(reason="guests of one share are in processes that do not see each other's waits yet")
 def test_a_ring_of_owners_is_a_deadlock(file: File, other: File) -> None:
     file.lock(1, F_WRLCK, (0, 0))
     file.lock(2, F_WRLCK, (1, 1))
@@ -425,21 +424,23 @@ def test_a_ring_of_owners_is_a_deadlock(file: File, other: File) -> None:
     assert file.ended(first) == 0
 
 
-@pytest.mark.xfail(reason="guests of one share are in processes that do not see each other's waits yet")
 def test_a_deadlock_that_comes_about_while_waiting_is_seen(file: File, other: File) -> None:
-    """Two wait for one lock; who does not get it would then wait for itself."""
+    """Two wait for one lock; who gets it would then wait for who does not."""
     file.lock(1, F_WRLCK, (0, 0))
+    file.lock(3, F_WRLCK, (8, 8))
     other.lock(2, F_WRLCK, (9, 9))
-    first = file.wait(3, F_WRLCK, (0, 0))
-    assert file.still_waits(first)
-    second = other.wait(2, F_WRLCK, (0, 0))
-    assert other.still_waits(second)
+    waits = [(3, file, file.wait(3, F_WRLCK, (0, 0))), (2, other, other.wait(2, F_WRLCK, (0, 0)))]
+    for _, waiting, token in waits:
+        assert waiting.still_waits(token)
     file.unlock(1)
-    assert file.ended(first) == 0
-    assert other.still_waits(second)
-    assert file.ended(file.wait(3, F_WRLCK, (9, 9))) == errno.EDEADLK
-    file.unlock(3)
-    assert other.ended(second) == 0
+    winner, to, _ = ready(waits, 15)[0]
+    _, waiting, token = next(wait for wait in waits if wait[0] != winner)
+    assert waiting.still_waits(token)
+    asked = (9, 9) if winner == 3 else (8, 8)
+    assert to.ended(to.wait(winner, F_WRLCK, asked)) == errno.EDEADLK
+    assert waiting.still_waits(token)
+    to.unlock(winner)
+    assert waiting.ended(token) == 0
 
 
 def test_a_thousand_waiters_keep_nobody_waiting(start_guest: StartGuest, file: File, served: Daemon) -> None:

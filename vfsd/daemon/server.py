@@ -29,12 +29,13 @@ class CannotServe(Exception):
 
 
 def main(
-    share: Share, sock: socket.socket, channel: Channel, parent: int, close_inherited: Callable[[], None]
-) -> NoReturn:
+    share: Share, partition: int, sock: socket.socket, channel: Channel, parent: int,
+    close_inherited: Callable[[], None],
+) -> NoReturn:  # fmt: skip
     """Serve the front end of that socket in this process, which was forked for it, and end.
 
-    The stop signals are blocked. parent: the supervisor's process id. close_inherited: closes what is
-    the supervisor's.
+    The stop signals are blocked. partition: of what the share's servers tell each other of locks. parent:
+    the supervisor's process id. close_inherited: closes what is the supervisor's.
     """
     status = EXIT_BUG
     try:
@@ -42,6 +43,7 @@ def main(
         if die_with_parent(parent):
             set_name(b"vfsd-server")
             logs.become_server()
+            share.locks.join(partition)
             run(share, sock, channel)
         status = 0
     except BaseException:

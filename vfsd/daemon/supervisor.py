@@ -97,6 +97,8 @@ class Guest:
     """A server process, as its supervisor knows it."""
 
     pid: int
+    share: Share
+    partition: int  # of the share's locks
     channel: Channel
     until: float | None  # what it is to have done by then, else SIGKILL
     starting: bool = True
@@ -301,6 +303,8 @@ class Supervisor:
     def _fork(self, silent: Silent) -> None:
         """OSError, MemoryError."""
         ours, theirs = pair()
+        segment = silent.share.locks.segment
+        partition = segment.reserve()
         supervisor = os.getpid()
         # A signal before the server has handlers of its own would come here.
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
@@ -308,14 +312,15 @@ class Supervisor:
             pid = os.fork()
             if pid == 0:
                 close = partial(self._close_in_server, silent, ours)
-                server.main(silent.share, silent.sock, theirs, supervisor, close)
+                server.main(silent.share, partition, silent.sock, theirs, supervisor, close)
         except BaseException:
+            segment.release(partition)
             ours.close()
             raise
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
             theirs.close()
-        guest = Guest(pid, ours, time.monotonic() + STARTING_S)
+        guest = Guest(pid, silent.share, partition, ours, time.monotonic() + STARTING_S)
         self._guests[pid] = guest
         self._watch(ours.fileno(), partial(self._hear, guest))
         self._drop(silent)
@@ -392,6 +397,7 @@ class Supervisor:
         self._hear(guest)
         self._unwatch(guest.channel.fileno())
         guest.channel.close()
+        guest.share.locks.segment.release(guest.partition)
         if status == 0 and guest.why is not None:
             level, why = guest.why
             log.log(level, "%s", f"{why}; {guest.summary}" if guest.summary else why)

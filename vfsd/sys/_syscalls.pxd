@@ -245,6 +245,7 @@ cdef extern from "<sys/mman.h>" nogil:
     int PROT_READ
     int PROT_WRITE
     int MAP_PRIVATE
+    int MAP_SHARED
     int MAP_ANONYMOUS
     int MAP_NORESERVE
 

@@ -10,8 +10,9 @@ The table mirrors what was granted, because the host tells neither who stands in
 that ends: conflicts between guests, who waits for whom, and whom to try again are answered here.
 """
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 
+from vfsd.hostfs.lock._published cimport published_t
 from vfsd.sys._threads cimport pthread_cond_t, pthread_mutex_t
 from vfsd.fuse.dispatch cimport parked_t
 from vfsd.sys cimport _syscalls as h
@@ -43,8 +44,10 @@ cdef struct owner_t:
     uint64_t number     # POSIX: lock_owner of the request; flock: fh
     bint flock
     uint32_t users      # hold_t and waiter_t that refer to it
-    hold_t *flocked     # flock: its only hold
+    hold_t *holds       # flock: one at most
     waiter_t *waiters
+    uint32_t id         # among the server's, as others know it
+    uint16_t rows       # published: what it holds, while it waits (_published.pxd)
     uint64_t visited    # the last search that came here
     owner_t *to_visit
     owner_t *next       # in the bucket
@@ -60,6 +63,7 @@ cdef struct hold_t:
     int64_t handle      # flock: the handle, referenced; else -1
     uint64_t through    # POSIX: the fh its last lock was asked for with
     hold_t *next        # of the file
+    hold_t *same_owner
 
 
 # By identity on the host: two guests, and two nodeids of one, mean the same file.
@@ -99,6 +103,9 @@ cdef struct waiter_t:
     waiter_t *previous  # of all, in the order they came
     waiter_t *next
     waiter_t *same_owner
+    uint16_t row        # published
+    uint64_t since      # CLOCK_MONOTONIC
+    bint suspect        # it was part of a deadlock with other servers' guests when it was last tried
 
 
 cdef struct locks_t:
@@ -112,6 +119,11 @@ cdef struct locks_t:
     uint64_t changes         # locks given up or weakened so far
     uint64_t tried           # changes when the last pass over the waiters began
     bint by_host             # a waiter has only the host against it: try again after retry_ns
+    bint asleep              # the waking thread is, until published.changes does or retry_ns are over
+    published_t published
+    uint32_t seen_changes    # published.changes when the last pass began
+    uint64_t last_pass       # CLOCK_MONOTONIC
+    uint32_t owner_ids
     uint64_t retry_ns
     uint64_t visit           # searches for a deadlock so far
     uint64_t n_waiters
@@ -132,6 +144,11 @@ cdef hold_t *hold_of(file_t *file, const owner_t *owner) noexcept nogil
 # Forget a file or an owner without holds and waiters.
 cdef void drop_file(locks_t *l, file_t *file) noexcept nogil
 cdef void drop_owner(locks_t *l, owner_t *owner) noexcept nogil
+# The waking thread shall look. Under the lock, as all of these.
+cdef void wake_waker(locks_t *l) noexcept nogil
+# An owner that waits holds something else than before: tell other servers.
+cdef void publish_holds(locks_t *l, owner_t *owner) noexcept nogil
+cdef void withdraw_holds(locks_t *l, owner_t *owner) noexcept nogil
 # Give up all an owner has on a file.
 cdef void drop_hold(locks_t *l, hold_t *hold) noexcept nogil
 # A lock of another owner of ours that stands against it, or NULL.

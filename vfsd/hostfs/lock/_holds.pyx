@@ -4,6 +4,9 @@ from libc.errno cimport EACCES, EAGAIN, EBADF, ENOLCK, errno
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
+from vfsd.hostfs.lock._published cimport (
+    OWNER_ROWS_MAX, ROW_HOLD, publish, row_t, tell_weaker, withdraw, word_change,
+)
 from vfsd.sys._threads cimport pthread_cond_signal
 from vfsd.sys cimport _syscalls as h
 from vfsd.hostfs.table._anchors cimport make_room, out_of_descriptors
@@ -55,6 +58,8 @@ cdef owner_t *owner_of(locks_t *l, const want_t *w, bint make) noexcept nogil:
             owner.guest = w.guest
             owner.number = w.number
             owner.flock = w.flock
+            l.owner_ids += 1
+            owner.id = l.owner_ids
             owner.next = bucket[0]
             bucket[0] = owner
     return owner
@@ -98,7 +103,50 @@ cdef void note_weaker(locks_t *l, file_t *file) noexcept nogil:
     if file.waiters:
         l.changes += 1
         file.weakened = l.changes
+        wake_waker(l)
+    tell_weaker(&l.published)
+
+
+cdef void wake_waker(locks_t *l) noexcept nogil:
+    if l.asleep:
+        word_change(l.published.changes)
+    else:
         pthread_cond_signal(&l.changed)
+
+
+cdef void publish_holds(locks_t *l, owner_t *owner) noexcept nogil:
+    cdef hold_t *hold = owner.holds
+    cdef range_t *part
+    cdef row_t row
+    cdef uint16_t number
+    cdef uint32_t left = OWNER_ROWS_MAX
+    withdraw_holds(l, owner)
+    memset(&row, 0, sizeof(row))
+    row.kind = ROW_HOLD
+    row.owner = owner.id
+    while hold != NULL:
+        row.dev = hold.file.dev
+        row.ino = hold.file.ino
+        part = hold.ranges
+        while part != NULL and left:
+            left -= 1
+            row.type = part.type
+            row.start = part.start
+            row.end = part.end
+            number = publish(&l.published, &row)
+            if number:
+                l.published.next[number] = owner.rows
+                owner.rows = number
+            part = part.next
+        hold = hold.same_owner
+
+
+cdef void withdraw_holds(locks_t *l, owner_t *owner) noexcept nogil:
+    cdef uint16_t next_row
+    while owner.rows:
+        next_row = l.published.next[owner.rows]
+        withdraw(&l.published, owner.rows)
+        owner.rows = next_row
 
 
 cdef hold_t *add_hold(locks_t *l, file_t *file, owner_t *owner, int fd, int64_t handle) noexcept nogil:
@@ -112,8 +160,8 @@ cdef hold_t *add_hold(locks_t *l, file_t *file, owner_t *owner, int fd, int64_t 
     hold.handle = handle
     hold.next = file.holds
     file.holds = hold
-    if owner.flock:
-        owner.flocked = hold
+    hold.same_owner = owner.holds
+    owner.holds = hold
     owner.users += 1
     l.n_holds += 1
     add_u64(&owner.guest.n_locks, 1)
@@ -141,7 +189,12 @@ cdef void drop_hold(locks_t *l, hold_t *hold) noexcept nogil:
     while link[0] != hold:
         link = &link[0].next
     link[0] = hold.next
-    hold.owner.flocked = NULL
+    link = &hold.owner.holds
+    while link[0] != hold:
+        link = &link[0].same_owner
+    link[0] = hold.same_owner
+    if hold.owner.waiters != NULL:
+        publish_holds(l, hold.owner)
     hold.owner.users -= 1
     l.n_holds -= 1
     add_u64(&guest.n_locks, <uint64_t>-1)
@@ -396,6 +449,8 @@ cdef int try_posix(locks_t *l, file_t *file, owner_t *owner, want_t *w) noexcept
         hold.through = w.fh
         if record(hold, w, spare):
             note_weaker(l, file)
+        if owner.waiters != NULL:
+            publish_holds(l, owner)
         w.guest.n_ranges -= (spare[0] != NULL) + (spare[1] != NULL)
     free(spare[0])
     free(spare[1])

@@ -24,4 +24,5 @@ cdef void locks_drop(tables_t *guest) noexcept nogil
 
 cdef class Locks:
     cdef locks_t l
+    cdef readonly object segment
     cdef object thread

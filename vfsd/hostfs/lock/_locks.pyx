@@ -13,13 +13,21 @@ from vfsd.sys._threads cimport (
 from vfsd.fuse.dispatch cimport WAITS, WOULD_WAIT
 from vfsd.sys cimport _syscalls as h
 from vfsd.hostfs.table._handles cimport handle_get, handle_put
+from vfsd.hostfs.lock._deadlocks cimport deadlock, deadlock_among_servers
 from vfsd.hostfs.lock._holds cimport (
     BUCKETS, OFFSET_MAX, as_host, attempt, conflict, drop_file, drop_hold, drop_owner, file_of, file_t,
-    hold_of, hold_t, identify, owner_of, owner_t, range_t, waiter_t,
+    hold_of, hold_t, identify, owner_of, owner_t, publish_holds, range_t, waiter_t, wake_waker,
+    withdraw_holds,
+)
+from vfsd.hostfs.lock._published cimport (
+    ROW_WAIT, Segment, look_at_others, publish, row_t, set_waits, withdraw, word_load, word_wait,
 )
 from vfsd.hostfs.table._slots cimport add_u64, load_acquire_u64
 
 import threading
+
+cdef extern from "_shared.h" nogil:
+    uint64_t monotonic_ns()
 
 cdef extern from "<errno.h>":
     int EDEADLK
@@ -31,57 +39,13 @@ __all__ = ("Locks",)
 # again, at first soon, then less often.
 cdef uint64_t RETRY_MIN_NS = 1000000
 cdef uint64_t RETRY_MAX_NS = 32000000
+# However much the guests of other servers give up, waiters are not tried more often.
+cdef uint64_t PASS_NS = 300000
 
 cdef uint32_t NO_PID = <uint32_t>-1  # the owner is no process of this guest's, as for F_OFD_GETLK
 
 cdef enum:
     TRIES_A_TURN = 64   # waiters tried before other requests are let in
-    SEARCH_MAX = 4096   # locks looked at for a deadlock; beyond that there is none (Linux: 10 owners)
-
-
-# --- deadlocks ---
-
-cdef bint deadlock(locks_t *l, file_t *file, owner_t *origin, const want_t *w) noexcept nogil:
-    """Whether somebody in its way waits, over however many others, for the owner itself.
-
-    posix_locks_deadlock() of fs/locks.c; flock has no such check there either. The host's own
-    processes are not in it.
-    """
-    cdef owner_t *owner
-    cdef owner_t *to_visit = NULL
-    cdef waiter_t *waiter
-    cdef uint32_t left = SEARCH_MAX
-    l.visit += 1
-    look_behind(l, file, origin, w, &to_visit, &left)
-    while to_visit != NULL:
-        owner = to_visit
-        to_visit = owner.to_visit
-        if owner == origin:
-            return True
-        waiter = owner.waiters
-        while waiter != NULL:
-            look_behind(l, waiter.file, owner, &waiter.want, &to_visit, &left)
-            waiter = waiter.same_owner
-    return False
-
-
-cdef void look_behind(locks_t *l, file_t *file, const owner_t *owner, const want_t *w, owner_t **to_visit,
-                      uint32_t *left) noexcept nogil:
-    """Add everybody who holds what stands against w."""
-    cdef hold_t *hold = file.holds
-    cdef range_t *part
-    while hold != NULL:
-        if hold.owner != owner and not hold.owner.flock and hold.owner.visited != l.visit:
-            part = hold.ranges
-            while part != NULL and part.start <= w.end and left[0]:
-                left[0] -= 1
-                if part.end >= w.start and (part.type == h.F_WRLCK or w.type == h.F_WRLCK):
-                    hold.owner.visited = l.visit
-                    hold.owner.to_visit = to_visit[0]
-                    to_visit[0] = hold.owner
-                    break
-                part = part.next
-        hold = hold.next
 
 
 # --- waiting ---
@@ -106,6 +70,7 @@ cdef int enqueue(locks_t *l, file_t *file, owner_t *owner, const want_t *w, park
     l.last = waiter
     waiter.same_owner = owner.waiters
     owner.waiters = waiter
+    waiter.since = monotonic_ns()
     owner.users += 1
     file.waiters += 1
     l.n_waiters += 1
@@ -113,11 +78,38 @@ cdef int enqueue(locks_t *l, file_t *file, owner_t *owner, const want_t *w, park
     parked.by = l
     parked.waiter = waiter
     parked.cancel = cancel
-    if w.by_host:
+    if not w.flock:
+        publish_wait(l, waiter)
+    if w.by_host or waiter.suspect:
+        set_waits(&l.published, True)
         l.by_host = True
         l.retry_ns = RETRY_MIN_NS
-        pthread_cond_signal(&l.changed)
+        wake_waker(l)
     return WAITS
+
+
+cdef void publish_wait(locks_t *l, waiter_t *waiter) noexcept nogil:
+    """Before others are looked at: of two servers that do so at once, one at least sees the other's."""
+    cdef row_t row
+    memset(&row, 0, sizeof(row))
+    row.kind = ROW_WAIT
+    row.type = waiter.want.type
+    row.owner = waiter.owner.id
+    row.dev = waiter.want.dev
+    row.ino = waiter.want.ino
+    row.start = waiter.want.start
+    row.end = waiter.want.end
+    row.stamp = waiter.since
+    waiter.row = publish(&l.published, &row)
+    if waiter.same_owner == NULL:
+        publish_holds(l, waiter.owner)
+    # With somebody of others waiting, it is looked for again as time goes by.
+    waiter.suspect = look_at_others(&l.published) > 0 and seen_in_deadlock(l, waiter)
+    l.by_host |= l.published.n_seen > 0
+
+
+cdef bint seen_in_deadlock(locks_t *l, waiter_t *waiter) noexcept nogil:
+    return deadlock_among_servers(l, waiter.owner, &waiter.want, waiter.since)
 
 
 cdef void finish(locks_t *l, waiter_t *waiter, int rc) noexcept nogil:
@@ -136,6 +128,9 @@ cdef void finish(locks_t *l, waiter_t *waiter, int rc) noexcept nogil:
         l.last = waiter.previous
     if l.cursor == waiter:
         l.cursor = waiter.next
+    withdraw(&l.published, waiter.row)
+    if waiter.owner.waiters == NULL:
+        withdraw_holds(l, waiter.owner)
     waiter.owner.users -= 1
     waiter.file.waiters -= 1
     l.n_waiters -= 1
@@ -165,7 +160,17 @@ cdef bint try_waiter(locks_t *l, waiter_t *waiter) noexcept nogil:
     if rc != -EAGAIN:
         finish(l, waiter, rc)
         return False
-    return True
+    return not ends_in_deadlock(l, waiter)
+
+
+cdef bint ends_in_deadlock(locks_t *l, waiter_t *waiter) noexcept nogil:
+    """True: it was part of one with other servers' guests the last time, and is."""
+    cdef bint suspect = waiter.suspect
+    waiter.suspect = not waiter.want.flock and seen_in_deadlock(l, waiter)
+    if suspect and waiter.suspect:
+        finish(l, waiter, -EDEADLK)
+        return True
+    return False
 
 
 cdef bint as_refused(const waiter_t *last, const waiter_t *waiter) noexcept nogil:
@@ -187,15 +192,21 @@ cdef void try_again(locks_t *l) noexcept nogil:
     cdef waiter_t *waiter
     cdef waiter_t *last = NULL
     l.tried = until
-    l.by_host = False
+    l.last_pass = monotonic_ns()
+    if l.published.changes != NULL:
+        l.seen_changes = word_load(l.published.changes)
+    # As long as others wait too, there may be a deadlock with them.
+    l.by_host = look_at_others(&l.published) > 0
     l.cursor = l.first
     while l.cursor != NULL:
         waiter = l.cursor
         l.cursor = waiter.next
         if waiter.file.weakened > until or (waiter.file.weakened <= since and not waiter.want.by_host):
+            ends_in_deadlock(l, waiter)
             continue
         if last != NULL and as_refused(last, waiter):
             waiter.want.by_host = True
+            ends_in_deadlock(l, waiter)
         elif try_waiter(l, waiter) and waiter.want.by_host:
             l.by_host = True
             last = waiter
@@ -215,12 +226,35 @@ cdef void wake(locks_t *l) noexcept nogil:
         if l.tried != l.changes:
             l.retry_ns = RETRY_MIN_NS
             try_again(l)
-        elif not l.by_host:
+        elif not l.by_host or l.first == NULL:
+            set_waits(&l.published, False)
             pthread_cond_wait(&l.changed, &l.lock)
-        elif cond_wait_ns(&l.changed, &l.lock, l.retry_ns):
-            l.retry_ns = min(RETRY_MAX_NS, 2 * l.retry_ns)
+        elif sleep_until_due(l):
             try_again(l)
     pthread_mutex_unlock(&l.lock)
+
+
+cdef bint sleep_until_due(locks_t *l) noexcept nogil:
+    """For retry_ns, or until another server's guest gives something up. False: something else comes first."""
+    cdef uint64_t passed
+    if l.published.changes == NULL:
+        if not cond_wait_ns(&l.changed, &l.lock, l.retry_ns):
+            return False
+        l.retry_ns = min(RETRY_MAX_NS, 2 * l.retry_ns)
+        return True
+    l.asleep = True
+    pthread_mutex_unlock(&l.lock)
+    word_wait(l.published.changes, l.seen_changes, l.retry_ns)
+    pthread_mutex_lock(&l.lock)
+    l.asleep = False
+    if l.stop or l.tried != l.changes:
+        return False
+    if word_load(l.published.changes) == l.seen_changes:
+        l.retry_ns = min(RETRY_MAX_NS, 2 * l.retry_ns)
+        return True
+    l.retry_ns = RETRY_MIN_NS
+    passed = monotonic_ns() - l.last_pass
+    return passed >= PASS_NS or cond_wait_ns(&l.changed, &l.lock, PASS_NS - passed)
 
 
 # --- what others call ---
@@ -380,8 +414,8 @@ cdef void locks_release(tables_t *guest, uint64_t fh, int fd) noexcept nogil:
     end_waits(l, guest, fh, NULL, -EBADF)
     owner = owner_of(l, &w, False)
     if owner != NULL:
-        file = owner.flocked.file
-        drop_hold(l, owner.flocked)
+        file = owner.holds.file
+        drop_hold(l, owner.holds)
         drop_owner(l, owner)
     elif fd >= 0:
         file = file_of(l, &w, False)
@@ -435,12 +469,18 @@ cdef class Locks:
     """The locks of one share's guests, and the thread that wakes those who wait."""
 
     def __cinit__(self):
+        self.segment = Segment()
         pthread_mutex_init(&self.l.lock, NULL)
         cond_init_monotonic(&self.l.changed)
 
     def __dealloc__(self):
         pthread_cond_destroy(&self.l.changed)
         pthread_mutex_destroy(&self.l.lock)
+
+    def join(self, int partition):
+        """In a server, before there are guests: share with those of the other partitions. OSError."""
+        if partition >= 0:
+            (<Segment>self.segment).join(&self.l.published, <uint32_t>partition)
 
     def start(self):
         """Start the thread, unless it runs."""
@@ -457,7 +497,7 @@ cdef class Locks:
         with nogil:
             pthread_mutex_lock(&self.l.lock)
             self.l.stop = True
-            pthread_cond_signal(&self.l.changed)
+            wake_waker(&self.l)
             pthread_mutex_unlock(&self.l.lock)
         if self.thread is not None:
             self.thread.join()
