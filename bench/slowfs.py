@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import threading
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from vfsd.daemon.share import policy_of
 from vfsd.fuse.abi import Init
@@ -39,7 +39,7 @@ FLAGS = (
 def served(source: str) -> Dispatch:
     """The operations of vfsd on a directory."""
     said = {"shared_dir": source, "socket": "unused", "cache": "never"}
-    nothing = {option.key: () if option.multiple else None for option in SERVE_OPTIONS}
+    nothing: dict[str, Any] = {option.key: () if option.multiple else None for option in SERVE_OPTIONS}
     policy = policy_of(check_options(nothing | said))
     root = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     fs = HostFs(root, policy, Locks())
