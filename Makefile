@@ -1,5 +1,5 @@
 # run, test, bench: what README.md says. quick: the units, under a minute. check: linters, types, warnings.
-# test-debug, test-asan, test-dax, nightly: docs/architecture.md, "What is tested when". man, sdist, wheel, deb: to install.
+# test-debug, test-asan, test-dax, test-distributed, nightly: docs/architecture.md, "What is tested when". man, sdist, wheel, deb: to install.
 # Each target installs what it needs and reads no input. PYTHON names the interpreter to build for, PYTEST_ARGS
 # what to pass to pytest; VFSD_BUILD and VFSD_WERROR are for setup.py.
 
@@ -16,7 +16,7 @@ stubs := $(shell find vfsd bench -name '*.pyi')
 modules := $(subst /,.,$(stubs:.pyi=))
 empty := </dev/null
 
-.PHONY: build run quick test test-debug test-asan test-dax nightly bench check wheel clean lint types stubs warnings man sdist deb
+.PHONY: build run quick test test-debug test-asan test-dax test-distributed nightly bench check wheel clean lint types stubs warnings man sdist deb
 .DELETE_ON_ERROR:
 
 # Before a command that boots user-mode Linux: where Debian's does not run on this CPU, a newer one.
@@ -84,13 +84,19 @@ build/%/built: $(venv)/tools $(sources) $(shell find vfsd bench -name '*.py')
 	touch $@
 
 # Hours, as root: what changes seldom, or takes long to find.
-nightly: test-debug test-asan test-dax wheel
+nightly: test-debug test-asan test-dax test-distributed wheel
 	tools/ensure-packages cross
 	tools/try-cross
 	tools/try-debian forky quick
 	tools/try-debian bookworm deb
 	tools/try-debian trixie deb
 	VFSD_SOAK=600 $(python) -m pytest tests/fuse/test_soak.py $(PYTEST_ARGS) $(empty)
+
+# Guests of two hosts on a GlusterFS volume, in namespaces that end with it; without glusterd it is skipped.
+test-distributed: build
+	-tools/ensure-packages guest distributed
+	VFSD_OWN_NAMESPACES=1 unshare --net --mount --pid --fork --mount-proc --kill-child \
+	    $(python) -m pytest -m distributed tests/distributed $(PYTEST_ARGS) $(empty)
 
 # A Linux guest with a DAX window, once for each change of what it touches; without debootstrap or a
 # mirror that has QEMU 11.1 it is skipped, with the reason. VFSD_DAX_GUEST: a folder to keep it in.

@@ -24,8 +24,8 @@ from vfsd.fuse.init import Offer, Session
 from vfsd.guest.bridge import mounting
 from vfsd.hostfs.fs import HostFs
 from vfsd.hostfs.lock._locks import Locks
+from vfsd.options.o_list import Given
 from vfsd.options.resolve import check_options
-from vfsd.options.table import SERVE_OPTIONS
 
 from ._slowfs import Server
 
@@ -38,9 +38,8 @@ FLAGS = (
 
 def served(source: str) -> Dispatch:
     """The operations of vfsd on a directory."""
-    said = {"shared_dir": source, "socket": "unused", "cache": "never"}
-    nothing: dict[str, Any] = {option.key: () if option.multiple else None for option in SERVE_OPTIONS}
-    policy = policy_of(check_options(nothing | said))
+    given = {"shared_dir": source, "socket": "unused", "cache": "never"}
+    policy = policy_of(check_options({key: Given(key, text) for key, text in given.items()}))
     root = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     fs = HostFs(root, policy, Locks())
     dispatch = Dispatch(fs)
