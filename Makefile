@@ -1,5 +1,6 @@
 # run, test, bench: what README.md says. quick: the units, under a minute. check: linters, types, warnings.
-# test-debug, test-asan, test-dax, test-distributed, nightly: docs/architecture.md, "What is tested when". man, sdist, wheel, deb: to install.
+# test-debug, test-asan, test-dax, test-distributed, nightly: docs/architecture.md, "What is tested when".
+# man, sdist, wheel, deb: to install.
 # Each target installs what it needs and reads no input. PYTHON names the interpreter to build for, PYTEST_ARGS
 # what to pass to pytest; VFSD_BUILD and VFSD_WERROR are for setup.py.
 
@@ -96,7 +97,7 @@ nightly: test-debug test-asan test-dax test-distributed wheel
 test-distributed: build
 	-tools/ensure-packages guest distributed
 	VFSD_OWN_NAMESPACES=1 unshare --net --mount --pid --fork --mount-proc --kill-child \
-	    $(python) -m pytest -m distributed tests/distributed $(PYTEST_ARGS) $(empty)
+	    sh -c '"$$@"; exit $$?' reaper $(python) -m pytest -m distributed tests/distributed $(PYTEST_ARGS) $(empty)
 
 # A Linux guest with a DAX window, once for each change of what it touches; without debootstrap or a
 # mirror that has QEMU 11.1 it is skipped, with the reason. VFSD_DAX_GUEST: a folder to keep it in.

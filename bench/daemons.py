@@ -329,12 +329,15 @@ class Running:
                 del self._said[:-SAID_MAX]
 
     def _wait(self, began: float, ready: float) -> float:
-        """Seconds from exec until it listens, to a millisecond. Nobody connects meanwhile."""
-        path = str(self.socket)
+        """Seconds from exec until it listens, to a millisecond. Nobody connects meanwhile.
+
+        It may have bound the socket by another name, and given it this one when it listened.
+        """
+        own = f"{self._place}/"
         while True:
-            for line in Path("/proc/net/unix").read_text().splitlines():
+            for line in Path("/proc/net/unix").read_text().splitlines() if self.socket.exists() else ():
                 words = line.split(None, 7)
-                if len(words) == 8 and words[7] == path and words[3] == LISTENING:
+                if len(words) == 8 and words[7].startswith(own) and words[3] == LISTENING:
                     return time.perf_counter() - began
             self.expect_alive("before it listened")
             if time.perf_counter() - began > ready:

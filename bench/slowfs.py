@@ -4,8 +4,8 @@
 
 Mounts SOURCE at DIRECTORY by FUSE; each operation waits for DELAY_US microseconds before it begins, and
 THREADS of them (64) do so at a time. Prints READY when it is mounted. A line `OPERATION DELAY_US` on standard
-input changes the delay of one operation, and is answered by the same line. Nothing is kept by the kernel:
-names and attributes are asked for each time. It ends by a signal, or when standard input does.
+input changes the delay of one operation, or of `ALL`, and is answered by the same line. Nothing is kept by
+the kernel: names and attributes are asked for each time. It ends by a signal, or when standard input does.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import os
 import signal
 import sys
 import threading
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from vfsd.daemon.share import policy_of
 from vfsd.fuse.abi import Init
 from vfsd.fuse.dispatch import Dispatch
 from vfsd.fuse.init import Offer, Session
+from vfsd.fuse.opcodes import NUMBER
 from vfsd.guest.bridge import mounting
 from vfsd.hostfs.fs import HostFs
 from vfsd.hostfs.lock._locks import Locks
@@ -53,7 +54,8 @@ def follow(server: Server) -> None:
     """Delays as standard input says, until it ends."""
     for line in sys.stdin:
         operation, delay_us = line.split()
-        server.set_delay(operation, int(delay_us))
+        for name in NUMBER if operation == "ALL" else (operation,):
+            server.set_delay(name, int(delay_us))
         print(line, end="", flush=True)
 
 

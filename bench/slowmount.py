@@ -25,7 +25,7 @@ class SlowMount:
         self._process = process
 
     def set_delay(self, operation: str, delay_us: int) -> None:
-        """From now on requests of that operation take so many microseconds more."""
+        """From now on requests of that operation, or of `ALL`, take so many microseconds more."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(f"{operation} {delay_us}\n")
         self._process.stdin.flush()
