@@ -119,6 +119,29 @@ def test_serving_loads_neither_numpy_nor_posix_ipc() -> None:
     assert out.stdout.strip() == "[]"
 
 
+def test_vfsd_virtiofsd_listens_before_it_imports_what_takes_long(tmp_path: Path) -> None:
+    """Python alone is a third of the time until then."""
+    code = (
+        f"import os, sys; sys.path.insert(0, {str(PACKAGE.parent)!r})\n"
+        "before = set(sys.modules)\n"
+        "from vfsd.daemon.sockets import open_socket\n"
+        "from vfsd.options.virtiofsd import parse\n"
+        "from vfsd.virtiofsd.main import read\n"
+        "from vfsd.virtiofsd.pidfile import PidFile\n"
+        f"options = read(parse(['--shared-dir=/', '-o', 'xattr,cache=none', '--socket-path={tmp_path}/s']))\n"
+        "PidFile('--socket-path', options.socket), open_socket(options)\n"
+        "print(*sorted(name for name in set(sys.modules) - before if name.partition('.')[0] != 'vfsd'))\n"
+    )
+    out = subprocess.run([sys.executable, "-ISEc", code], capture_output=True, text=True, check=True)
+    assert set(out.stdout.split()) <= {"__future__", "_socket", "errno", "fcntl", "grp"}
+
+
+def test_vfsd_virtiofsd_needs_no_click() -> None:
+    code = "import sys, vfsd.virtiofsd.life; print('click' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "False"
+
+
 def test_each_operation_has_one_home() -> None:
     import importlib
 

@@ -13,6 +13,7 @@ from vfsd.fuse.opcodes import OPERATIONS
 from vfsd.hostfs.cache import CACHE_POLICIES, CachePolicy
 from vfsd.hostfs.fs import Policy
 from vfsd.hostfs.identity import IdentityPolicy, check_rights
+from vfsd.hostfs.ids.idmap import IDENTITY
 from vfsd.hostfs.lock._locks import Locks
 from vfsd.hostfs.ops.mappings import DAX_POLICIES
 from vfsd.hostfs.table._tables import file_handles_work
@@ -139,8 +140,8 @@ def policy_of(options: ServeOptions) -> Policy:
             posix_acl=options.posix_acl,
             security_label=options.security_label,
             killpriv_v2=options.killpriv_v2,
-            uids=options.translate_uid,
-            gids=options.translate_gid,
+            uids=options.translate_uid or IDENTITY,
+            gids=options.translate_gid or IDENTITY,
             xattr_rules=options.xattrmap or (),
         ),
     )

@@ -1,17 +1,23 @@
-"""The sockets that front ends come by: made at a path, or handed over by who started the daemon."""
+"""The sockets that front ends come by: made at a path, or handed over by who started the daemon.
 
+They are there before the rest of the daemon is imported, so this uses what lies below Python's socket.
+"""
+
+from __future__ import annotations
+
+import _socket
 import errno
-import logging
 import os
-import socket
 import stat
-from contextlib import suppress
 
 from vfsd.errors import HostError
 from vfsd.options.checks import SOCKET_PATH_BYTES
-from vfsd.options.table import ServeOptions
 
-log = logging.getLogger("vfsd")
+TYPE_CHECKING = False  # see hostfs/choices.py
+if TYPE_CHECKING:
+    from socket import socket
+
+    from vfsd.options.table import ServeOptions
 
 BACKLOG = 128
 OWNER_ONLY, GROUP_TOO = 0o077, 0o007  # umask
@@ -23,12 +29,21 @@ class Listener:
     path: None where the file is not this daemon's to remove.
     """
 
-    def __init__(self, sock: socket.socket, path: str | None = None) -> None:
-        sock.setblocking(False)
-        self.connected = not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-        self.sock = sock
+    def __init__(self, opened: _socket.socket, path: str | None = None) -> None:
+        self.connected = not opened.getsockopt(_socket.SOL_SOCKET, _socket.SO_ACCEPTCONN)
+        opened.setblocking(False)
+        self._opened = opened
+        self._sock: socket | None = None
         self._path = path
         self._inode = None if path is None else os.lstat(path).st_ino
+
+    @property
+    def sock(self) -> socket:
+        if self._sock is None:
+            from socket import socket
+
+            self._sock = socket(fileno=self._opened.detach())
+        return self._sock
 
     def stop(self) -> None:
         """Nobody can connect any more; the file stays."""
@@ -39,7 +54,9 @@ class Listener:
         if self._path is not None:
             self._unlink(self._path)
             self._path = None
-        self.sock.close()
+        self._opened.close()
+        if self._sock is not None:
+            self._sock.close()
 
     def _unlink(self, path: str) -> None:
         # Another daemon may have taken the path after this socket was unlinked by hand.
@@ -49,8 +66,10 @@ class Listener:
         except FileNotFoundError:
             pass
         except PermissionError:
+            from logging import getLogger
+
             # Root of a user namespace, who is not the user that made it.
-            log.warning("%s stays: its directory is not this daemon's", path)
+            getLogger("vfsd").warning("%s stays: its directory is not this daemon's", path)
 
 
 def open_socket(options: ServeOptions) -> Listener:
@@ -71,7 +90,7 @@ def listen(path: str, group: int | None = None) -> Listener:
     staged = f"{path}.{os.getpid()}"
     if len(os.fsencode(staged)) > SOCKET_PATH_BYTES:
         staged = path
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     option = "--socket"
     mask = os.umask(OWNER_ONLY if group is None else GROUP_TOO)
     try:
@@ -92,26 +111,26 @@ def listen(path: str, group: int | None = None) -> Listener:
     return Listener(sock, path)
 
 
-def adopt(fd: int) -> socket.socket:
+def adopt(fd: int) -> _socket.socket:
     """What was handed over as that descriptor, which listens or is connected. HostError."""
     try:
-        sock = socket.socket(fileno=fd)
+        sock = _socket.socket(fileno=fd)
     except OSError as problem:
         raise HostError(
             "--fd", f"descriptor {fd} is no socket ({problem.strerror}); hand a listening one over"
         ) from problem
-    if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
+    if sock.family != _socket.AF_UNIX or sock.type != _socket.SOCK_STREAM:
         sock.detach()
         raise HostError("--fd", f"descriptor {fd} is no stream socket of AF_UNIX; hand one over")
-    listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    listens = sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_ACCEPTCONN)
     if not listens and not is_connected(sock):
         sock.detach()
         raise HostError("--fd", f"descriptor {fd} neither listens nor is connected; make it do so first")
-    sock.set_inheritable(False)
+    os.set_inheritable(fd, False)
     return sock
 
 
-def is_connected(sock: socket.socket) -> bool:
+def is_connected(sock: _socket.socket) -> bool:
     try:
         sock.getpeername()
     except OSError:
@@ -126,11 +145,14 @@ def remove_stale(path: str) -> None:
         return
     if not stat.S_ISSOCK(mode):
         raise HostError("--socket", f"{path} is no socket; remove it or choose another path")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        # A daemon whose backlog is full is alive too.
-        probe.setblocking(False)
-        problem = probe.connect_ex(path)
+    probe = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    # A daemon whose backlog is full is alive too.
+    probe.setblocking(False)
+    problem = probe.connect_ex(path)
+    probe.close()
     if problem != errno.ECONNREFUSED:
         raise HostError("--socket", f"a daemon listens on {path}; stop it or choose another path")
-    with suppress(FileNotFoundError):
+    try:
         os.unlink(path)
+    except FileNotFoundError:
+        return

@@ -51,15 +51,18 @@ KILLED_S: Final = 1.0  # for one to be gone after that
 PAUSE_S: Final = 0.1  # before the next try to accept or fork where something can't be had
 
 
-def serve(options: ServeOptions, once: bool = False, ready: Callable[[], None] = notify_ready) -> int:
+def serve(
+    options: ServeOptions, listener: Listener | None = None, *, once: bool = False,
+    ready: Callable[[], None] = notify_ready,
+) -> int:  # fmt: skip
     """Serve until a stop signal, or once until the front end has left: the exit status.
 
-    ConfigError before anything is made. ready: called when it listens.
+    ConfigError before anything is made. listener: opened already. ready: called when it is served.
     """
     set_descriptor_limit(options.rlimit_nofile)
     share = open_share(options)
     try:
-        listener = open_socket(options)
+        listener = listener or open_socket(options)
     except BaseException:
         share.close()
         raise

@@ -1,13 +1,14 @@
 """What a guest may keep and for how long, by cache mode (docs/caching.md)."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING
 
 from vfsd.fuse.abi import Fopen
 
-CacheMode = Literal["never", "auto", "metadata", "always"]
-DirectWrites = Literal["never", "direct", "always"]
-SymlinkCache = Literal["never", "auto", "always"]
+if TYPE_CHECKING:
+    from vfsd.hostfs.choices import CacheMode
 
 DAY_S = 86400.0
 # Programs ask again and again for names that are not there, but within moments: a second answers
@@ -35,7 +36,7 @@ class CachePolicy:
 
     def with_timeouts(
         self, entry_s: float | None, attr_s: float | None, negative_s: float | None
-    ) -> "CachePolicy":
+    ) -> CachePolicy:
         """The same but for the timeouts that are given."""
         return replace(
             self,

@@ -1,14 +1,16 @@
 """The shared directory as one guest sees it: tables, and the policy compiled into them."""
 
+from __future__ import annotations
+
 import importlib
 from dataclasses import dataclass
 from errno import EROFS
-from typing import Literal
+from typing import TYPE_CHECKING
 
 from vfsd.fuse.abi import Fopen, Init
 from vfsd.fuse.dispatch import Dispatch
 from vfsd.fuse.opcodes import OPERATIONS, Home, Opcode
-from vfsd.hostfs.cache import CachePolicy, DirectWrites
+from vfsd.hostfs.cache import CachePolicy
 from vfsd.hostfs.identity import IdentityPolicy
 from vfsd.hostfs.lock._locks import Locks
 from vfsd.hostfs.ops.mappings import (
@@ -21,8 +23,9 @@ from vfsd.hostfs.ops.mappings import (
 )
 from vfsd.hostfs.table._tables import Tables
 
-FileHandles = Literal["never", "prefer", "mandatory"]
-FILE_HANDLES: tuple[FileHandles, ...] = ("never", "prefer", "mandatory")
+if TYPE_CHECKING:
+    from vfsd.hostfs.choices import DirectWrites
+
 # Of a guest's descriptors, what open files may take; without some for inodes nothing can be opened.
 HANDLES_SHARE = 0.875
 

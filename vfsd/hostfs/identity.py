@@ -1,9 +1,11 @@
 """Whose files are and what is attached to them: the operator's choices, and what INIT has to agree on."""
 
+from __future__ import annotations
+
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
 from vfsd.errors import ConfigError
 from vfsd.fuse.abi import Init
@@ -11,7 +13,8 @@ from vfsd.hostfs.ids import idmap, xattrmap
 from vfsd.hostfs.ids._credentials import supplementary_groups_work
 from vfsd.hostfs.table._tables import Tables
 
-Negotiation = Literal["never", "auto", "always"]  # auto: if the guest can; always: it must
+if TYPE_CHECKING:
+    from vfsd.hostfs.choices import Negotiation
 
 # What root needs to make files for others (linux/capability.h).
 CREATOR_CAPABILITIES = {"CAP_SETGID": 6, "CAP_SETUID": 7}

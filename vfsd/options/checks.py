@@ -1,16 +1,24 @@
 """Checks of single values: each takes the option's name and the operator's text and gives the value.
 
-ConfigError names the option and says what to write instead.
+ConfigError names the option and says what to write instead. What takes long to import is imported by the
+check that needs it: few command lines do.
 """
+
+from __future__ import annotations
 
 import grp
 import os
-from collections.abc import Callable
 
 from vfsd.errors import ConfigError, HostError
-from vfsd.fuse.abi import DAX_RANGE, TAG_BYTES
-from vfsd.hostfs.ids.idmap import ID_MAX
-from vfsd.hostfs.ops.mappings import DAX_POLICIES, DaxPolicy
+
+TYPE_CHECKING = False  # see hostfs/choices.py
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from vfsd.hostfs.ids.idmap import IdMap
+    from vfsd.hostfs.ids.xattrmap import Rule
+    from vfsd.hostfs.ops.mappings import DaxPolicy
+    from vfsd.sandbox.userns import IdRange
 
 SOCKET_PATH_BYTES = 107  # sun_path of unix(7), without the NUL
 TIMEOUT_S_MAX = 10**9
@@ -33,7 +41,7 @@ def check_socket(option: str, text: str) -> str:
 
 def check_group(option: str, text: str) -> int:
     """The group's number."""
-    if text.isascii() and text.isdigit() and int(text) <= ID_MAX:
+    if text.isascii() and text.isdigit() and int(text) < 2**32 - 1:
         return int(text)
     try:
         return grp.getgrnam(text).gr_gid
@@ -53,6 +61,8 @@ def check_shared_dir(option: str, text: str) -> str:
 
 
 def check_tag(option: str, text: str) -> bytes:
+    from vfsd.fuse.abi import TAG_BYTES
+
     tag = os.fsencode(text)
     if not tag:
         raise ConfigError(option, "is empty; give the name the guest mounts")
@@ -102,6 +112,8 @@ def check_size(option: str, text: str) -> int:
 
 
 def check_dax_window(option: str, text: str) -> int:
+    from vfsd.fuse.abi import DAX_RANGE
+
     size = check_size(option, text)
     if size == 0 or size % DAX_RANGE or size > DAX_WINDOW_MAX:
         raise ConfigError(
@@ -113,9 +125,29 @@ def check_dax_window(option: str, text: str) -> int:
 
 
 def check_dax_policy(option: str, text: str) -> DaxPolicy:
+    from vfsd.hostfs.ops.mappings import DAX_POLICIES, DaxPolicy
+
     kind, colon, size = text.partition(":")
     if kind == "size" and colon:
         return DaxPolicy(size_min=check_size(option, size))
     if text not in DAX_POLICIES:
         raise ConfigError(option, f"{text!r} is unknown; use {', '.join(DAX_POLICIES)} or size:BYTES")
     return DAX_POLICIES[text]
+
+
+def check_xattrmap(option: str, text: str) -> tuple[Rule, ...]:
+    from vfsd.hostfs.ids.xattrmap import parse_map
+
+    return parse_map(option, text)
+
+
+def check_id_rules(option: str, texts: Sequence[str]) -> IdMap:
+    from vfsd.hostfs.ids.idmap import parse_rules
+
+    return parse_rules(option, texts)
+
+
+def check_id_ranges(option: str, texts: Sequence[str]) -> tuple[IdRange, ...]:
+    from vfsd.sandbox.userns import parse_ranges
+
+    return parse_ranges(option, texts)

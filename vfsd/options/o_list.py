@@ -1,10 +1,14 @@
 """`-o name[=value],...`: the options as libvirt and the older daemons spell them."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from __future__ import annotations
 
 from vfsd.errors import ConfigError
 from vfsd.options.table import SERVE_OPTIONS, Option
+
+TYPE_CHECKING = False  # see hostfs/choices.py
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
 
 # What the C daemon knew and nothing here depends on, and why.
 WITHOUT_EFFECT = {
@@ -13,18 +17,20 @@ WITHOUT_EFFECT = {
 }
 
 
-class Given(NamedTuple):
+class Given:
     """What one option was given, as it was spelled there: text, or a flag's value."""
 
-    spelled: str
-    value: Any
+    def __init__(self, spelled: str, value: Any) -> None:
+        self.spelled = spelled
+        self.value = value
 
 
-class OList(NamedTuple):
+class OList:
     """given: by Option.key, the last word for each. notes: a line for each word without effect."""
 
-    given: Mapping[str, Given]
-    notes: Sequence[str]
+    def __init__(self, given: Mapping[str, Given], notes: Sequence[str]) -> None:
+        self.given = given
+        self.notes = notes
 
 
 def o_spellings() -> dict[str, tuple[Option, str | bool | None]]:

@@ -1,30 +1,36 @@
 """From what was given on a command line to checked values."""
 
+from __future__ import annotations
+
 import os
-from collections.abc import Mapping
-from typing import Any
 
 from vfsd.errors import ConfigError
-from vfsd.hostfs.ids.idmap import IDENTITY
-from vfsd.options.o_list import Given
 from vfsd.options.table import SERVE_OPTIONS, ServeOptions
-from vfsd.sandbox.userns import check_allowed
+
+TYPE_CHECKING = False  # see hostfs/choices.py
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from vfsd.options.o_list import Given
 
 
 def check_options(given: Mapping[str, Given]) -> ServeOptions:
     """By Option.key what was given, to checked values. ConfigError."""
     values: dict[str, Any] = {}
     for option in SERVE_OPTIONS:
-        spelled, text = given.get(option.key, (option.name, None))
+        found = given.get(option.key)
+        spelled, text = (option.name, None) if found is None else (found.spelled, found.value)
         if option.check is None:
             values[option.key] = option.on if text is None else text
             continue
         if text is None:
-            text = () if option.multiple else option.default
+            text = option.default
         if text is None and option.required:
             raise ConfigError(option.name, f"is missing; add {option.name} {option.metavar}")
-        values[option.key] = None if text is None else option.check(spelled, text)
-    options = ServeOptions(**values)
+        unset = () if option.multiple else None
+        values[option.key] = unset if text is None else option.check(spelled, text)
+    options = ServeOptions(values)
     check_together(options)
     return options
 
@@ -37,9 +43,10 @@ def check_together(options: ServeOptions) -> None:
     if options.zero_message_open:
         check_zero_message_open(options)
     if options.uid_map or options.gid_map:
+        from vfsd.sandbox.userns import check_allowed
+
         check_allowed(options.uid_map, options.gid_map)
-    translated = {options.translate_uid, options.translate_gid} != {IDENTITY}
-    if options.posix_acl != "never" and translated:
+    if options.posix_acl != "never" and (options.translate_uid or options.translate_gid):
         raise ConfigError("--posix-acl", "the ids in an ACL can't be translated; leave out --translate-*")
 
 

@@ -3,31 +3,43 @@
 A check takes the operator's text and gives the value, or raises ConfigError naming the option.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from __future__ import annotations
 
-from vfsd.hostfs.cache import CACHE_POLICIES, CacheMode, DirectWrites, SymlinkCache
-from vfsd.hostfs.fs import FILE_HANDLES, FileHandles
-from vfsd.hostfs.identity import Negotiation
-from vfsd.hostfs.ids.idmap import IdMap, parse_rules
-from vfsd.hostfs.ids.xattrmap import Rule, parse_map
-from vfsd.hostfs.ops.mappings import DaxPolicy
+from vfsd.hostfs.choices import (
+    CACHE_MODES,
+    DIRECT_WRITES,
+    FILE_HANDLES,
+    NEGOTIATIONS,
+    SYMLINK_CACHES,
+)
 from vfsd.options.checks import (
     check_choice,
     check_dax_policy,
     check_dax_window,
     check_group,
+    check_id_ranges,
+    check_id_rules,
     check_number,
     check_seconds,
     check_shared_dir,
     check_socket,
     check_tag,
+    check_xattrmap,
 )
-from vfsd.sandbox.userns import IdRange, parse_ranges
+
+TYPE_CHECKING = False  # see hostfs/choices.py
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
+    from vfsd.hostfs.choices import CacheMode, DirectWrites, FileHandles, Negotiation, SymlinkCache
+    from vfsd.hostfs.ids.idmap import IdMap
+    from vfsd.hostfs.ids.xattrmap import Rule
+    from vfsd.hostfs.ops.mappings import DaxPolicy
+    from vfsd.sandbox.userns import IdRange
 
 REQUEST_QUEUES_MAX = 64
 POLL_US_MAX = 1000
-NEGOTIATIONS = ("never", "auto", "always")
 FD_BUDGET_MIN = 64
 FD_BUDGET_MAX = 1 << 20  # HANDLES_MAX of the tables; Linux's default fs.nr_open
 LOG_LEVELS = ("off", "error", "warning", "info", "debug")
@@ -35,7 +47,7 @@ THREAD_POOL_MAX = 1024
 NOFILE_MAX = 1 << 30  # the largest fs.nr_open
 
 
-class Option(NamedTuple):
+class Option:
     """One option. check None: a flag, off unless given. default None: required, or simply not set.
 
     on: a flag that is on unless --no-NAME is given.
@@ -45,26 +57,40 @@ class Option(NamedTuple):
     o_words: whole words of `-o` that stand for a value of an option that is no flag.
     """
 
-    name: str
-    help: str
-    check: Callable[[str, Any], Any] | None = None
-    metavar: str = ""
-    default: str | None = None
-    required: bool = False
-    bare: str | None = None
-    aliases: tuple[str, ...] = ()
-    on: bool = False
-    multiple: bool = False
-    o_names: tuple[str, ...] = ()
-    o_words: Mapping[str, str] = {}
+    def __init__(
+        self, name: str, help: str, check: Callable[[str, Any], Any] | None = None, metavar: str = "", *,
+        default: str | None = None, required: bool = False, bare: str | None = None,
+        aliases: tuple[str, ...] = (), on: bool = False, multiple: bool = False,
+        o_names: tuple[str, ...] = (), o_words: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        self.name = name
+        self.help = help
+        self.check = check
+        self.metavar = metavar
+        self.default = default
+        self.required = required
+        self.bare = bare
+        self.aliases = aliases
+        self.on = on
+        self.multiple = multiple
+        self.o_names = o_names
+        self.o_words = o_words or {}
 
     @property
     def key(self) -> str:
         return self.name.lstrip("-").replace("-", "_")
 
 
-class ServeOptions(NamedTuple):
+class ServeOptions:
     """The checked values, by Option.key."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self.__dict__.update(values)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ServeOptions) and vars(self) == vars(other)
+
+    __hash__ = None  # type: ignore[assignment]
 
     socket: str | None
     socket_group: int | None
@@ -137,7 +163,7 @@ SERVE_OPTIONS = (
     Option(
         "--cache", "What the guest may keep: nothing (never), names and attributes for a second"
         " (auto) or a day (metadata), or everything for a day (always).",
-        check_choice(*CACHE_POLICIES, none="never"), "|".join(CACHE_POLICIES), default="auto",
+        check_choice(*CACHE_MODES, none="never"), "|".join(CACHE_MODES), default="auto",
         o_names=("cache",),
     ),
     Option(
@@ -165,7 +191,7 @@ SERVE_OPTIONS = (
         "--symlink-cache", "Let the guest keep where a symlink points to for as long as it knows the"
         " symlink: not at all (never), with --cache metadata and always (auto), or in each mode (always)."
         " On a local file system a symlink never changes; on procfs or FUSE it may.",
-        check_choice("never", "auto", "always"), "never|auto|always", default="auto",
+        check_choice(*SYMLINK_CACHES), "|".join(SYMLINK_CACHES), default="auto",
     ),
     Option(
         "--always-flush", "Have the guest tell each close of a file, also on file systems where"
@@ -175,7 +201,7 @@ SERVE_OPTIONS = (
         "--parallel-direct-writes", "Files that several threads of the guest may write to at once past"
         " its cache, a large write then in no fixed order with the others: none (never), those opened"
         " with O_DIRECT (direct), or all (always).",
-        check_choice("never", "direct", "always"), "never|direct|always", default="direct",
+        check_choice(*DIRECT_WRITES), "|".join(DIRECT_WRITES), default="direct",
     ),
     Option(
         "--writeback", "Let the guest keep what is written and write it later. Only for a directory"
@@ -221,7 +247,7 @@ SERVE_OPTIONS = (
     Option(
         "--xattrmap", "Rename, hide or refuse extended attributes by rules as virtiofsd's; turns on --xattr."
         " :map::user.virtiofs.: keeps all of the guest's apart from the host's.",
-        parse_map, "RULES", o_names=("xattrmap",),
+        check_xattrmap, "RULES", o_names=("xattrmap",),
     ),
     Option(
         "--posix-acl", "Pass POSIX ACLs through: never, if the guest's kernel can (auto), or only to"
@@ -242,18 +268,18 @@ SERVE_OPTIONS = (
     Option(
         "--uid-map", "Not as root: serve from a user namespace in which COUNT user ids from INSIDE on are"
         " the host's from OUTSIDE on, as /etc/subuid allows. May be repeated.",
-        parse_ranges, ":INSIDE:OUTSIDE:COUNT:", multiple=True,
+        check_id_ranges, ":INSIDE:OUTSIDE:COUNT:", multiple=True,
     ),
     Option(
-        "--gid-map", "The same for group ids.", parse_ranges, ":INSIDE:OUTSIDE:COUNT:", multiple=True,
+        "--gid-map", "The same for group ids.", check_id_ranges, ":INSIDE:OUTSIDE:COUNT:", multiple=True,
     ),
     Option(
         "--translate-uid", "Translate user ids between guest and host: TYPE guest, host, squash-guest,"
         " squash-host or map, or forbid-guest:FROM:COUNT. May be repeated.",
-        parse_rules, "TYPE:FROM:TO:COUNT", multiple=True,
+        check_id_rules, "TYPE:FROM:TO:COUNT", multiple=True,
     ),
     Option(
-        "--translate-gid", "The same for group ids.", parse_rules, "TYPE:FROM:TO:COUNT", multiple=True,
+        "--translate-gid", "The same for group ids.", check_id_rules, "TYPE:FROM:TO:COUNT", multiple=True,
     ),
     Option(
         "--announce-submounts", "Let what is mounted below the shared directory be a mount of its own in"

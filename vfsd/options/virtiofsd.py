@@ -5,13 +5,17 @@ counts where an option is repeated. A value of `-o` outweighs the option's own n
 bare form takes a value only after "=". All of vfsd's own options are known too.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from __future__ import annotations
 
 from vfsd.errors import ConfigError
 from vfsd.options.checks import check_choice
 from vfsd.options.o_list import Given, read_o
 from vfsd.options.table import SERVE_OPTIONS, Option
+
+TYPE_CHECKING = False  # see hostfs/choices.py
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
 
 PROGRAM = "vfsd-virtiofsd"
 NO_MIGRATION = "vfsd does not migrate, and the front end is told so"
@@ -42,13 +46,14 @@ OWN_OPTIONS = (
 )  # fmt: skip
 
 
-class CommandLine(NamedTuple):
+class CommandLine:
     """given: by Option.key what the table's options were given. own: values of OWN_OPTIONS by
     Option.key, those that were given. notes: a line for each option without effect."""
 
-    given: Mapping[str, Given]
-    own: Mapping[str, Any]
-    notes: Sequence[str]
+    def __init__(self, given: Mapping[str, Given], own: Mapping[str, Any], notes: Sequence[str]) -> None:
+        self.given = given
+        self.own = own
+        self.notes = notes
 
 
 def spellings() -> dict[str, tuple[Option, bool]]:
@@ -108,7 +113,7 @@ def sort_out(found: Mapping[str, Sequence[Given]]) -> CommandLine:
             given[option.key] = Given(several[-1].spelled, values if option.multiple else values[-1])
     for option in OWN_OPTIONS:
         if several := found.get(option.key):
-            spelled, value = several[-1]
+            spelled, value = several[-1].spelled, several[-1].value
             own[option.key] = value if option.check is None else option.check(spelled, value)
             if option.key.startswith("migration"):
                 notes.append(f"{spelled} has no effect: {NO_MIGRATION}")

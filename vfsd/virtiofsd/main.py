@@ -1,20 +1,26 @@
-"""The entry point of vfsd-virtiofsd."""
+"""The entry point of vfsd-virtiofsd: it listens first, and imports the daemon then."""
+
+from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
 
-from vfsd.errors import ConfigError, HostError
+from vfsd.daemon.sockets import open_socket
+from vfsd.errors import EXIT_BUG, EXIT_USAGE, ConfigError, HostError
 from vfsd.options.o_list import Given
 from vfsd.options.resolve import check_options
-from vfsd.options.table import ServeOptions
-from vfsd.options.virtiofsd import PROGRAM, CommandLine, parse
+from vfsd.options.virtiofsd import PROGRAM, parse
+from vfsd.virtiofsd.pidfile import PidFile
 
-EXIT_ENDED = 0
-EXIT_FAILED = 1  # the host refused something, or a signal ended it
-EXIT_USAGE = 2
-EXIT_BUG = 70
+TYPE_CHECKING = False  # see hostfs/choices.py
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import NoReturn
+
+    from vfsd.options.table import ServeOptions
+    from vfsd.options.virtiofsd import CommandLine
+
+EXIT_FAILED = 1  # the host refused something
 
 # What is true of this daemon, of what management software may ask for. libvirt takes the word
 # separate-options for a daemon without locks, and would refuse its <lock>; it gives -o lists else.
@@ -42,21 +48,48 @@ def run(words: Sequence[str]) -> int:
     if not words or "help" in line.own:
         from vfsd.virtiofsd.usage import usage
 
-        print(usage(), file=sys.stdout if words else sys.stderr)
-        return EXIT_ENDED if words else EXIT_USAGE
+        show(usage(), 1 if words else 2)
+        return 0 if words else EXIT_USAGE
     if "version" in line.own:
         from vfsd import __version__
 
-        print(f"{PROGRAM} {__version__} (command line of virtiofsd 1.14.0)")
-        return EXIT_ENDED
+        show(f"{PROGRAM} {__version__} (command line of virtiofsd 1.14.0)", 1)
+        return 0
     if "print_capabilities" in line.own:
         import json
 
-        print(json.dumps({"type": "fs", "features": list(CAPABILITIES)}, indent=2))
-        return EXIT_ENDED
-    from vfsd.virtiofsd.life import live
+        show(json.dumps({"type": "fs", "features": CAPABILITIES}, indent=2), 1)
+        return 0
+    return serve(read(line), line)
 
-    return live(read(line), line)
+
+def show(text: str, fd: int) -> None:
+    """Also to a reader that has had enough."""
+    try:
+        os.write(fd, f"{text}\n".encode())
+    except BrokenPipeError:
+        return
+
+
+def serve(options: ServeOptions, line: CommandLine) -> int:
+    """The exit status: 0 when the front end has left. ConfigError; nothing that was made is left then."""
+    listening = None
+    if "daemonize" in line.own:
+        from vfsd.virtiofsd.background import go_to_background
+
+        listening = go_to_background()
+    pid_file = None if options.socket is None else PidFile("--socket-path", options.socket)
+    listener = None
+    try:
+        listener = open_socket(options)
+        from vfsd.virtiofsd.life import live
+
+        return live(options, line.notes, listener, listening)
+    finally:
+        if listener is not None:
+            listener.close()
+        if pid_file is not None:
+            pid_file.close()
 
 
 def read(line: CommandLine) -> ServeOptions:

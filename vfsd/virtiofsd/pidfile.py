@@ -1,9 +1,9 @@
 """SOCKET.pid, as virtiofsd makes it: of mode 0600, with the process's id, locked while it lives."""
 
+from __future__ import annotations
+
 import fcntl
 import os
-from types import TracebackType
-from typing import Self
 
 from vfsd.errors import HostError
 
@@ -27,12 +27,7 @@ class PidFile:
                 option, f"{self.path} can't be written ({problem.strerror}); choose another path"
             ) from problem
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         """Remove it, where that is allowed."""
         try:
             if is_at(self._fd, self.path):
