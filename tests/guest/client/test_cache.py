@@ -455,9 +455,9 @@ def settled(peer: Peer, descriptors: int) -> bool:
 # ---- writeback
 
 
-@pytest.fixture
-def writeback(mounted: Mounted) -> Filesystem:
-    fs = mounted("qemu-virtiofsd", daemon=("writeback",), cache="always")
+@pytest.fixture(params=["vfsd", "qemu-virtiofsd"])
+def writeback(mounted: Mounted, request: pytest.FixtureRequest) -> Filesystem:
+    fs = mounted(request.param, daemon=("writeback",), cache="always")
     assert fs.stat("/").st_ino and fs.conn.has(Init.WRITEBACK_CACHE)
     return fs
 
@@ -521,3 +521,36 @@ def test_writeback_tells_fsync_what_went_wrong(writeback: Filesystem) -> None:
         with pytest.raises(OSError) as caught:
             writeback.fsync(file)
         assert caught.value.errno == errno.EFBIG
+
+
+def test_an_error_of_writing_back_is_told_to_who_wrote(writeback: Filesystem) -> None:
+    """Also when another program's look at the file has met it first."""
+    with writeback.open("/file", "w") as file, writeback.open("/file") as other:
+        file.pwrite(b"x", 2**62)
+        with pytest.raises(OSError):
+            other.seek(0, os.SEEK_DATA)
+        assert writeback.stat("/file").st_size == 2**62 + 1
+        with pytest.raises(OSError) as caught:
+            writeback.fsync(file)
+        assert caught.value.errno == errno.EFBIG
+        writeback.fsync(file)
+
+
+def test_dirty_data_is_no_hole(writeback: Filesystem, shared: Path) -> None:
+    fs = writeback
+    with fs.open("/file", "w+") as file:
+        file.truncate(1 << 20)
+        for position in (500_000, 900_000):
+            file.pwrite(b"x" * 10_000, position)
+            start = position // 4096 * 4096
+            assert file.seek(position - 100_000, os.SEEK_DATA) == start
+            assert file.seek(start, os.SEEK_HOLE) == -(-(position + 10_000) // 4096) * 4096
+    with fs.open("/new", "w+") as file:
+        file.write(b"x" * 200_000)
+        assert fs.fstat(file).st_blocks * 512 >= 200_000
+        file.write(b"x" * 200_000)
+        assert fs.stat("/new").st_blocks * 512 >= 400_000
+        with fs.open("/copy", "w") as copy:
+            file.write(b"y" * 1000)
+            assert fs.copy_file_range(file, copy, (1 << 20), 0, 0) == 401_000
+    assert (shared / "copy").read_bytes() == b"x" * 400_000 + b"y" * 1000

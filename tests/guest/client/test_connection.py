@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import stat
 import threading
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from guests.daemon import eventually
 
 from vfsd.fuse import abi
 from vfsd.fuse.abi import Init
@@ -17,7 +19,7 @@ from vfsd.fuse.opcodes import Opcode
 from vfsd.guest import Filesystem, mount_device
 from vfsd.guest.client.connection import Connection
 
-from .stub import FLAGS, StubDevice, entry, init_out
+from .stub import FLAGS, StubDevice, attr, entry, init_out
 
 
 @contextmanager
@@ -227,3 +229,43 @@ def test_identity_is_hidden_if_the_daemon_allows_idmapped_mounts() -> None:
         fs.mkdir("/dir")
     assert seen[Opcode.LOOKUP] == (0xFFFFFFFF, 0xFFFFFFFF)
     assert seen[Opcode.MKDIR][0] != 0xFFFFFFFF
+
+
+def test_who_asks_for_holes_waits_for_what_others_write_back() -> None:
+    """The daemon knows of no data before it has answered the WRITE."""
+    device, written = StubDevice(), threading.Event()
+    transport = device.transport
+    answer_init(device, flags=FLAGS | Init.WRITEBACK_CACHE)
+
+    def answer_write(_nodeid: int, _args: bytes) -> bytes:
+        written.set()
+        return abi.WRITE_OUT.pack(3, 0)
+
+    def answer_lseek(_nodeid: int, _args: bytes) -> bytes:
+        if not written.is_set():
+            raise OSError(errno.ENXIO, "")
+        return abi.LSEEK_OUT.pack(0)
+
+    transport.answers |= {
+        Opcode.LOOKUP: lambda _nodeid, _args: entry(2, valid=100),
+        Opcode.OPEN: lambda _nodeid, _args: abi.OPEN_OUT.pack(1, 0, 0),
+        Opcode.RELEASE: lambda _nodeid, _args: b"",
+        Opcode.SETATTR: lambda nodeid, _args: abi.ATTR_OUT.pack(100, 0, 0) + attr(nodeid),
+        Opcode.WRITE: answer_write,
+        Opcode.LSEEK: answer_lseek,
+    }
+    found: list[int] = []
+    with mounted(device) as fs, fs.open("/file", "r+") as file, fs.open("/file") as other:
+        file.write(b"new")
+        transport.hold = True
+        writer = threading.Thread(target=lambda: fs.fsync(file))
+        writer.start()
+        assert eventually(lambda: transport.running == 1)
+        reader = threading.Thread(target=lambda: found.append(other.seek(0, os.SEEK_DATA)))
+        reader.start()
+        reader.join(0.3)  # it has its answer by then, if it asks before
+        transport.hold = False
+        transport.release()
+        writer.join()
+        reader.join()
+    assert found == [0]

@@ -145,7 +145,10 @@ def flush(file: OpenFile, owner: int) -> None:
     inode.check_good()
     if file.open_flags & Fopen.NOFLUSH and not conn.has(Init.WRITEBACK_CACHE):
         return
-    flush_dirty(inode)
+    if file.writable:
+        flush_for(file)
+    else:
+        flush_quietly(inode)
     args = abi.FLUSH_IN.pack(file.fh, 0, 0, scrambled(conn, owner))
     conn.try_call(Opcode.FLUSH, inode.nodeid, args, instead=0)
     if conn.has(Init.WRITEBACK_CACHE):
@@ -480,25 +483,55 @@ def write_back(file: OpenFile, position: int, data: memoryview) -> int:
 
 
 def flush_dirty(inode: Inode) -> None:
-    """Write what is dirty, then the times (fuse_writepages, fuse_flush_times)."""
-    if not inode.pages.dirty and not inode.dirty_times:
+    """Write what is dirty, then the times, and wait, also for what others write back just now
+    (filemap_write_and_wait, fuse_flush_times). OSError, of which `flush_for` tells each open file too."""
+    if not inode.keeps_times:
         return
-    conn = inode.sb.conn
     with inode.lock:
-        if not inode.writable:
-            raise OSError(EIO, "dirty pages without a file to write them by")
-        fh = inode.writable[-1]
-        batch = Batch()
+        if not inode.pages.dirty and not inode.dirty_times:
+            return
         try:
-            for first, data in inode.pages.take_dirty(min(conn.max_pages, conn.max_write // PAGE_SIZE)):
-                send_dirty(inode, fh, first * PAGE_SIZE, data, batch)
+            flush_locked(inode)
+        except OSError as problem:
+            inode.write_errors += 1
+            inode.write_error = problem.errno or EIO
+            raise
         finally:
-            batch.wait()
-        if inode.dirty_times:
-            inode.dirty_times = False
-            attr = inode.attr
-            setattr_now(inode, Fattr.MTIME | Fattr.CTIME, mtime_ns=attr.mtime_ns,
-                        ctime_ns=attr.ctime * 10**9 + attr.ctimensec, fh=fh)  # fmt: skip
+            inode.invalidate(STATX_BLOCKS)
+
+
+def flush_locked(inode: Inode) -> None:
+    conn = inode.sb.conn
+    if not inode.writable:
+        raise OSError(EIO, "dirty pages without a file to write them by")
+    fh = inode.writable[-1]
+    batch = Batch()
+    try:
+        for first, data in inode.pages.take_dirty(min(conn.max_pages, conn.max_write // PAGE_SIZE)):
+            send_dirty(inode, fh, first * PAGE_SIZE, data, batch)
+    finally:
+        batch.wait()
+    if inode.dirty_times:
+        inode.dirty_times = False
+        attr = inode.attr
+        setattr_now(inode, Fattr.MTIME | Fattr.CTIME, mtime_ns=attr.mtime_ns,
+                    ctime_ns=attr.ctime * 10**9 + attr.ctimensec, fh=fh)  # fmt: skip
+
+
+def flush_for(file: OpenFile) -> None:
+    """The same for fsync(2) and close(2), which tell an error once for each open file, whoever met it first
+    (file_check_and_advance_wb_err)."""
+    inode = file.inode
+    flush_quietly(inode)
+    if file.write_errors_told != inode.write_errors:
+        file.write_errors_told = inode.write_errors
+        raise OSError(inode.write_error, strerror(inode.write_error))
+
+
+def flush_quietly(inode: Inode) -> None:
+    """For who has written nothing: an error is for those to be told who have."""
+    with suppress(OSError):
+        flush_dirty(inode)
 
 
 def send_dirty(inode: Inode, fh: int, position: int, data: bytes, batch: Batch) -> None:
@@ -524,7 +557,7 @@ def fsync(file: OpenFile, datasync: bool) -> None:
     """fuse_fsync, fuse_dir_fsync"""
     inode = file.inode
     inode.check_good()
-    flush_dirty(inode)
+    flush_for(file)
     opcode = Opcode.FSYNCDIR if inode.is_dir else Opcode.FSYNC
     args = abi.FSYNC_IN.pack(file.fh, abi.FSYNC_FDATASYNC if datasync else 0, 0)
     file.conn.try_call(opcode, inode.nodeid, args, instead=0)

@@ -62,6 +62,8 @@ class Inode:
         self.dentries: list[Dentry] = []
         self.symlink: bytes | None = None
         self.dirty_times = False
+        self.write_errors = 0  # of writing dirty pages, how many so far
+        self.write_error = 0  # the last one's errno
         self.writable: list[int] = []  # fh of open files that can write
         self.no_security = False  # S_NOSEC: nothing to remove before a write
         self.names = SharedLock()  # of a directory: lookups share it, changes have it alone

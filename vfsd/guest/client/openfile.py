@@ -30,6 +30,7 @@ class OpenFile:
         self.next_read = 0  # where a sequential reader goes on
         self.flocked = False
         self.closed = False
+        self.write_errors_told = self.inode.write_errors
         with mount.lock:
             mount.busy += 1
         if self.writable and self.inode.is_reg:

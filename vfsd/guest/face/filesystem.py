@@ -242,6 +242,7 @@ class Filesystem:
 
     def fstat(self, file: RawFile) -> os.stat_result:
         with self._on(file) as opened:
+            files.flush_quietly(opened.inode)  # else st_blocks would not have it
             update_attributes(opened.inode, abi.STATX_BASIC)
             return attributes.stat_result(opened.inode)
 
@@ -325,6 +326,7 @@ class Filesystem:
     def stat(self, path: StrPath, *, follow_symlinks: bool = True) -> os.stat_result:
         """Mounts no submount, as stat(2): the place of one not yet mounted has its parent's st_dev."""
         with self.errors(path), self._walk(path, follow=follow_symlinks, automount=False) as place:
+            files.flush_quietly(place.inode)  # else st_blocks would not have it
             update_attributes(place.inode, abi.STATX_BASIC)
             return attributes.stat_result(place.inode)
 
