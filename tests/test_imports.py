@@ -29,6 +29,7 @@ ALLOWED = {
     "options": {"errors", "fuse", "hostfs", "sandbox"},
     "daemon": {"_dax", "errors", "fuse", "hostfs", "options", "queue", "sandbox", "vhost"},
     "virtiofsd": {"daemon", "errors", "options"},
+    "doctor": {"errors", "guest", "hostfs", "sandbox"},
     "guest": {"_dax", "errors", "fuse", "memory", "sys", "vhost", "virtqueue"},
 }
 # Within vfsd.guest.

@@ -1,0 +1,1 @@
+"""vfsd doctor: whether this host, a shared directory, a daemon and a front end fit together."""
