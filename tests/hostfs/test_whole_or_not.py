@@ -55,12 +55,14 @@ def allow_more(daemon: Daemon, n: int) -> None:
 @pytest.mark.parametrize("free", [0, 1, 2])
 @pytest.mark.parametrize("op", MAKERS)
 def test_it_is_made_or_not(daemon: StartDaemon, tmp_path: Path, op: str, free: int) -> None:
-    (tmp_path / "file").write_text("x")
+    for name in ("file", "removed"):
+        (tmp_path / name).write_text("x")
     served = daemon(tmp_path)
     with guests_of(served) as start:
         guest = start()
         guest.init()
-        file = guest.walk("file")
+        file = guest.walk("removed")
+        (tmp_path / "removed").unlink()  # so that its own anchor can't make room
         handles = fill_descriptors(served, guest, file)
         allow_more(served, free)
         try:
