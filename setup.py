@@ -1,4 +1,4 @@
-"""Build of the extensions; everything else is in pyproject.toml.
+"""Build of the extensions, and where manual pages go; everything else is in pyproject.toml.
 
 VFSD_BUILD=debug turns on bounds checks and assertions, VFSD_BUILD=asan adds the address and
 undefined-behaviour sanitizers, VFSD_BUILD=none leaves the extensions out. VFSD_WERROR=1 makes every warning
@@ -91,6 +91,16 @@ def outdated(path: Path) -> bool:
     )
 
 
+# What `make man` has written, where it has.
+DATA = {
+    "share/man/man1": "man/*.1",
+    "share/man/man7": "man/*.7",
+    "share/bash-completion/completions": "man/bash/*",
+    "share/zsh/site-functions": "man/zsh/*",
+    "share/fish/vendor_completions.d": "man/fish/*",
+}
+
+
 class TranslateAndBuild(build_ext):
     """Runs Cython on all modules at once, and only to build them: not for an sdist or metadata."""
 
@@ -126,6 +136,7 @@ class TranslateAndBuild(build_ext):
 if __name__ == "__main__":
     setup(
         ext_modules=[] if BUILD == "none" else [extension(path) for path in sources(".pyx")],
+        data_files=[(folder, sorted(map(str, Path().glob(found)))) for folder, found in DATA.items()],
         cmdclass={"build_ext": TranslateAndBuild},
         options={"build_ext": {"parallel": JOBS}},
     )
