@@ -168,6 +168,13 @@ def test_writeback_keeps_appends_sizes_and_times(places: dict[str, Place]) -> No
     assert (host / "dated").stat().st_mtime_ns == dated == writeback.DATE
 
 
+@pytest.mark.parametrize("name", ["auto", "always", "zero", "writeback"])
+def test_data_are_found_that_only_the_guest_has(places: dict[str, Place], name: str) -> None:
+    _, guest = places[name].directory("unwritten")
+    answers = places[name].workload("copied.py", guest, "mapped")
+    assert answers == dict.fromkeys(answers, True)
+
+
 @pytest.mark.parametrize("name", ["absent", "zero", "writeback"])
 def test_programs_get_on_with_it(places: dict[str, Place], name: str) -> None:
     place = places[name]

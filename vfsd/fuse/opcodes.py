@@ -133,7 +133,7 @@ OPERATIONS = (
     Op(Opcode.RENAME2, Home.HOT, "hostfs.ops.names", modifies=True),
     Op(Opcode.SETUPMAPPING, Home.PYTHON, "hostfs.ops.mappings", blocks=True),
     Op(Opcode.REMOVEMAPPING, Home.PYTHON, "hostfs.ops.mappings", blocks=True),
-    Op(Opcode.LSEEK, Home.HOT, "hostfs.ops.data"),
+    Op(Opcode.LSEEK, Home.HOT, "hostfs.ops.holes"),
     Op(Opcode.COPY_FILE_RANGE, Home.HOT, "hostfs.ops.data", blocks=True, modifies=True),
     Op(Opcode.SYNCFS, Home.HOT, "hostfs.ops.data", blocks=True),
     Op(Opcode.TMPFILE, Home.HOT, "hostfs.ops.data", modifies=True),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from enum import IntEnum
 from typing import TYPE_CHECKING
 
-from vfsd.fuse.abi import Fopen
+from vfsd.fuse.abi import Fopen, Init
 
 if TYPE_CHECKING:
     from vfsd.hostfs.choices import CacheMode
@@ -15,6 +16,14 @@ DAY_S = 86400.0
 # nearly all of them, and who waits for a file of the host is not kept for a day.
 NEGATIVE_S = 1.0
 CACHED_DIR = Fopen.KEEP_CACHE | Fopen.CACHE_DIR
+
+
+class Dirty(IntEnum):
+    """What of a file a guest may have changed without having told the daemon."""
+
+    NOTHING = 0
+    PAGES = 1  # by stores through a shared mapping
+    SIZES = 2  # by any write, so that the file may be longer than the host knows
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,12 @@ class CachePolicy:
     opendir_flags: Fopen
     readdirplus: bool
     symlinks: bool
+
+    def dirty(self, agreed: Init) -> Dirty:
+        """What can be dirty in a guest's page cache that has agreed to these flags."""
+        if Fopen.DIRECT_IO not in self.open_flags:
+            return Dirty.SIZES if Init.WRITEBACK_CACHE in agreed else Dirty.PAGES
+        return Dirty.PAGES if Init.DIRECT_IO_ALLOW_MMAP in agreed else Dirty.NOTHING
 
     def with_timeouts(
         self, entry_s: float | None, attr_s: float | None, negative_s: float | None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from vfsd.fuse.abi import Fopen, Init
 from vfsd.fuse.dispatch import Dispatch
 from vfsd.fuse.opcodes import OPERATIONS, Home, Opcode
-from vfsd.hostfs.cache import CachePolicy
+from vfsd.hostfs.cache import CachePolicy, Dirty
 from vfsd.hostfs.identity import IdentityPolicy
 from vfsd.hostfs.lock._locks import Locks
 from vfsd.hostfs.ops.mappings import (
@@ -138,12 +138,15 @@ class HostFs:
         # A close releases POSIX locks by its FLUSH alone (fuse_setlk), and locks belong to open files.
         posix_locks = Init.POSIX_LOCKS in flags
         locks = posix_locks or Init.FLOCK_LOCKS in flags
+        maps_all = self.policy.maps_all(flags)
         self.tables.agree(
             writeback=Init.WRITEBACK_CACHE in flags,
+            # What is mapped in a DAX window is the host's own pages.
+            dirty=Dirty.NOTHING if maps_all else self.policy.cache.dirty(flags),
             zero_open=self.policy.zero_open and Init.NO_OPEN_SUPPORT in flags and not locks,
             quiet_flags=Fopen.NOFLUSH if self.policy.noflush and not posix_locks else Fopen(0),
             submounts=Init.SUBMOUNTS in flags,
-            maps_all=self.policy.maps_all(flags),
+            maps_all=maps_all,
         )
         self.policy.identity.agree(self.tables, flags)
 

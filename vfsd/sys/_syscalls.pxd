@@ -93,6 +93,7 @@ cdef extern from "<fcntl.h>" nogil:
         int l_pid
     int fcntl(int fd, int cmd, ...)
     int F_GETFL
+    int F_SETFL
     int F_OFD_GETLK
     int F_OFD_SETLK
     int F_RDLCK
@@ -117,10 +118,10 @@ cdef extern from "<fcntl.h>" nogil:
     int O_CLOEXEC
     int O_CREAT
     int O_DIRECT
-    int O_NOATIME
     int O_DIRECTORY
     int O_DSYNC
     int O_EXCL
+    int O_NOATIME
     int O_NOFOLLOW
     int O_NONBLOCK
     int O_PATH
@@ -152,7 +153,9 @@ cdef extern from "_syscalls.h" nogil:
 
 cdef extern from "<sys/uio.h>" nogil:
     int RWF_APPEND
+    int RWF_DSYNC
     int RWF_NOWAIT
+    int RWF_SYNC
     int IOV_MAX "1024"
 
 cdef extern from "<unistd.h>" nogil:

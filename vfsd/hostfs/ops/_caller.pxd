@@ -161,7 +161,7 @@ cdef inline int64_t unopened(tables_t *t, uint64_t nodeid, int flags, int *fd) n
         if index < 0:
             descriptor_put(t)
     if index >= 0:
-        fh = handle_open(t, <int>index, p.index, flags != 0)
+        fh = handle_open(t, <int>index, p.index, flags, flags != 0)
         index = handle_get(t, fh, fd)
         if index >= 0 and flags == 0:
             unopened_keep(t, nodeid, fh)

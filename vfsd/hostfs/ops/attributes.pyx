@@ -13,7 +13,7 @@ from vfsd.hostfs.ops._setid cimport before_change, set_mode
 from vfsd.hostfs.table._handles cimport handle_get, handle_put
 from vfsd.hostfs.ids._idmap cimport translate
 from vfsd.hostfs.table._inodes cimport attr_fill, attr_is_kept, attr_of
-from vfsd.hostfs.table._slots cimport store_relaxed_u16, tables_t
+from vfsd.hostfs.table._slots cimport store_relaxed_u8, tables_t
 from vfsd.hostfs.table._tables cimport Tables
 
 from vfsd.fuse.opcodes import NUMBER
@@ -240,7 +240,7 @@ cdef int op_setattr(void *fs, request_t *r) noexcept nogil:
         # HANDLE_KILLPRIV_V2: before a FALLOCATE or copy that is to take set-id bits away (fuse_setattr
         # drops ATTR_KILL_SUID and sends the rest). Taken away only then: a chown(-1, -1) looks the
         # same, and Linux sends it for who has no right to it.
-        store_relaxed_u16(&t.inodes[p.index].kill, 1)
+        store_relaxed_u8(&t.inodes[p.index].kill, 1)
     # The owner first: a change of owner takes set-uid bits away, which the mode may ask for.
     if arg.valid & (w.FATTR_UID | w.FATTR_GID):
         rc = set_owner(t, p.fd, &arg)

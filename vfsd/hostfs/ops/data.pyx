@@ -15,6 +15,7 @@ from vfsd.hostfs.ops._caller cimport (
     room_for_handle,
 )
 from vfsd.hostfs.ops._creation cimport make_file, make_nameless, unmake
+from vfsd.hostfs.ops._flags cimport descriptor_for
 from vfsd.hostfs.ops._setid cimport before_change
 from vfsd.hostfs.ids._credentials cimport NO_ID, creator_read, creator_t
 from vfsd.hostfs.table._handles cimport descriptor_put, handle_get, handle_open, handle_put, handle_release
@@ -23,7 +24,7 @@ from vfsd.hostfs.table._kinds cimport closes_quietly
 from vfsd.hostfs.lock._locks cimport locks_flush, locks_release
 from vfsd.hostfs.table._nodes cimport inode_forget, inode_get, inode_put, room_for_inode
 from vfsd.hostfs.table._slots cimport (
-    NAME_BYTES, load_acquire_u64, load_relaxed_u16, store_relaxed_u16, store_release_u64, tables_t,
+    NAME_BYTES, load_acquire_u64, load_relaxed_u8, store_relaxed_u8, store_release_u64, tables_t,
 )
 from vfsd.hostfs.table._tables cimport Tables
 
@@ -39,7 +40,7 @@ cdef enum:
     SLOW_MS = 10          # a WRITE that takes so long was throttled (balance_dirty_pages())
     SLOW_FOR_MS = 2000    # then others are expected to be, for so long
 
-ctypedef ssize_t (*transfer_t)(int fd, const h.iovec *iov, int n, int64_t offset) noexcept nogil
+ctypedef ssize_t (*transfer_t)(int fd, const h.iovec *iov, int n, int64_t offset, int flags) noexcept nogil
 
 
 # --- opening ---
@@ -77,7 +78,7 @@ cdef int reply_open(tables_t *t, request_t *r, uint32_t index, uint32_t flags, i
         h.close(fd)
         descriptor_put(t)
     else:
-        out.fh = handle_open(t, fd, index, writable)
+        out.fh = handle_open(t, fd, index, <int>flags & t.pass_flags, writable)
     out.backing_id = 0
     r.reply_bytes += sizeof(out)
     return span_write(&r.reply, &out, sizeof(out))
@@ -249,27 +250,19 @@ cdef int op_tmpfile(void *fs, request_t *r) noexcept nogil:
 
 # --- the data ---
 
-# At an offset of -1, which is never passed on, these would go by the file's own position.
-
-cdef ssize_t read_at(int fd, const h.iovec *iov, int n, int64_t offset) noexcept nogil:
-    return h.preadv2(fd, iov, n, offset, 0)
+cdef ssize_t read_at(int fd, const h.iovec *iov, int n, int64_t offset, int flags) noexcept nogil:
+    return h.preadv2(fd, iov, n, offset, flags)
 
 
-cdef ssize_t read_cached(int fd, const h.iovec *iov, int n, int64_t offset) noexcept nogil:
-    """What the page cache holds; EAGAIN where it holds nothing, EOPNOTSUPP where that can't be asked."""
-    return h.preadv2(fd, iov, n, offset, h.RWF_NOWAIT)
+cdef ssize_t write_at(int fd, const h.iovec *iov, int n, int64_t offset, int flags) noexcept nogil:
+    return h.pwritev2(fd, iov, n, offset, flags)
 
 
-cdef ssize_t write_at(int fd, const h.iovec *iov, int n, int64_t offset) noexcept nogil:
-    return h.pwritev2(fd, iov, n, offset, 0)
+cdef int64_t transfer(transfer_t op, int fd, span_t *s, int64_t offset, int flags) noexcept nogil:
+    """Move the whole span in as few system calls as IOV_MAX allows: bytes moved, or -errno.
 
-
-cdef ssize_t append(int fd, const h.iovec *iov, int n, int64_t offset) noexcept nogil:
-    return h.pwritev2(fd, iov, n, offset, h.RWF_APPEND)
-
-
-cdef int64_t transfer(transfer_t op, int fd, span_t *s, int64_t offset) noexcept nogil:
-    """Move the whole span in as few system calls as IOV_MAX allows: bytes moved, or -errno."""
+    offset: not -1, which would be the file's own position. flags: RWF_*.
+    """
     cdef int64_t done = 0, asked
     cdef ssize_t moved
     cdef uint32_t at = 0, n, i
@@ -278,7 +271,7 @@ cdef int64_t transfer(transfer_t op, int fd, span_t *s, int64_t offset) noexcept
         asked = 0
         for i in range(n):
             asked += s.iov[at + i].iov_len
-        moved = op(fd, &s.iov[at], n, offset + done)
+        moved = op(fd, &s.iov[at], n, offset + done, flags)
         if moved < 0:
             return done if done else -errno
         done += moved
@@ -311,8 +304,8 @@ cdef bint kill_asked(tables_t *t, const request_t *r, uint64_t nodeid) noexcept 
     index = inode_get(t, nodeid)
     if index < 0:
         return False
-    asked = load_relaxed_u16(&t.inodes[index].kill)
-    store_relaxed_u16(&t.inodes[index].kill, 0)
+    asked = load_relaxed_u8(&t.inodes[index].kill)
+    store_relaxed_u8(&t.inodes[index].kill, 0)
     inode_put(t, index)
     return asked
 
@@ -321,6 +314,12 @@ cdef bint at_end(int fd, int64_t offset) noexcept nogil:
     """Whether a short read was short because the file ends there, not the page cache."""
     cdef h.statx_t st
     return h.statx(fd, b"", h.AT_EMPTY_PATH, h.STATX_SIZE, &st) == 0 and offset >= <int64_t>st.stx_size
+
+
+cdef inline void note_cached(tables_t *t, uint32_t index) noexcept nogil:
+    """What is read may be kept, and then be stored to through a mapping."""
+    if t.dirty and not load_relaxed_u8(&t.inodes[index].cached):
+        store_relaxed_u8(&t.inodes[index].cached, 1)
 
 
 cdef int op_read(void *fs, request_t *r) noexcept nogil:
@@ -337,11 +336,17 @@ cdef int op_read(void *fs, request_t *r) noexcept nogil:
     index = file_get(t, r.header.nodeid, arg.fh, arg.flags & t.read_waits, &fd)
     if index < 0:
         return <int>index
+    fd = descriptor_for(t, <uint32_t>index, arg.flags, t.follow_flags if arg.flags else t.follow_flags & h.O_DIRECT)
+    if fd < 0:
+        handle_put(t, index)
+        return fd
+    note_cached(t, t.handles[index].inode)
     span_limit(&r.reply, arg.size)
     if r.mode != TRY or t.in_memory:
-        done = transfer(read_at, fd, &r.reply, arg.offset)
+        done = transfer(read_at, fd, &r.reply, arg.offset, 0)
     else:
-        done = transfer(read_cached, fd, &r.reply, arg.offset)
+        # What the page cache holds: EAGAIN where it holds nothing, EOPNOTSUPP where that can't be asked.
+        done = transfer(read_at, fd, &r.reply, arg.offset, h.RWF_NOWAIT)
         waits = (done == -EAGAIN or done == -EOPNOTSUPP
                  or (0 < done < arg.size and not at_end(fd, arg.offset + done)))
     handle_put(t, index)
@@ -366,11 +371,34 @@ cdef inline void expect_slow(tables_t *t, uint64_t began_ms) noexcept nogil:
         store_release_u64(&t.writes_slow_until, now_ms + SLOW_FOR_MS)
 
 
+cdef inline int write_flags(const tables_t *t, const w.fuse_write_in *arg, int opened) noexcept nogil:
+    """RWF_* for what the descriptor, opened with these flags, does not do by itself."""
+    cdef int flags = 0
+    # Files are opened without O_APPEND: another guest, or the host, may have moved the end. With a
+    # writeback cache the end is where this guest says.
+    if arg.flags & h.O_APPEND and not t.writeback and not arg.write_flags & w.FUSE_WRITE_CACHE:
+        flags = h.RWF_APPEND
+    # Linux adds what pwritev2(2) asks for one write (fuse_write_flags).
+    if <int>arg.flags & ~opened & h.O_SYNC:
+        flags |= h.RWF_SYNC if <int>arg.flags & h.O_SYNC == h.O_SYNC else h.RWF_DSYNC
+    return flags
+
+
+cdef int64_t write_file(tables_t *t, request_t *r, const w.fuse_write_in *arg, uint32_t index) noexcept nogil:
+    """Bytes written to a referenced handle, or -errno."""
+    cdef int fd = descriptor_for(t, index, arg.flags, t.follow_flags & h.O_DIRECT)
+    cdef int64_t done = fd
+    if fd >= 0:
+        done = lose_rights(t, fd, arg.write_flags & w.FUSE_WRITE_KILL_SUIDGID)
+    if done < 0:
+        return done
+    return transfer(write_at, fd, &r.body, arg.offset, write_flags(t, arg, t.handles[index].flags))
+
+
 cdef int op_write(void *fs, request_t *r) noexcept nogil:
     cdef tables_t *t = <tables_t *>fs
     cdef w.fuse_write_in arg
     cdef w.fuse_write_out out
-    cdef transfer_t op = write_at
     cdef int64_t index, done
     cdef uint64_t began_ms = 0
     cdef int fd = -1
@@ -388,13 +416,7 @@ cdef int op_write(void *fs, request_t *r) noexcept nogil:
     if index < 0:
         return <int>index
     span_limit(&r.body, arg.size)
-    # Files are opened without O_APPEND: another guest, or the host, may have moved the end. With a
-    # writeback cache the end is where this guest says.
-    if arg.flags & h.O_APPEND and not t.writeback and not arg.write_flags & w.FUSE_WRITE_CACHE:
-        op = append
-    done = lose_rights(t, fd, arg.write_flags & w.FUSE_WRITE_KILL_SUIDGID)
-    if done == 0:
-        done = transfer(op, fd, &r.body, arg.offset)
+    done = write_file(t, r, &arg, <uint32_t>index)
     handle_put(t, index)
     if not (t.in_memory or arg.flags & t.write_waits):
         expect_slow(t, began_ms)
@@ -574,32 +596,6 @@ cdef int op_syncfs(void *fs, request_t *r) noexcept nogil:
     return rc
 
 
-cdef int op_lseek(void *fs, request_t *r) noexcept nogil:
-    cdef tables_t *t = <tables_t *>fs
-    cdef w.fuse_lseek_in arg
-    cdef w.fuse_lseek_out out
-    cdef int64_t index, found
-    cdef int fd = -1
-    memset(&arg, 0, sizeof(arg))
-    if span_read(&r.body, &arg, sizeof(arg)) < 0 or r.reply.bytes < sizeof(out):
-        return -EINVAL
-    # Only these reach the host; other kinds would move a position that nobody uses.
-    if arg.whence != <uint32_t>h.SEEK_DATA and arg.whence != <uint32_t>h.SEEK_HOLE:
-        return -EINVAL
-    index = file_get(t, r.header.nodeid, arg.fh, 0, &fd)
-    if index < 0:
-        return <int>index
-    found = h.lseek(fd, arg.offset, arg.whence)
-    if found < 0:
-        found = -errno
-    handle_put(t, index)
-    if found < 0:
-        return <int>found
-    out.offset = found
-    r.reply_bytes = sizeof(out)
-    return span_write(&r.reply, &out, sizeof(out))
-
-
 def install(Dispatch dispatch, Tables tables):
     """Make these operations, on `tables`, the dispatch's."""
     cdef tables_t *t = &tables.t
@@ -611,7 +607,6 @@ def install(Dispatch dispatch, Tables tables):
     dispatch.set_hot(NUMBER["FLUSH"], op_flush, t, tables)
     dispatch.set_hot(NUMBER["FSYNC"], op_fsync, t, tables)
     dispatch.set_hot(NUMBER["FALLOCATE"], op_fallocate, t, tables)
-    dispatch.set_hot(NUMBER["LSEEK"], op_lseek, t, tables)
     dispatch.set_hot(NUMBER["TMPFILE"], op_tmpfile, t, tables)
     dispatch.set_hot(NUMBER["COPY_FILE_RANGE"], op_copy_file_range, t, tables)
     dispatch.set_hot(NUMBER["COPY_FILE_RANGE_64"], op_copy_file_range_64, t, tables)

@@ -41,7 +41,7 @@ cdef int op_opendir(void *fs, request_t *r) noexcept nogil:
     if fd < 0:
         descriptor_put(t)
         return fd
-    fh = handle_open(t, fd, p.index, False)
+    fh = handle_open(t, fd, p.index, h.O_RDONLY, False)
     begin_listing(t, fh)
     out.fh = fh
     out.open_flags = t.opendir_flags

@@ -12,8 +12,12 @@ cdef void handle_put(tables_t *t, uint32_t index) noexcept nogil
 cdef int descriptor_take(tables_t *t) noexcept nogil
 # Give such a place back: the descriptor has been closed, or there is none.
 cdef void descriptor_put(tables_t *t) noexcept nogil
-# Own fd, and the place taken for it, as a new open handle of an inode: its fh.
-cdef uint64_t handle_open(tables_t *t, int fd, uint32_t inode, bint writable) noexcept nogil
+# Own fd, and the place taken for it, as a new open handle of an inode: its fh. flags: as handle_t has them.
+# writable: fd is, so that the host can't execute the file.
+cdef uint64_t handle_open(tables_t *t, int fd, uint32_t inode, int flags, bint writable) noexcept nogil
+# Own fd, and the place taken for it, as the second descriptor of a referenced handle: that, another one if a
+# thread was faster.
+cdef int handle_other(tables_t *t, uint32_t index, int fd) noexcept nogil
 # The next handle after that index which was opened on an inode, referenced, its descriptor in *fd; or
 # -EBADF. A slot may have had several inodes: compare.
 cdef int64_t handle_next(tables_t *t, uint32_t inode, uint32_t after, int *fd) noexcept nogil

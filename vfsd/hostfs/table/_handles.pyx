@@ -5,11 +5,11 @@ from libc.errno cimport EBADF, ENFILE
 from vfsd.sys._threads cimport pthread_mutex_lock, pthread_mutex_unlock
 from vfsd.sys cimport _syscalls as h
 from vfsd.hostfs.table._slots cimport (
-    HANDLES_MAX, OPEN, REFERENCES, UNOPENED_MAX, WRITABLE, add_u64, cas_u64, generation_of, handle_t, load_acquire_u64,
-    reference, store_release_u64, unopened_t,
+    DIRTY_NOTHING, DIRTY_SIZES, HANDLES_MAX, OPEN, REFERENCES, UNOPENED_MAX, WRITABLE, add_int, add_u64, cas_int,
+    cas_u64, generation_of, handle_t, load_acquire_int, load_acquire_u64, reference, store_release_u64, unopened_t,
 )
 
-assert sizeof(handle_t) == 16
+assert sizeof(handle_t) == 32
 
 
 cdef int64_t handle_get(tables_t *t, uint64_t fh, int *fd) noexcept nogil:
@@ -27,6 +27,11 @@ cdef int drop(tables_t *t, uint32_t index) noexcept nogil:
     if (add_u64(&handle.state, <uint64_t>-1) & REFERENCES) != 0:
         return -1
     fd = handle.fd
+    if handle.dirties:
+        add_int(&t.dirtiers[handle.inode], -1)
+    if handle.other_fd >= 0:
+        h.close(handle.other_fd)
+        descriptor_put(t)
     pthread_mutex_lock(&t.alloc)
     handle.inode = t.handles_free
     t.handles_free = index
@@ -55,7 +60,15 @@ cdef void descriptor_put(tables_t *t) noexcept nogil:
     add_u64(&t.n_descriptors, <uint64_t>-1)
 
 
-cdef uint64_t handle_open(tables_t *t, int fd, uint32_t inode, bint writable) noexcept nogil:
+cdef inline bint may_dirty(const tables_t *t, int flags) noexcept nogil:
+    """Whether the guest may have changes of a file so opened that only it knows: see DIRTY_*."""
+    cdef int access = flags & h.O_ACCMODE
+    if t.dirty == DIRTY_SIZES:
+        return access != h.O_RDONLY
+    return t.dirty != DIRTY_NOTHING and access == h.O_RDWR  # mmap(2) always asks for reading
+
+
+cdef uint64_t handle_open(tables_t *t, int fd, uint32_t inode, int flags, bint writable) noexcept nogil:
     cdef uint32_t index
     cdef uint64_t generation
     cdef handle_t *handle
@@ -70,10 +83,24 @@ cdef uint64_t handle_open(tables_t *t, int fd, uint32_t inode, bint writable) no
     handle = &t.handles[index]
     handle.fd = fd
     handle.inode = inode
+    handle.other_fd = -1
+    handle.flags = flags
+    handle.dirties = may_dirty(t, flags)
+    if handle.dirties:
+        add_int(&t.dirtiers[inode], 1)
     add_u64(&t.n_handles, 1)
     generation = generation_of(handle.state)
     store_release_u64(&handle.state, (generation << 32) | OPEN | (WRITABLE if writable else 0) | 1)
     return (generation << 32) | index
+
+
+cdef int handle_other(tables_t *t, uint32_t index, int fd) noexcept nogil:
+    cdef handle_t *handle = &t.handles[index]
+    if not cas_int(&handle.other_fd, -1, fd):
+        h.close(fd)
+        descriptor_put(t)
+        fd = load_acquire_int(&handle.other_fd)
+    return fd
 
 
 cdef int64_t handle_next(tables_t *t, uint32_t inode, uint32_t after, int *fd) noexcept nogil:

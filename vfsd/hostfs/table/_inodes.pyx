@@ -13,8 +13,8 @@ from vfsd.hostfs.table._nodes cimport (
 )
 from vfsd.hostfs.table._notes cimport note_drop, note_name
 from vfsd.hostfs.table._slots cimport (
-    BY_NAME, SEEN_NAMES, generation_of, inode_t, load_acquire_int, load_acquire_u64, named_t, note_t, place_t,
-    store_release_u64,
+    BY_NAME, DIRTY_NOTHING, DIRTY_PAGES, SEEN_NAMES, generation_of, inode_t, load_acquire_int, load_acquire_u64,
+    named_t, note_t, place_t, store_release_u64,
 )
 
 
@@ -239,10 +239,19 @@ cdef int lookup(tables_t *t, uint64_t parent, const char *name, bint may_wait,
 
 # --- attributes ---
 
+cdef inline bint is_empty(const tables_t *t, const h.statx_t *st) noexcept nogil:
+    """Whether a file without blocks has no data in the guest either, as long as these attributes are kept:
+    tar(1) reads no data then.
+    """
+    return t.dirty == DIRTY_NOTHING or (t.dirty == DIRTY_PAGES and st.stx_size == 0)
+
+
 cdef void attr_fill(const tables_t *t, const h.statx_t *st, fuse_attr *attr) noexcept nogil:
     attr.ino = st.stx_ino
     attr.size = st.stx_size
     attr.blocks = st.stx_blocks
+    if attr.blocks == 0 and st.stx_mode & h.S_IFMT == h.S_IFREG and not is_empty(t, st):
+        attr.blocks = 1
     attr.atime = st.stx_atime.tv_sec
     attr.mtime = st.stx_mtime.tv_sec
     attr.ctime = st.stx_ctime.tv_sec

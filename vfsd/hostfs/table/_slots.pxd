@@ -11,10 +11,11 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from vfsd.sys._threads cimport pthread_mutex_t, sched_yield
 
 cdef extern from "_atomics.h" nogil:
-    uint16_t load_relaxed_u16(const uint16_t *p)
-    void store_relaxed_u16(uint16_t *p, uint16_t v)
+    uint8_t load_relaxed_u8(const uint8_t *p)
+    void store_relaxed_u8(uint8_t *p, uint8_t v)
     int load_acquire_int(const int *p)
     void store_release_int(int *p, int v)
+    int add_int(int *p, int v)
     int cas_int(int *p, int expected, int desired)
     uint64_t load_acquire_u64(const uint64_t *p)
     void store_release_u64(uint64_t *p, uint64_t v)
@@ -36,6 +37,12 @@ cdef extern from * nogil:
 
 cdef enum:
     ID_SHIFT, ID_SQUASH, ID_FORBID
+
+# What of a file the guest may have changed without having told us.
+cdef enum:
+    DIRTY_NOTHING
+    DIRTY_PAGES                # stores through shared mappings
+    DIRTY_SIZES                # what was written, and so the size (writeback cache)
 
 cdef enum:
     XATTR_PREFIX, XATTR_OK, XATTR_BAD, XATTR_UNSUPPORTED
@@ -91,7 +98,8 @@ cdef struct inode_t:           # 128 bytes
     uint32_t next              # hash chain, or free list
     int fd                     # O_PATH anchor, -1 while evicted
     uint16_t mode              # S_IFMT bits
-    uint16_t kill              # the next FALLOCATE or copy takes set-id bits away
+    uint8_t kill               # the next FALLOCATE or copy takes set-id bits away
+    uint8_t cached             # parts of a file may be in the guest's page cache
     uint8_t used               # how often the evictor's hand passes before it takes the anchor
     uint8_t mapped             # a file with parts in the DAX window
     uint8_t cold               # a directory whose last name looked up was new: open first, ask then
@@ -99,10 +107,13 @@ cdef struct inode_t:           # 128 bytes
     note_t note                # written by the evictor alone
 
 
-cdef struct handle_t:          # 16 bytes
+cdef struct handle_t:          # 32 bytes
     uint64_t state             # generation << 32 | OPEN | WRITABLE | references; an open handle holds one
     int fd
     uint32_t inode             # index of what it was opened on; the free list's next while it is free
+    int other_fd               # the same file open with O_DIRECT if fd is not, without if it is; -1: not needed yet
+    int flags                  # of open(2), as the guest gave them and as far as they reach the host
+    bint dirties               # counted in `dirtiers`
 
 
 cdef struct place_t:           # an inode that is referenced, and its descriptor
@@ -165,6 +176,7 @@ cdef struct tables_t:
     handle_t *handles
     uint32_t *buckets          # index of the first inode, 0 = none
     listing_t *listings
+    int *dirtiers              # by inode: handles through which the guest may have such changes
     uint64_t *anchored         # a bit for each inode: it has an anchor that could be evicted
     long_name_t *long_names
     uint64_t *seen_names       # by hash: its upper half, and the inode found or ABSENT; see lookup()
@@ -201,6 +213,7 @@ cdef struct tables_t:
     uint32_t direct_flags      # more of them for a file opened with O_DIRECT
     uint32_t opendir_flags
     int pass_flags             # what of open(2)'s flags the guest may choose
+    int follow_flags           # those of a file that the guest may change later, and a host's descriptor has
     uint32_t read_waits        # f_flags with which READ always waits for a disk
     uint32_t write_waits
     uint64_t writes_slow_until # ms of CLOCK_MONOTONIC_COARSE: WRITE had to wait lately
@@ -228,6 +241,7 @@ cdef struct tables_t:
     uint64_t n_ranges          # under the lock of locks_t
     # Agreed in INIT.
     bint writeback             # the guest keeps what is written, and sizes and times of files
+    int dirty                  # DIRTY_*
     bint maps_all              # it maps every regular file (DAX), and caches none
     bint zero_open             # it opens no files: fh 0 stands for the inode
     bint posix_acl

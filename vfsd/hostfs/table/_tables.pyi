@@ -1,5 +1,6 @@
 from typing import final
 
+from vfsd.hostfs.cache import Dirty
 from vfsd.hostfs.lock._locks import Locks
 
 __all__ = ("Tables", "file_handles_work")
@@ -16,7 +17,8 @@ class Tables:
     def set_selinux(self) -> None: ...
     def set_readonly(self) -> None: ...
     def agree(
-        self, writeback: bool, zero_open: bool, quiet_flags: int, submounts: bool, maps_all: bool
+        self, writeback: bool, dirty: Dirty, zero_open: bool, quiet_flags: int, submounts: bool,
+        maps_all: bool,
     ) -> None: ...
     def set_id_maps(
         self, uid_to_host: bytes, uid_to_guest: bytes, gid_to_host: bytes, gid_to_guest: bytes

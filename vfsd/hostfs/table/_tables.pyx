@@ -15,7 +15,7 @@ from vfsd.hostfs.lock._locks cimport Locks, locks_drop
 from vfsd.hostfs.table._nodes cimport ATTR_MASK, device_of, inode_forget, inode_get, inode_put
 from vfsd.hostfs.table._notes cimport handles_work, note_root
 from vfsd.hostfs.table._slots cimport (
-    BUCKETS, HANDLES_MAX, ID_FORBID, ID_SHIFT, ID_SQUASH, INODES_MAX, LISTINGS, LONG_NAMES_MAX, OPEN, REFERENCES,
+    BUCKETS, DIRTY_NOTHING, DIRTY_PAGES, DIRTY_SIZES, HANDLES_MAX, ID_FORBID, ID_SHIFT, ID_SQUASH, INODES_MAX, LISTINGS, LONG_NAMES_MAX, OPEN, REFERENCES,
     SEEN_NAMES, SHARDS, UNOPENED_MAX, caps_t, generation_of, handle_t, id_map_t, id_range_t, inode_t,
     listing_t,
     load_acquire_u64, long_name_t, tables_t, xattr_rule_t,
@@ -23,6 +23,7 @@ from vfsd.hostfs.table._slots cimport (
 
 import os
 
+from vfsd.hostfs.cache import Dirty
 from vfsd.hostfs.ids.idmap import FORBID, RANGE, SHIFT, SQUASH
 
 __all__ = ("Tables", "file_handles_work")
@@ -37,6 +38,7 @@ cdef extern from * nogil:
 
 assert sizeof(id_range_t) == RANGE.size
 assert (ID_SHIFT, ID_SQUASH, ID_FORBID) == (SHIFT, SQUASH, FORBID)
+assert (DIRTY_NOTHING, DIRTY_PAGES, DIRTY_SIZES) == (Dirty.NOTHING, Dirty.PAGES, Dirty.SIZES)
 
 
 cdef void *reserve(size_t size) except NULL:
@@ -125,6 +127,7 @@ cdef class Tables:
         t.handles = <handle_t *>reserve(HANDLES_MAX * sizeof(handle_t))
         t.buckets = <uint32_t *>reserve(BUCKETS * sizeof(uint32_t))
         t.listings = <listing_t *>reserve(LISTINGS * sizeof(listing_t))
+        t.dirtiers = <int *>reserve(INODES_MAX * sizeof(int))
         t.anchored = <uint64_t *>reserve(INODES_MAX // 8)
         t.long_names = <long_name_t *>reserve(LONG_NAMES_MAX * sizeof(long_name_t))
         t.seen_names = <uint64_t *>reserve(SEEN_NAMES * sizeof(uint64_t))
@@ -193,18 +196,22 @@ cdef class Tables:
         self.t.pass_flags = h.O_ACCMODE | h.O_TRUNC | h.O_SYNC | h.O_DSYNC | direct
         if noatime:
             self.t.pass_flags |= h.O_NOATIME
+        self.t.follow_flags = self.t.pass_flags & (h.O_DIRECT | h.O_NOATIME)
         self.t.read_waits = direct
         self.t.write_waits = h.O_SYNC | h.O_DSYNC | direct
 
-    def agree(self, bint writeback, bint zero_open, uint32_t quiet_flags, bint submounts, bint maps_all):
+    def agree(self, bint writeback, int dirty, bint zero_open, uint32_t quiet_flags, bint submounts,
+              bint maps_all):
         """What INIT has settled, before the guest's next request.
 
+        dirty: what the guest may have changed without telling, a DIRTY_* of `_slots.pxd`.
         quiet_flags: more FOPEN_* where closing a file reports nothing. Where it has something to
         report files are opened and closed, whatever the guest can. maps_all: it has no cache of any file,
         but all in the DAX window.
         """
         self.t.quiet_flags = quiet_flags
         self.t.writeback = writeback
+        self.t.dirty = dirty
         self.t.zero_open = zero_open and self.t.quiet
         self.t.submounts = submounts
         self.t.maps_all = maps_all
@@ -322,6 +329,7 @@ cdef class Tables:
         release(<void **>&t.handles, HANDLES_MAX * sizeof(handle_t))
         release(<void **>&t.buckets, BUCKETS * sizeof(uint32_t))
         release(<void **>&t.listings, LISTINGS * sizeof(listing_t))
+        release(<void **>&t.dirtiers, INODES_MAX * sizeof(int))
         release(<void **>&t.anchored, INODES_MAX // 8)
         release(<void **>&t.long_names, LONG_NAMES_MAX * sizeof(long_name_t))
         release(<void **>&t.seen_names, SEEN_NAMES * sizeof(uint64_t))
