@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vfsd.guest.bridge import mounting
-from vfsd.guest.bridge.bridge import Mount
+from vfsd.guest.bridge.device_mount import DeviceMount
 
 from ..daemons import Running, Target
 from ..model import Cell, Errand, Failed, NotOffered, Setting
@@ -66,9 +66,9 @@ class MountSession(KernelSession):
             self._point.rmdir()
             raise
 
-    def _mounted(self) -> Mount:
+    def _mounted(self) -> DeviceMount:
         try:
-            return Mount(
+            return DeviceMount(
                 self.device, self._point, source=self.target.name, threads=max(2, self.setting.queues),
                 timeout_s=self.place.no_reply,
             )  # fmt: skip

@@ -9,7 +9,7 @@ import click
 
 from vfsd.daemon.process import Signals, notify_ready, raise_descriptor_limit
 from vfsd.errors import ConfigError
-from vfsd.guest.bridge.bridge import UNMOUNTED, Mount
+from vfsd.guest.bridge.device_mount import UNMOUNTED, DeviceMount
 from vfsd.guest.bridge.mounting import DEVICE, mount_flags
 from vfsd.guest.driver.device import Device
 from vfsd.vhost.orders import ORDERS
@@ -58,7 +58,9 @@ def mount(
             raise ConfigError("--socket", f"{path}: {problem.strerror}; {advice}") from problem
         source = device.tag or path
         try:
-            mounted = Mount(device, directory, source=source, flags=flags, threads=threads or max(2, queues))
+            mounted = DeviceMount(
+                device, directory, source=source, flags=flags, threads=threads or max(2, queues)
+            )
         except OSError as problem:
             raise ConfigError("DIR", f"{directory} can't be mounted: {problem.strerror}") from problem
         with mounted:

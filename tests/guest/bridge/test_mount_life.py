@@ -18,7 +18,7 @@ from mounts import WORKLOADS, MountCommand, force_unmount, is_mounted, readable
 
 from vfsd.cli.mount import check
 from vfsd.errors import ConfigError
-from vfsd.guest.bridge.bridge import UNMOUNTED, Mount
+from vfsd.guest.bridge.device_mount import UNMOUNTED, DeviceMount
 from vfsd.guest.bridge.mounting import MNT_DETACH, Mounted, abort, mount_flags, mount_table, unmount
 from vfsd.guest.driver.device import Device
 
@@ -128,7 +128,7 @@ def files_for_callers(shared: Path, count: int = CALLERS) -> None:
 
 def test_a_thousand_mounts_leave_nothing(server: Server, place: Path) -> None:
     def once() -> None:
-        with Mount(Device.connect(server.socket), place):
+        with DeviceMount(Device.connect(server.socket), place):
             assert os.listdir(place) == ["here"]
 
     (server.shared / "here").touch()
@@ -151,7 +151,7 @@ def test_a_thousand_mounts_leave_nothing(server: Server, place: Path) -> None:
 def test_a_killed_daemon_gives_every_caller_an_error(server: Server, place: Path) -> None:
     """With all requests in flight: within a second, and the mount is gone."""
     files_for_callers(server.shared)
-    with Mount(Device.connect(server.socket), place) as mount:
+    with DeviceMount(Device.connect(server.socket), place) as mount:
         with calling(server, place) as callers:
             assert eventually(lambda: mount.device.transport.in_flight >= CALLERS)
             start = time.monotonic()
@@ -235,7 +235,7 @@ def test_what_was_mounted_below_stays(server: Server, place: Path) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "below", place], check=True)
     (place / "below").touch()
     for end in ("close", "abort", "kill"):
-        with Mount(Device.connect(server.socket), place) as mount:
+        with DeviceMount(Device.connect(server.socket), place) as mount:
             assert not (place / "below").exists()
             if end == "kill":
                 server.crash()
@@ -273,7 +273,7 @@ def test_a_killed_command_leaves_no_caller_waiting(server: Server, place: Path) 
 def test_a_daemon_that_hangs_is_given_up(server: Server, place: Path) -> None:
     files_for_callers(server.shared, 8)
     with (
-        Mount(Device.connect(server.socket), place, timeout_s=1) as mount,
+        DeviceMount(Device.connect(server.socket), place, timeout_s=1) as mount,
         calling(server, place, 8) as callers,
     ):
         assert eventually(lambda: mount.device.transport.in_flight >= 8)
@@ -289,7 +289,7 @@ def test_a_daemon_that_never_answers_init(server: Server, place: Path) -> None:
     device = Device.connect(server.socket)
     stop(server)
     with pytest.raises(OSError, match="did not answer INIT"):
-        Mount(device, place, timeout_s=0.2)
+        DeviceMount(device, place, timeout_s=0.2)
     assert not is_mounted(place)
     device.remove()  # idempotent
 
@@ -297,7 +297,7 @@ def test_a_daemon_that_never_answers_init(server: Server, place: Path) -> None:
 def test_interrupts_are_not_sent_on(server: Server, place: Path) -> None:
     """A signal does not end a call, as on virtio-fs, and the device hears nothing of it."""
     files_for_callers(server.shared, 4)
-    with Mount(Device.connect(server.socket), place) as mount:
+    with DeviceMount(Device.connect(server.socket), place) as mount:
         with calling(server, place, 4) as callers:
             assert eventually(lambda: mount.device.transport.in_flight >= 4)
             callers.process.kill()
@@ -312,7 +312,7 @@ def test_interrupts_are_not_sent_on(server: Server, place: Path) -> None:
 
 def test_forgets_go_to_hiprio_one_by_one(server: Server, place: Path) -> None:
     files_for_callers(server.shared)
-    with Mount(Device.connect(server.socket), place) as mount:
+    with DeviceMount(Device.connect(server.socket), place) as mount:
         subprocess.run(["rm", "-rf", *place.iterdir()], check=True)
         assert eventually(lambda: mount.counters()["forgets"] >= CALLERS)
         counters = mount.device.transport.counters()
@@ -323,7 +323,7 @@ def test_forgets_go_to_hiprio_one_by_one(server: Server, place: Path) -> None:
 
 def test_requests_fit_in_a_queue_of_eight(server: Server, place: Path) -> None:
     """Four pages a request, whatever the daemon and the kernel would agree on."""
-    with Mount(Device.connect(server.socket, queue_size=8), place) as mount:
+    with DeviceMount(Device.connect(server.socket, queue_size=8), place) as mount:
         (place / "file").write_bytes(b"x" * 65536)
         assert mount.device.transport.counters()["opcodes"]["WRITE"] == 4
         assert (place / "file").read_bytes() == b"x" * 65536
@@ -344,7 +344,7 @@ def test_a_daemon_that_promises_everything(shared: Path, place: Path, queue_size
         stack.callback(daemon.kill)
         assert daemon.stderr is not None
         assert "READY" in daemon.stderr.readline()
-        mount = stack.enter_context(Mount(Device.connect(socket, queue_size=queue_size), place))
+        mount = stack.enter_context(DeviceMount(Device.connect(socket, queue_size=queue_size), place))
         assert (place / "file").read_bytes() == (shared / "file").read_bytes()
         (place / "new").write_bytes(b"x" * (2 << 20))
         assert (shared / "new").stat().st_size == 2 << 20

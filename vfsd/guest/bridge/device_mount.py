@@ -38,7 +38,7 @@ def ready(timeout_s: float | None, *fds: int) -> bool:
     return bool(poll.poll(None if timeout_s is None else timeout_s * 1000))
 
 
-class Mount:
+class DeviceMount:
     """One device, mounted at a directory; a context manager.
 
     The device becomes the mount's own. source, flags: as for mount(2). threads: how many carry
