@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from vfsd.guest import mount
 from vfsd.virtiofsd.main import CAPABILITIES
 
 PACKAGING = Path(__file__).resolve().parent.parent.parent / "packaging"
@@ -31,6 +35,32 @@ def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     ours = [line for line in done.stderr.splitlines() if "vfsd" in line]
     assert ours == []
+
+
+@pytest.mark.skipif(shutil.which("systemd-socket-activate") is None, reason="systemd is not installed")
+def test_the_service_serves_what_connects_to_its_socket(tmp_path: Path) -> None:
+    (tmp_path / "greeting").write_text("hello")
+    found = re.search(r"^ExecStart=(.*)", (PACKAGING / "systemd/vfsd@.service").read_text(), re.M)
+    assert found is not None
+    values = {"${SHARED_DIR}": str(tmp_path), "$OPTIONS": "--cache=never"}
+    program, *words = (values.get(word, word) for word in found[1].split())
+    assert program == "/usr/bin/vfsd"
+    listening = tmp_path / "socket"
+    with subprocess.Popen(
+        ["systemd-socket-activate", f"--listen={listening}", Path(sys.executable).with_name("vfsd"), *words],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stderr is not None
+            assert "Listening" in process.stderr.readline()
+            with mount(str(listening)) as fs:
+                assert fs.read_bytes("greeting") == b"hello"
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
 
 
 def test_libvirt_is_told_what_the_program_can_do() -> None:
