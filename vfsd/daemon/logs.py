@@ -12,8 +12,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 LINE_MAX: Final = 1 << 16  # bytes; a traceback is one line
 FORMAT: Final = "%(levelname)s %(name)s: %(message)s"
@@ -28,8 +27,7 @@ PRIORITIES: Final = {
 Write = Callable[[bytes], int]  # as os.write; BlockingIOError rather than wait
 
 
-@dataclass(frozen=True)
-class Rate:
+class Rate(NamedTuple):
     """Lines: so many at once, and so many a second."""
 
     burst: int

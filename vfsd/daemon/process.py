@@ -6,7 +6,6 @@ import os
 import resource
 import signal
 import socket
-from pathlib import Path
 from types import FrameType
 from typing import Self
 
@@ -36,7 +35,8 @@ def set_descriptor_limit(wanted: int | None) -> None:
     """
     if wanted == 0:
         return
-    nr_open = int(Path("/proc/sys/fs/nr_open").read_text())
+    with open("/proc/sys/fs/nr_open") as file:
+        nr_open = int(file.read())
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     soft = min(NOFILE_USUAL, nr_open) if wanted is None else wanted
     try:
@@ -79,7 +79,11 @@ def drop_process_wide() -> None:
     """What would show through in files made for guests: the umask and root's supplementary groups."""
     os.umask(0)
     # A user namespace with one group, made without privilege, keeps what its maker had.
-    if os.geteuid() == 0 and Path("/proc/self/setgroups").read_text().strip() == "allow":
+    if os.geteuid() != 0:
+        return
+    with open("/proc/self/setgroups") as file:
+        allowed = file.read().strip() == "allow"
+    if allowed:
         os.setgroups([])
 
 

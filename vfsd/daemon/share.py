@@ -3,8 +3,8 @@
 import importlib
 import os
 import stat
-from dataclasses import dataclass, replace
 from errno import EINVAL
+from typing import NamedTuple
 
 from vfsd._dax import load_numpy
 from vfsd.daemon.process import guest_descriptors
@@ -22,8 +22,7 @@ from vfsd.options.table import ServeOptions
 OFFLOAD_THREADS = 64  # unless the operator says; they come only as requests block
 
 
-@dataclass(frozen=True)
-class ShareSettings:
+class ShareSettings(NamedTuple):
     """What does not change while the share is served.
 
     tag: None leaves the config space, and so the tag, to the front end.
@@ -111,8 +110,7 @@ def cache_policy(options: ServeOptions) -> CachePolicy:
     """The cache mode's, but for what is said in particular."""
     policy = CACHE_POLICIES[options.cache].with_timeouts(options.timeout, options.timeout, None)
     policy = policy.with_timeouts(options.entry_timeout, options.attr_timeout, options.negative_timeout)
-    return replace(
-        policy,
+    return policy._replace(
         readdirplus=policy.readdirplus and options.readdirplus,
         symlinks=policy.symlinks if options.symlink_cache == "auto" else options.symlink_cache == "always",
     )

@@ -12,7 +12,6 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from errno import ENOMEM
 from fcntl import ioctl
 from functools import partial
@@ -85,30 +84,32 @@ def serve(
     return supervisor.status or (EXIT_SIGNALLED if once and signalled else 0)
 
 
-@dataclass
 class Silent:
     """A front end that has not said its first message yet."""
 
-    sock: socket.socket
-    share: Share
-    until: float | None
-    whole: bool = False  # the message has come, it waits for a server
+    def __init__(self, sock: socket.socket, share: Share, until: float | None) -> None:
+        self.sock = sock
+        self.share = share
+        self.until = until
+        self.whole = False  # the message has come, it waits for a server
 
 
-@dataclass
 class Guest:
     """A server process, as its supervisor knows it."""
 
-    pid: int
-    share: Share
-    partition: int  # of the share's locks
-    channel: Channel
-    until: float | None  # what it is to have done by then, else SIGKILL
-    starting: bool = True
-    killed: bool = False
-    reported: bool = False  # that it could not be ended
-    why: tuple[int, str] | None = field(default=None)  # its own words for its end, with their level
-    summary: str = ""
+    def __init__(
+        self, pid: int, share: Share, partition: int, channel: Channel, until: float | None
+    ) -> None:
+        self.pid = pid
+        self.share = share
+        self.partition = partition  # of the share's locks
+        self.channel = channel
+        self.until = until  # what it is to have done by then, else SIGKILL
+        self.starting = True
+        self.killed = False
+        self.reported = False  # that it could not be ended
+        self.why: tuple[int, str] | None = None  # its own words for its end, with their level
+        self.summary = ""
 
 
 class Supervisor:

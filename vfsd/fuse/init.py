@@ -3,10 +3,9 @@
 import contextlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from errno import EPROTO
 from threading import Lock, Thread
-from typing import Any
+from typing import Any, NamedTuple
 
 from vfsd.fuse import abi
 from vfsd.fuse.abi import Init
@@ -24,8 +23,7 @@ MAX_BACKGROUND = 64
 CONGESTION_THRESHOLD = 48
 
 
-@dataclass(frozen=True)
-class Offer:
+class Offer(NamedTuple):
     """What this side would agree to.
 
     queue_size: the smallest request queue, in elements. required: flags without which there is no session.
@@ -40,8 +38,7 @@ class Offer:
     settle: Callable[[Init, Init], Init]
 
 
-@dataclass(frozen=True)
-class Agreed:
+class Agreed(NamedTuple):
     """The outcome of INIT."""
 
     minor: int

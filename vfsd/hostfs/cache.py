@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vfsd.fuse.abi import Fopen, Init
 
@@ -26,8 +25,7 @@ class Dirty(IntEnum):
     SIZES = 2  # by any write, so that the file may be longer than the host knows
 
 
-@dataclass(frozen=True)
-class CachePolicy:
+class CachePolicy(NamedTuple):
     """What a cache mode promises the guest.
 
     entry_s, attr_s, negative_s: seconds that a name, attributes and the absence of a name may be
@@ -53,8 +51,7 @@ class CachePolicy:
         self, entry_s: float | None, attr_s: float | None, negative_s: float | None
     ) -> CachePolicy:
         """The same but for the timeouts that are given."""
-        return replace(
-            self,
+        return self._replace(
             entry_s=self.entry_s if entry_s is None else entry_s,
             attr_s=self.attr_s if attr_s is None else attr_s,
             negative_s=self.negative_s if negative_s is None else negative_s,

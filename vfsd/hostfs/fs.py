@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
 from errno import EROFS
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vfsd.fuse.abi import Fopen, Init
 from vfsd.fuse.dispatch import Dispatch
@@ -30,8 +29,7 @@ if TYPE_CHECKING:
 HANDLES_SHARE = 0.875
 
 
-@dataclass(frozen=True)
-class Policy:
+class Policy(NamedTuple):
     """What the operator chose for a share, as far as its operations care.
 
     noflush: no FLUSH where closing a file reports nothing. parallel_writes: which open files the

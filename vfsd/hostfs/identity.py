@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vfsd.errors import ConfigError
 from vfsd.fuse.abi import Init
@@ -24,16 +22,19 @@ POSIX_ACL = Init.POSIX_ACL | Init.DONT_MASK | Init.SETXATTR_EXT
 
 def has_selinux() -> bool:
     """is_selinux_enabled(3): SELinux is on, and has a policy; without one all of the kernel is `kernel`."""
-    if "selinuxfs" not in Path("/proc/filesystems").read_text().split():
-        return False
-    return Path("/proc/self/attr/current").read_bytes().rstrip(b"\0\n") != b"kernel"
+    with open("/proc/filesystems") as file:
+        if "selinuxfs" not in file.read().split():
+            return False
+    with open("/proc/self/attr/current", "rb") as current:
+        return current.read().rstrip(b"\0\n") != b"kernel"
 
 
 def check_rights() -> None:
     """ConfigError for a root that can't make files for others; another user makes all of them its own."""
     if os.geteuid() != 0:
         return
-    status = Path("/proc/self/status").read_text()
+    with open("/proc/self/status") as file:
+        status = file.read()
     effective = int(status.partition("CapEff:")[2].split()[0], 16)
     missing = [name for name, bit in CREATOR_CAPABILITIES.items() if not effective >> bit & 1]
     if missing:
@@ -43,8 +44,7 @@ def check_rights() -> None:
         )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class IdentityPolicy:
+class IdentityPolicy(NamedTuple):
     posix_acl: Negotiation
     security_label: Negotiation
     killpriv_v2: bool

@@ -11,7 +11,6 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
 from typing import Final, NamedTuple
 
@@ -287,14 +286,19 @@ class PeerClosed(Exception):
     """The other end closed the connection between two messages."""
 
 
-@dataclass
 class Message:
     """One received message. It owns the descriptors nobody has taken from it."""
 
-    request: int
-    flags: int
-    payload: bytes
-    fds: list[int] = field(default_factory=list)
+    def __init__(self, request: int, flags: int, payload: bytes, fds: list[int] | None = None) -> None:
+        self.request = request
+        self.flags = flags
+        self.payload = payload
+        self.fds = [] if fds is None else fds
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Message) and vars(self) == vars(other)
+
+    __hash__ = None  # type: ignore[assignment]
 
     def take_fd(self) -> int:
         """The first descriptor, from now on the caller's."""

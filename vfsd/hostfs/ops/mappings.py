@@ -8,11 +8,10 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from errno import EINVAL, ENOSPC, ENOSYS, ESTALE
 from mmap import PAGESIZE
 from threading import Lock
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from vfsd._dax import Mapping, Window
 from vfsd.fuse import abi
@@ -25,8 +24,7 @@ NOBODY = 0  # the nodeid of what may be mapped or not, as the front end did not 
 OFFSET_MAX = (1 << 63) - 1
 
 
-@dataclass(frozen=True)
-class DaxPolicy:
+class DaxPolicy(NamedTuple):
     """Which regular files have FUSE_ATTR_DAX: a guest that leaves it to the daemon (mount option
     dax=inode, or none) maps these.
 
@@ -61,13 +59,16 @@ class FrontEnd(Protocol):
     def unmap_unheard(self, shm_offset: int, size: int) -> bool: ...
 
 
-@dataclass
 class MappedFile:
-    """A file with mappings, open as long as it has some: their remains are mapped anew from it."""
+    """A file with mappings, open as long as it has some: their remains are mapped anew from it.
 
-    fd: int
-    writable: bool
-    refused: OSError | None  # why it can't be writable
+    refused: why it can't be writable.
+    """
+
+    def __init__(self, fd: int, writable: bool, refused: OSError | None) -> None:
+        self.fd = fd
+        self.writable = writable
+        self.refused = refused
 
     def suits(self, write: bool) -> bool:
         """Whether to map it as it was opened, for a guest that will write to it, or may later."""
