@@ -68,16 +68,18 @@ test: build
 # By builds of their own, beside the one in place: bounds checks, assertions, tables that have to be empty at
 # the end (debug), the same with the address and undefined-behaviour sanitizers (asan).
 test-debug: build/debug/built
+	-tools/ensure-packages guest
 	$(call by_build,debug) $(python) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS) $(checked) $(empty)
 
 # Leaks are what tables have to be empty for; vfsd has a SIGBUS handler of its own.
 sanitizers = LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" PYTHONMALLOC=malloc \
     ASAN_OPTIONS=detect_leaks=0:handle_sigbus=0:abort_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
 test-asan: build/asan/built
+	-tools/ensure-packages guest
 	$(sanitizers) $(call by_build,asan) $(python) -m pytest $(PYTEST_ARGS) $(checked) tests/guest tests/cli $(empty)
 
 by_build = PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/build/$(1)
-build/%/built: $(venv)/tools $(sources) $(shell find vfsd bench -name '*.py')
+build/%/built: $(venv)/installed $(sources) $(shell find vfsd bench -name '*.py')
 	mkdir -p build/$*
 	tar -c --exclude='*.so' --exclude='*.c' --exclude=__pycache__ vfsd bench setup.py pyproject.toml README.md | tar -x -C build/$*
 	ln -sfn bench build/$*/vfsd_bench
