@@ -142,7 +142,7 @@ class HostFs:
             # What is mapped in a DAX window is the host's own pages.
             dirty=Dirty.NOTHING if maps_all else self.policy.cache.dirty(flags),
             zero_open=self.policy.zero_open and Init.NO_OPEN_SUPPORT in flags and not locks,
-            quiet_flags=Fopen.NOFLUSH if self.policy.noflush and not posix_locks else Fopen(0),
+            noflush_flags=Fopen.NOFLUSH if self.policy.noflush and not posix_locks else Fopen(0),
             submounts=Init.SUBMOUNTS in flags,
             maps_all=maps_all,
         )

@@ -11,7 +11,7 @@ from libc.string cimport memchr, memcpy
 from vfsd.fuse._wire cimport fuse_entry_out
 from vfsd.fuse.dispatch cimport name_check, request_t, span_skip, span_t, span_write
 from vfsd.sys cimport _syscalls as h
-from vfsd.hostfs.table._anchors cimport inode_fd, inode_hold, make_room, out_of_descriptors
+from vfsd.hostfs.table._anchors cimport inode_fd, inode_pin_name, make_room, out_of_descriptors
 from vfsd.hostfs.table._handles cimport (
     descriptor_put, descriptor_take, handle_close, handle_get, handle_open, unopened_get, unopened_keep,
 )
@@ -87,10 +87,10 @@ cdef inline void place_put(tables_t *t, place_t *p) noexcept nogil:
 
 
 cdef inline int reply_entry(tables_t *t, request_t *r, const place_t *parent, const char *name,
-                            bint fresh) noexcept nogil:
+                            bint likely_new) noexcept nogil:
     """Answer with the entry of a name: 0 or -errno. Its room was checked before anything was made."""
     cdef fuse_entry_out out
-    cdef int rc = entry_at(t, parent, name, fresh, WAIT, &out)
+    cdef int rc = entry_at(t, parent, name, likely_new, WAIT, &out)
     if rc < 0:
         return rc
     r.reply_bytes += sizeof(out)
@@ -182,16 +182,16 @@ cdef inline int64_t file_get(tables_t *t, uint64_t nodeid, uint64_t fh, int flag
     return unopened(t, nodeid, flags, fd)
 
 
-cdef inline int hold_name(tables_t *t, int parent, const char *name, uint32_t *held) noexcept nogil:
+cdef inline int pin_name(tables_t *t, int parent, const char *name, uint32_t *pinned) noexcept nogil:
     """What is about to lose a name: its anchor stays open then, as the guest may have it in use.
 
-    *held: its index for drop_held, 0 for none. Only for files in use that were not opened, and for inodes
+    *pinned: its index for unpin, 0 for none. Only for files in use that were not opened, and for inodes
     that are evicted and would come back by that name. 0, or -errno: it would be lost for want of a descriptor.
     """
-    held[0] = 0
-    return inode_hold(t, parent, name, held) if t.zero_open or load_acquire_u64(&t.n_by_name) else 0
+    pinned[0] = 0
+    return inode_pin_name(t, parent, name, pinned) if t.zero_open or load_acquire_u64(&t.n_by_name) else 0
 
 
-cdef inline void drop_held(tables_t *t, uint32_t held) noexcept nogil:
-    if held:
-        inode_put(t, held)
+cdef inline void unpin(tables_t *t, uint32_t pinned) noexcept nogil:
+    if pinned:
+        inode_put(t, pinned)

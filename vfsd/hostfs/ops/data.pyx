@@ -20,7 +20,7 @@ from vfsd.hostfs.ops._setid cimport before_change
 from vfsd.hostfs.ids._credentials cimport NO_ID, creator_read, creator_t
 from vfsd.hostfs.table._handles cimport descriptor_put, handle_get, handle_open, handle_put, handle_release
 from vfsd.hostfs.table._inodes cimport WAIT, attr_of, entry_at, entry_of_open
-from vfsd.hostfs.table._kinds cimport closes_quietly
+from vfsd.hostfs.table._kinds cimport close_never_fails
 from vfsd.hostfs.lock._locks cimport locks_flush, locks_release
 from vfsd.hostfs.table._nodes cimport inode_forget, inode_get, inode_put, room_for_inode
 from vfsd.hostfs.table._slots cimport (
@@ -53,12 +53,12 @@ cdef int host_flags(tables_t *t, uint32_t flags) noexcept nogil:
     return kept
 
 
-cdef bint is_quiet(tables_t *t, uint32_t index, int fd) noexcept nogil:
+cdef bint close_reports_nothing(tables_t *t, uint32_t index, int fd) noexcept nogil:
     """Whether closing fd, a file of that inode, has nothing to report."""
     cdef h.statfs_t st
     if t.inodes[index].dev == t.inodes[w.FUSE_ROOT_ID].dev:
-        return t.quiet
-    return h.fstatfs(fd, &st) == 0 and closes_quietly(st.f_type)
+        return t.close_never_fails
+    return h.fstatfs(fd, &st) == 0 and close_never_fails(st.f_type)
 
 
 cdef int reply_open(tables_t *t, request_t *r, uint32_t index, uint32_t flags, int fd,
@@ -66,8 +66,8 @@ cdef int reply_open(tables_t *t, request_t *r, uint32_t index, uint32_t flags, i
     """Answer with a new handle that owns fd, of that inode, and the place that was taken for it."""
     cdef w.fuse_open_out out
     out.open_flags = t.open_flags
-    if t.quiet_flags and is_quiet(t, index, fd):
-        out.open_flags |= t.quiet_flags
+    if t.noflush_flags and close_reports_nothing(t, index, fd):
+        out.open_flags |= t.noflush_flags
     if flags & h.O_DIRECT:
         out.open_flags |= t.direct_flags
     if t.maps_all or t.inodes[index].mapped:
@@ -467,7 +467,7 @@ cdef int op_flush(void *fs, request_t *r) noexcept nogil:
     cdef w.fuse_flush_in arg
     cdef int64_t index, inode
     cdef int fd = -1, rc
-    cdef bint quiet = False
+    cdef bint needless = False
     memset(&arg, 0, sizeof(arg))
     if span_read(&r.body, &arg, sizeof(arg)) < 0:
         return -EINVAL
@@ -479,9 +479,9 @@ cdef int op_flush(void *fs, request_t *r) noexcept nogil:
     locks_flush(t, arg.fh, fd, arg.lock_owner)
     inode = inode_get(t, r.header.nodeid)
     if inode >= 0:
-        quiet = is_quiet(t, inode, fd)
+        needless = close_reports_nothing(t, inode, fd)
         inode_put(t, inode)
-    rc = 0 if quiet else flush_file(t, fd)
+    rc = 0 if needless else flush_file(t, fd)
     handle_put(t, index)
     return rc
 

@@ -12,7 +12,7 @@ from vfsd.fuse.dispatch cimport (
 from vfsd.sys cimport _syscalls as h
 from vfsd.hostfs.ops._caller cimport NAME_BYTES, place_get, place_put, place_t, reopen, room_for_handle
 from vfsd.hostfs.table._handles cimport descriptor_put, handle_get, handle_open, handle_put
-from vfsd.hostfs.table._inodes cimport CACHED_ONLY, WAIT, WAIT_COLD, entry_at
+from vfsd.hostfs.table._inodes cimport CACHED_ONLY, WAIT, WAIT_COLD, entry_at, opens_first
 from vfsd.hostfs.table._nodes cimport is_anchored
 from vfsd.hostfs.table._slots cimport (
     LISTINGS, add_u64, cas_int, inode_t, listing_t, store_release_int, tables_t,
@@ -65,18 +65,18 @@ cdef int entry_on_disk(tables_t *t, const place_t *parent, const h.linux_dirent6
     """entry_at where the name may have to be read. -EAGAIN: it has, and may_wait is false."""
     cdef const inode_t *inode = &t.inodes[parent.index]
     # Who is known is in memory. What is mounted over it has another number, and is opened first.
-    cdef bint fresh = not t.names_last or not is_anchored(t, inode.dev, entry.d_ino, inode.mnt_id)
-    cdef int rc = entry_at(t, parent, name, fresh, CACHED_ONLY, out)
+    cdef bint open_first = opens_first(t, False, is_anchored(t, inode.dev, entry.d_ino, inode.mnt_id))
+    cdef int rc = entry_at(t, parent, name, open_first, CACHED_ONLY, out)
     if rc == -EAGAIN and may_wait:
-        rc = entry_at(t, parent, name, fresh, WAIT_COLD, out)
+        rc = entry_at(t, parent, name, open_first, WAIT_COLD, out)
     return rc
 
 
 cdef bint add_entry(tables_t *t, const place_t *parent, const h.linux_dirent64 *entry, const char *name,
-                    bint may_wait, bint *fresh, w.fuse_entry_out *out) noexcept nogil:
+                    bint may_wait, bint *likely_new, w.fuse_entry_out *out) noexcept nogil:
     """The lookup in front of a READDIRPLUS record; nodeid 0 where there is none. False: it would wait.
 
-    Gone since, or out of descriptors: the name is listed all the same, the guest may ask. fresh:
+    Gone since, or out of descriptors: the name is listed all the same, the guest may ask. likely_new:
     whether the last entry's inode was new, as the next one's will be then.
     """
     cdef int rc
@@ -87,16 +87,16 @@ cdef bint add_entry(tables_t *t, const place_t *parent, const h.linux_dirent64 *
         if rc == -EAGAIN and not may_wait:
             return False
     else:
-        rc = entry_at(t, parent, name, fresh[0], WAIT, out)
+        rc = entry_at(t, parent, name, likely_new[0], WAIT, out)
     if rc < 0:
         memset(out, 0, sizeof(out[0]))
     else:
-        fresh[0] = rc
+        likely_new[0] = rc
     return True
 
 
 cdef int add_record(tables_t *t, request_t *r, const place_t *parent, const h.linux_dirent64 *entry,
-                    bint plus, bint *fresh) noexcept nogil:
+                    bint plus, bint *likely_new) noexcept nogil:
     """One host entry as a record of the reply: 1, 0 if it does not fit, -EAGAIN if it would have to wait.
 
     -ENAMETOOLONG: vfat, exfat, ntfs3, cifs and FUSE count characters, or have longer names.
@@ -110,7 +110,7 @@ cdef int add_record(tables_t *t, request_t *r, const place_t *parent, const h.li
     cdef uint32_t size = sizeof(record.head) + padded + (sizeof(record.entry) if plus else 0)
     if size > r.reply.bytes:
         return 0
-    if plus and not add_entry(t, parent, entry, name, r.mode != TRY, fresh, &record.entry):
+    if plus and not add_entry(t, parent, entry, name, r.mode != TRY, likely_new, &record.entry):
         return -EAGAIN
     record.head.ino = entry.d_ino
     if r.header.nodeid == FUSE_ROOT_ID and is_dot(name):
@@ -155,7 +155,7 @@ cdef inline bint was_last(const tables_t *t, const listing_t *l) noexcept nogil:
 
     Local file systems fill the buffer. The guest asks once more anyhow: only an empty reply is the end.
     """
-    return t.names_last and 0 < l.n <= sizeof(l.entries) - sizeof(h.linux_dirent64) - NAME_BYTES - 8
+    return t.never_revalidates and 0 < l.n <= sizeof(l.entries) - sizeof(h.linux_dirent64) - NAME_BYTES - 8
 
 
 cdef int read_entries(listing_t *l, int fd) noexcept nogil:
@@ -206,7 +206,7 @@ cdef int list_from(tables_t *t, request_t *r, const place_t *p, listing_t *l, in
     """
     cdef h.linux_dirent64 *entry
     cdef int rc
-    cdef bint fresh = False
+    cdef bint likely_new = False
     # The beginning is read anew: rewinddir(3) shows what has changed.
     if offset == 0 or l.offset != offset:
         l.at = l.n = 0
@@ -220,10 +220,10 @@ cdef int list_from(tables_t *t, request_t *r, const place_t *p, listing_t *l, in
             if rc < 0:
                 return rc if r.reply_bytes == 0 else 0
             if l.n == 0:
-                t.inodes[p.index].unread = 0
+                t.inodes[p.index].cold_listing = 0
                 return 0
         entry = <h.linux_dirent64 *>(l.entries + l.at)
-        rc = add_record(t, r, p, entry, plus, &fresh)
+        rc = add_record(t, r, p, entry, plus, &likely_new)
         if rc == 0 or rc == -EAGAIN:
             return WOULD_BLOCK if rc < 0 and r.reply_bytes == 0 else 0
         l.at += entry.d_reclen
@@ -250,7 +250,7 @@ cdef int read_directory(void *fs, request_t *r, bint plus) noexcept nogil:
     if index < 0:
         return <int>index
     p.index = t.handles[index].inode
-    if t.inodes[p.index].unread and r.mode == TRY:
+    if t.inodes[p.index].cold_listing and r.mode == TRY:
         handle_put(t, index)
         return WOULD_BLOCK
     span_limit(&r.reply, arg.size)

@@ -8,7 +8,7 @@ from vfsd.fuse cimport _wire as w
 from vfsd.fuse.dispatch cimport NAME_MAX, NO_REPLY, TRY, WOULD_BLOCK, Dispatch, request_t, span_read, span_write
 from vfsd.sys cimport _syscalls as h
 from vfsd.hostfs.ops._caller cimport (
-    FD_BYTES, PATH_BYTES, drop_held, fd_name, hold_name, place_get, place_put, place_t, read_last_name, read_name,
+    FD_BYTES, PATH_BYTES, unpin, fd_name, pin_name, place_get, place_put, place_t, read_last_name, read_name,
     read_string, reply_entry,
 )
 from vfsd.hostfs.ids._credentials cimport become, caller_read, creator_read, creator_t, unbecome
@@ -211,17 +211,17 @@ cdef int remove(void *fs, request_t *r, int flags) noexcept nogil:
     cdef tables_t *t = <tables_t *>fs
     cdef place_t p
     cdef char name[NAME_BYTES]
-    cdef uint32_t held = 0
+    cdef uint32_t pinned = 0
     cdef int rc = read_last_name(r, name)
     if rc < 0:
         return rc
     rc = place_get(t, r.header.nodeid, &p)
     if rc < 0:
         return rc
-    rc = hold_name(t, p.fd, name, &held)
+    rc = pin_name(t, p.fd, name, &pinned)
     if rc == 0:
         rc = -errno if h.unlinkat(p.fd, name, flags) < 0 else 0
-    drop_held(t, held)
+    unpin(t, pinned)
     place_put(t, &p)
     return rc
 
@@ -250,9 +250,9 @@ cdef int move(void *fs, request_t *r, uint64_t new_dir, uint32_t flags) noexcept
         return rc
     rc = place_get(t, new_dir, &new)
     if rc == 0:
-        rc = hold_name(t, old.fd, old_name, &moved)
+        rc = pin_name(t, old.fd, old_name, &moved)
         if rc == 0:
-            rc = hold_name(t, new.fd, new_name, &replaced)
+            rc = pin_name(t, new.fd, new_name, &replaced)
         # Who may rename is for the guest to say; but a whiteout is a new file, so the caller's.
         if rc == 0 and flags & h.RENAME_WHITEOUT:
             rc = caller_read(t, r, &c)
@@ -262,8 +262,8 @@ cdef int move(void *fs, request_t *r, uint64_t new_dir, uint32_t flags) noexcept
             rc = -errno if h.renameat2(old.fd, old_name, new.fd, new_name, flags) < 0 else 0
             if flags & h.RENAME_WHITEOUT:
                 unbecome(t, &c)
-        drop_held(t, moved)
-        drop_held(t, replaced)
+        unpin(t, moved)
+        unpin(t, replaced)
         place_put(t, &new)
     place_put(t, &old)
     return rc

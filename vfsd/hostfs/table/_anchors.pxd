@@ -14,7 +14,7 @@ cdef int inode_fd(tables_t *t, uint32_t index) noexcept nogil
 cdef bint is_same(tables_t *t, const inode_t *inode, int fd) noexcept nogil
 # The known inode of a name below a directory's descriptor, referenced and its anchor open if it is still
 # there: *index, 0 for none. 0, or -ENFILE or -ENOMEM: it can't be opened now.
-cdef int inode_hold(tables_t *t, int parent, const char *name, uint32_t *index) noexcept nogil
+cdef int inode_pin_name(tables_t *t, int parent, const char *name, uint32_t *index) noexcept nogil
 # When an inode was made, in one number; 0 where the file system does not know.
 cdef uint64_t birth_of(const statx_t *st) noexcept nogil
 # Try to close up to n anchors that nobody uses. The number closed.

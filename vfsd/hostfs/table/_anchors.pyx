@@ -290,7 +290,7 @@ cdef int inode_fd(tables_t *t, uint32_t index) noexcept nogil:
     return anchor_of(t, index, 0)
 
 
-cdef int inode_hold(tables_t *t, int parent, const char *name, uint32_t *index) noexcept nogil:
+cdef int inode_pin_name(tables_t *t, int parent, const char *name, uint32_t *index) noexcept nogil:
     cdef h.statx_t st
     cdef int64_t found
     cdef int fd

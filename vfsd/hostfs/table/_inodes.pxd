@@ -9,12 +9,16 @@ from vfsd.hostfs.table._slots cimport place_t, tables_t
 # What a walk to a name may do, where the share is on a disk.
 cdef enum walk_t:
     WAIT         # the name is in the host's memory, or it does not matter
-    CACHED_ONLY  # not wait for the disk: -EAGAIN if it would. `fresh`, if the name may not be in memory
+    CACHED_ONLY  # not wait for the disk: -EAGAIN if it would
     WAIT_COLD    # it has been found not to be in memory
 
-# The entry of a checked name in a directory; adds one to its lookup count. fresh: nobody is likely
-# to know the inode yet, so open it first and ask then. Whether that was so, 0 or 1, or -errno.
-cdef int entry_at(tables_t *t, const place_t *parent, const char *name, bint fresh, walk_t walk,
+# Whether to open a name first and ask what it is then, not the other way round: where its inode is likely to
+# be new, or the name may have to be read from a disk, which only openat2(2) can tell beforehand. likely_new:
+# as the last one found there was. in_memory: it led to what is anchored, or to nothing lately.
+cdef bint opens_first(const tables_t *t, bint likely_new, bint in_memory) noexcept nogil
+# The entry of a checked name in a directory; adds one to its lookup count. open_first: see opens_first.
+# Whether its inode was new, 0 or 1, or -errno.
+cdef int entry_at(tables_t *t, const place_t *parent, const char *name, bint open_first, walk_t walk,
                   fuse_entry_out *out) noexcept nogil
 # The entry of a file that may have no name, by the name of its descriptor below t.proc_fd; adds one
 # to its lookup count. 0 or -errno.

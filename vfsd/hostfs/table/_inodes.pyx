@@ -102,14 +102,14 @@ cdef int adopt_unanchored(tables_t *t, const place_t *parent, const char *name, 
     return rc
 
 
-cdef int lookup_at(tables_t *t, const place_t *parent, const char *name, bint fresh, bint cached, h.statx_t *st,
+cdef int lookup_at(tables_t *t, const place_t *parent, const char *name, bint open_first, bint cached, h.statx_t *st,
                    uint32_t *index) noexcept nogil:
     """The slot of a name, referenced and with one more lookup. 0 or -errno.
 
     An anchor keeps (dev, ino) from being reused: who has it is known. An evicted inode must prove it.
     """
     cdef int fd
-    if not fresh:
+    if not open_first:
         if h.statx(parent.fd, name, h.AT_SYMLINK_NOFOLLOW | h.AT_NO_AUTOMOUNT, ATTR_MASK, st) < 0:
             return -errno
         index[0] = find(t, st)
@@ -164,11 +164,11 @@ cdef bint is_mount(const inode_t *parent, const inode_t *inode) noexcept nogil:
     return inode.mode == h.S_IFDIR and (inode.mnt_id != parent.mnt_id or inode.dev != parent.dev)
 
 
-cdef int entry_at(tables_t *t, const place_t *parent, const char *name, bint fresh, walk_t walk,
+cdef int entry_at(tables_t *t, const place_t *parent, const char *name, bint open_first, walk_t walk,
                   fuse_entry_out *out) noexcept nogil:
     cdef h.statx_t st
     cdef uint32_t index = 0
-    cdef int rc = lookup_at(t, parent, name, fresh, walk == CACHED_ONLY, &st, &index)
+    cdef int rc = lookup_at(t, parent, name, open_first, walk == CACHED_ONLY, &st, &index)
     if rc < 0:
         return rc
     entry_fill(t, index, &st, out)
@@ -176,7 +176,7 @@ cdef int entry_at(tables_t *t, const place_t *parent, const char *name, bint fre
         out.attr.flags |= FUSE_ATTR_SUBMOUNT
     rc = t.inodes[index].nlookup == 1
     if rc and walk == WAIT_COLD:
-        t.inodes[index].unread = t.inodes[index].mode == h.S_IFDIR
+        t.inodes[index].cold_listing = t.inodes[index].mode == h.S_IFDIR
     inode_put(t, index)
     return rc
 
@@ -204,30 +204,31 @@ cdef inline void note_seen(tables_t *t, uint64_t hash, uint32_t index) noexcept 
     store_release_u64(&t.seen_names[hash % SEEN_NAMES], (hash >> 32 << 32) | index)
 
 
+cdef bint opens_first(const tables_t *t, bint likely_new, bint in_memory) noexcept nogil:
+    return likely_new or (t.walks_wait and not (in_memory and t.never_revalidates))
+
+
 cdef int lookup(tables_t *t, uint64_t parent, const char *name, bint may_wait,
                 fuse_entry_out *out) noexcept nogil:
-    """A known name costs statx(2) alone. That could wait for a disk, of which only openat2(2) can tell
-    beforehand: so the first time, it is opened.
-    """
+    """A known name costs statx(2) alone."""
     cdef int64_t index = inode_get(t, parent)
     cdef uint64_t hash = 0
     cdef walk_t walk = WAIT
     cdef place_t p
-    cdef bint fresh
+    cdef bint in_memory = True
     cdef int rc
     if index < 0:
         return <int>index
     p.index = <uint32_t>index
     p.fd = rc = inode_fd(t, index)
     if rc >= 0:
-        fresh = t.inodes[index].cold
         if t.walks_wait:
             walk = WAIT_COLD if may_wait else CACHED_ONLY
             hash = hash_of(p.index, name)
-            fresh = fresh or not t.names_last or not was_seen(t, hash)
-        rc = entry_at(t, &p, name, fresh, walk, out)
+            in_memory = was_seen(t, hash)
+        rc = entry_at(t, &p, name, opens_first(t, t.inodes[index].finds_new, in_memory), walk, out)
     if rc >= 0:
-        t.inodes[index].cold = rc
+        t.inodes[index].finds_new = rc
         if t.walks_wait:
             note_seen(t, hash, <uint32_t>out.nodeid)
         rc = 0

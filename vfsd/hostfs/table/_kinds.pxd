@@ -19,17 +19,17 @@ cdef inline bint in_memory(long kind) noexcept nogil:
     return kind == TMPFS_MAGIC or kind == RAMFS_MAGIC
 
 
-cdef inline bint keeps_names(long kind) noexcept nogil:
+cdef inline bint never_revalidates(long kind) noexcept nogil:
     """A name that is in memory is believed: no d_revalidate(), which may ask a server."""
-    return closes_quietly(kind)
+    return close_never_fails(kind)
 
 
-cdef inline bint forgets(long kind) noexcept nogil:
+cdef inline bint handles_only_cached(long kind) noexcept nogil:
     """File handles are found in memory alone, unless the server has ways of its own (fuse_get_dentry())."""
     return kind == FUSE_SUPER_MAGIC
 
 
-cdef inline bint closes_quietly(long kind) noexcept nogil:
+cdef inline bint close_never_fails(long kind) noexcept nogil:
     """close(2) has no error to tell: every one came with write(2) or comes with fsync(2).
 
     Those without a flush operation of their own (or where it can't fail); network file systems,

@@ -202,7 +202,7 @@ cdef uint32_t insert(tables_t *t, int fd, const h.statx_t *st, note_t *note) noe
     inode.mode = <uint16_t>(st.stx_mode & h.S_IFMT)
     inode.fd = fd
     inode.used = DIRECTORY_LIVES if inode.mode == h.S_IFDIR else 1
-    inode.cold = inode.unread = inode.mapped = 0
+    inode.finds_new = inode.cold_listing = inode.mapped = 0
     inode.kill = inode.cached = 0
     inode.nlookup = 1
     pthread_mutex_lock(shard_of(t, bucket))

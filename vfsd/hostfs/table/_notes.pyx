@@ -8,7 +8,7 @@ from vfsd.sys._threads cimport pthread_mutex_lock, pthread_mutex_unlock
 from vfsd.fuse._wire cimport FUSE_ROOT_ID
 from vfsd.sys cimport _syscalls as h
 from vfsd.hostfs.table._handles cimport descriptor_put, descriptor_take
-from vfsd.hostfs.table._kinds cimport forgets
+from vfsd.hostfs.table._kinds cimport handles_only_cached
 from vfsd.hostfs.table._slots cimport (
     BY_NAME, HANDLE_BYTES_MAX, LONG_NAME, LONG_NAMES_MAX, MOUNTS_MAX, SHORT_NAME, inode_t, named_t, note_t,
     tables_t,
@@ -30,7 +30,7 @@ cdef bint handles_work(int fd) noexcept nogil:
     cdef vfsd_handle handle
     cdef h.statfs_t fs
     cdef int probe
-    if h.fstatfs(fd, &fs) < 0 or forgets(fs.f_type) or handle_of(fd, &handle) < 0:
+    if h.fstatfs(fd, &fs) < 0 or handles_only_cached(fs.f_type) or handle_of(fd, &handle) < 0:
         return False
     probe = h.open_by_handle_at(fd, <h.file_handle *>&handle, h.O_PATH | h.O_CLOEXEC)
     if probe >= 0:

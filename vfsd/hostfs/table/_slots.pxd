@@ -102,8 +102,8 @@ cdef struct inode_t:           # 128 bytes
     uint8_t cached             # parts of a file may be in the guest's page cache
     uint8_t used               # how often the evictor's hand passes before it takes the anchor
     uint8_t mapped             # a file with parts in the DAX window
-    uint8_t cold               # a directory whose last name looked up was new: open first, ask then
-    uint8_t unread             # a directory that came from the disk and has not been listed since
+    uint8_t finds_new          # a directory in which the last name looked up led to a new inode
+    uint8_t cold_listing       # a directory that came from the disk and has not been listed since
     note_t note                # written by the evictor alone
 
 
@@ -209,7 +209,7 @@ cdef struct tables_t:
     uint32_t negative_valid_nsec
     # Policy, compiled into plain values before the first request.
     uint32_t open_flags        # FOPEN_* of the reply to OPEN and CREATE
-    uint32_t quiet_flags       # more of them where closing a file reports nothing
+    uint32_t noflush_flags     # more of them where close(2) never fails
     uint32_t direct_flags      # more of them for a file opened with O_DIRECT
     uint32_t opendir_flags
     int pass_flags             # what of open(2)'s flags the guest may choose
@@ -225,8 +225,8 @@ cdef struct tables_t:
     bint submounts             # mark directories that are mounts of their own
     bint in_memory             # the share lies on a file system without a disk: nothing blocks
     bint walks_wait            # it does not, and the kernel can tell of a name that it would have to wait
-    bint names_last            # a name in the host's memory is not asked for anywhere
-    bint quiet                 # closing a file there reports nothing
+    bint never_revalidates     # it believes the names in its memory
+    bint close_never_fails
     id_map_t uid_to_host
     id_map_t gid_to_host
     id_map_t uid_to_guest

@@ -10,7 +10,7 @@ from vfsd.sys._threads cimport pthread_mutex_init
 from vfsd.sys cimport _syscalls as h
 from vfsd.hostfs.ops._caller cimport place_get, place_put, place_t, reopen, room_for_handle
 from vfsd.hostfs.table._handles cimport descriptor_put, handle_close
-from vfsd.hostfs.table._kinds cimport closes_quietly, in_memory, keeps_names
+from vfsd.hostfs.table._kinds cimport close_never_fails, in_memory, never_revalidates
 from vfsd.hostfs.lock._locks cimport Locks, locks_drop
 from vfsd.hostfs.table._nodes cimport ATTR_MASK, device_of, inode_forget, inode_get, inode_put
 from vfsd.hostfs.table._notes cimport handles_work, note_root
@@ -147,8 +147,8 @@ cdef class Tables:
         if h.fstatfs(root_fd, &fs) < 0:
             raise OSError(errno, os.strerror(errno))
         self.t.in_memory = in_memory(fs.f_type)
-        self.t.quiet = closes_quietly(fs.f_type)
-        self.t.names_last = keeps_names(fs.f_type)
+        self.t.close_never_fails = close_never_fails(fs.f_type)
+        self.t.never_revalidates = never_revalidates(fs.f_type)
         self.t.walks_wait = not self.t.in_memory and can_open_cached(root_fd)
         root.fd = h.c_dup(root_fd)
         if root.fd < 0:
@@ -200,19 +200,19 @@ cdef class Tables:
         self.t.read_waits = direct
         self.t.write_waits = h.O_SYNC | h.O_DSYNC | direct
 
-    def agree(self, bint writeback, int dirty, bint zero_open, uint32_t quiet_flags, bint submounts,
+    def agree(self, bint writeback, int dirty, bint zero_open, uint32_t noflush_flags, bint submounts,
               bint maps_all):
         """What INIT has settled, before the guest's next request.
 
         dirty: what the guest may have changed without telling, a DIRTY_* of `_slots.pxd`.
-        quiet_flags: more FOPEN_* where closing a file reports nothing. Where it has something to
+        noflush_flags: more FOPEN_* where closing a file reports nothing. Where it has something to
         report files are opened and closed, whatever the guest can. maps_all: it has no cache of any file,
         but all in the DAX window.
         """
-        self.t.quiet_flags = quiet_flags
+        self.t.noflush_flags = noflush_flags
         self.t.writeback = writeback
         self.t.dirty = dirty
-        self.t.zero_open = zero_open and self.t.quiet
+        self.t.zero_open = zero_open and self.t.close_never_fails
         self.t.submounts = submounts
         self.t.maps_all = maps_all
 
