@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from fuse import wire
+from fuse.fixtures import held
 from fuse.ops import refused
 from fuse.rawguest import readable as readable_fd
 from guests import Daemon, StartDaemon, eventually
@@ -600,6 +601,27 @@ def test_many_at_once(start_vmm: StartVmm, served: Daemon, content: bytes) -> No
     assert [queue.wait(token).error for queue, token in tokens] == [0] * 160
     assert vmm.mapped == {i * PAGE: (PAGE, True) for i in range(160)}
     assert vmm.load(159 * PAGE, PAGE) == content[159 * PAGE : 160 * PAGE]
+
+
+def test_mapped_files_are_within_the_budget(daemon: StartDaemon, tmp_path: Path) -> None:
+    budget = 64
+    for i in range(100):
+        (tmp_path / str(i)).write_bytes(bytes(PAGE))
+    served = daemon(tmp_path, options=["--dax-window", "1G", "--fd-budget", str(budget)])
+    with contextlib.closing(Vmm(served.socket)) as vmm:
+        vmm.tells = False
+        vmm.start_session()
+        nodeids = [vmm.walk(str(i)) for i in range(100)]
+        mapped = 0
+        with refused(errno.ENFILE):
+            for nodeid in nodeids:
+                vmm.map_file(nodeid, 0, PAGE, mapped * RANGE)
+                mapped += 1
+        assert mapped > budget // 2 and len(held(served)) <= budget
+        vmm.remove(nodeids[0], (0, PAGE))
+        vmm.map_file(nodeids[-1], 0, PAGE, 0)
+        with refused(errno.ENFILE):
+            vmm.map_file(nodeids[-2], 0, PAGE, mapped * RANGE)
 
 
 def test_a_large_window_is_offered_without_slots(daemon: StartDaemon, tmp_path: Path) -> None:
