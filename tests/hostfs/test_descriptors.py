@@ -72,9 +72,9 @@ def limited(
             script.chmod(0o755)
             with monkeypatch.context() as patch:
                 patch.setattr(sys, "executable", str(script))
-                started = daemon(share)
+                started = daemon(share, options=["--inode-file-handles", "prefer"])
         else:
-            started = daemon(share)
+            started = daemon(share, options=["--inode-file-handles", "prefer"])
             resource.prlimit(started.pid, resource.RLIMIT_NOFILE, (LIMIT, LIMIT))
         assert resource.prlimit(started.pid, resource.RLIMIT_NOFILE) == (LIMIT, LIMIT)
         return started
@@ -250,7 +250,7 @@ def test_destroy_after_evictions(guest: Guest, few: Daemon) -> None:
 
 def test_the_table_of_descriptors_need_not_grow_for_guests(daemon: StartDaemon, tmp_path: Path) -> None:
     """Linux makes it anew, for which all threads wait, unless it has room already."""
-    served = daemon(tmp_path, options=["--fd-budget", "900"])
+    served = daemon(tmp_path, options=["--fd-budget", "900", "--inode-file-handles", "prefer"])
     status = Path(f"/proc/{served.pid}/status").read_text()
     size = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("FDSize:"))
     assert size >= 900

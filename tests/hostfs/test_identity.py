@@ -30,8 +30,8 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files
 Make = Callable[..., Entry]
 MAKERS: dict[str, Callable[[Guest], Make]] = {
     "MKDIR": lambda guest: guest.mkdir,
-    "MKNOD": lambda guest: lambda parent, name, **more: guest.mknod(
-        parent, name, stat.S_IFREG | 0o666, **more
+    "MKNOD": lambda guest: (
+        lambda parent, name, **more: guest.mknod(parent, name, stat.S_IFREG | 0o666, **more)
     ),
     "SYMLINK": lambda guest: lambda parent, name, **more: guest.symlink(parent, name, b"t", **more),
     "CREATE": lambda guest: lambda parent, name, **more: guest.create(parent, name, **more)[0],
@@ -376,7 +376,7 @@ def test_chmod_may_set_them_for_any_group(guest: Guest, share: Path) -> None:
 
 @pytest.fixture
 def acl_guest(guest_with: Callable[..., Guest]) -> Guest:
-    return guest_with("--posix-acl", "--security-label=auto")
+    return guest_with("--posix-acl", "--security-label=auto", "--modcaps=+sys_admin")
 
 
 def test_umask_and_default_acls(acl_guest: Guest, tmp_path: Path) -> None:

@@ -207,7 +207,7 @@ def test_what_cannot_be_labelled_is_not_there(guest: Guest, place: Path) -> None
 def test_a_label_kept_under_another_name(place: Path, prefix: str) -> None:
     share = place / f"share-{prefix}"
     rules = f":map:security.selinux:{prefix}:"
-    with guest_on(share, f"--xattrmap={rules}") as guest:
+    with guest_on(share, f"--xattrmap={rules}", "--modcaps=+sys_admin") as guest:
         events = Events(share)
         for op in MAKERS:
             if op == "SYMLINK" and prefix == "user.vfsd.":

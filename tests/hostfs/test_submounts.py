@@ -43,9 +43,14 @@ def mount_host(tmp_path: Path) -> Iterator[MountHost]:
 
 @pytest.fixture
 def places(tmp_path: Path, mount_host: MountHost) -> Path:
-    """A share with one and two, the same file system twice; three, another; plain, none."""
+    """A share with one and two, the same file system twice; three, another; plain, none.
+
+    What is mounted later shows in a server's mount namespace if the share's mount is a shared one, as all are
+    where systemd runs.
+    """
     share = tmp_path / "share"
-    share.mkdir()
+    mount_host("-t", "tmpfs", "vfsd-test", at=share)
+    mount_host("--make-shared", at=share)
     (share / "plain").mkdir()
     mount_host("-t", "tmpfs", "vfsd-test", at=share / "one")
     (share / "one" / "file").write_bytes(b"first")

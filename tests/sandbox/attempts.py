@@ -368,7 +368,8 @@ def outcome(sandbox: Sandbox, function: Attempt, report: int) -> str:
     if pid == 0:
         result = "not entered"
         try:
-            own = sandbox.enter({1, 2, tell, report, inside_fd}, (report, b""))
+            sandbox.enter({1, 2, tell, report, inside_fd}, (report, b""))
+            own = sandbox.own_descriptors
             try:
                 function()
                 result = "done"

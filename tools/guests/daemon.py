@@ -156,9 +156,13 @@ class Daemon:
         found = []
         for pid in pids or self.processes():
             with contextlib.suppress(FileNotFoundError):
+                apart = os.readlink(f"/proc/{pid}/ns/mnt") != os.readlink("/proc/self/ns/mnt")
                 for entry in os.scandir(f"/proc/{pid}/fd"):
                     with contextlib.suppress(FileNotFoundError):
-                        found.append(os.readlink(entry.path).partition(":[")[0])
+                        target = os.readlink(entry.path).partition(":[")[0]
+                        if apart and target.startswith("/") and target != os.devnull:
+                            target = f"{self.shared}{target}".rstrip("/")  # it has the share for its root
+                        found.append(target)
         return sorted(found)
 
     def resident(self) -> dict[str, int]:

@@ -30,7 +30,7 @@ CHECKED = bool(VFSD_CHECKED)
 def die_with_parent(int parent):
     if prctl(PR_SET_PDEATHSIG, <unsigned long>SIGKILL, 0ul, 0ul, 0ul) < 0:
         raise OSError(errno, os.strerror(errno))
-    return os.getppid() == parent
+    return os.getppid() in (parent, 0)  # 0: it is outside of this process namespace
 
 
 def set_name(bytes name not None):

@@ -18,6 +18,7 @@ class Kind(StrEnum):
     ENDING = "ending"  # why the connection ends; what follows may take its time
     FAULT = "fault"  # the same, when it is something to look into
     ENDED = "ended"  # what it did, in numbers
+    REFUSED = "refused"  # the number of a system call that its sandbox does not allow
 
 
 KINDS: Final = {str(kind): kind for kind in Kind}

@@ -43,15 +43,17 @@ class Connection:
         settings = share.settings
         self.queues_max = 1 + settings.num_request_queues
         self.inband = settings.inband
-        self.config = (
-            None if settings.tag is None else CONFIG.pack(settings.tag, settings.num_request_queues)
-        )
+        self.config = None if settings.tag is None else CONFIG.pack(settings.tag, settings.num_request_queues)
         self._queues: dict[int, Queue] = {}
         self._told: Counter[str] = Counter()  # requests of sessions that have ended
         self.shmem: SharedMemory | None = None
         if settings.dax_window:
             self.shmem = SharedMemory(DAX_SHMID, settings.dax_window)
-        self._fs = HostFs(share.root_fd, settings.policy, share.locks, self.shmem)
+        sandbox = share.sandbox
+        self._fs = HostFs(
+            share.root_fd, settings.policy, share.locks, self.shmem,
+            proc_fd=sandbox.own_descriptors, labels_fd=sandbox.labels,
+        )  # fmt: skip
         self._fs.set_budget(settings.fd_budget)
         self._dispatch = Dispatch(self._fs)
         self._pool = Pool("offload", settings.offload_threads)

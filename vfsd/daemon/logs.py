@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 LINE_MAX: Final = 1 << 16  # bytes; a traceback is one line
 FORMAT: Final = "%(levelname)s %(name)s: %(message)s"
-SERVER_FORMAT: Final = "%(levelname)s %(name)s[%(process)d]: %(message)s"
+SERVER_FORMAT: Final = "%(levelname)s %(name)s[{pid}]: %(message)s"
 
 DEV_LOG: Final = "/dev/log"
 FACILITY_USER: Final = 1 << 3
@@ -25,6 +25,13 @@ PRIORITIES: Final = {
 }  # fmt: skip
 
 Write = Callable[[bytes], int]  # as os.write; BlockingIOError rather than wait
+
+
+class Output(NamedTuple):
+    """Where lines go, and the descriptors that takes."""
+
+    write: Write
+    descriptors: set[int]
 
 
 class Rate(NamedTuple):
@@ -46,9 +53,10 @@ class Handler(logging.Handler):
     Critical lines, which are our own bugs, come at any rate.
     """
 
-    def __init__(self, write: Write, rate: Rate) -> None:
+    def __init__(self, output: Output, rate: Rate) -> None:
         super().__init__()
-        self._write = write
+        self._write, self.descriptors = output
+        self.pid = os.getpid()
         self.begin(rate)
 
     def begin(self, rate: Rate) -> None:
@@ -104,11 +112,11 @@ class SyslogHandler(Handler):
         self._program = program
 
     def line(self, record: logging.LogRecord) -> bytes:
-        head = f"<{FACILITY_USER | PRIORITIES.get(record.levelno, 6)}>{self._program}[{os.getpid()}]: "
+        head = f"<{FACILITY_USER | PRIORITIES.get(record.levelno, 6)}>{self._program}[{self.pid}]: "
         return head.encode() + super().line(record)
 
 
-def to_syslog() -> Write:
+def to_syslog() -> Output:
     """Connected now, as the path is out of reach in a sandbox."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     sock.connect_ex(DEV_LOG)
@@ -120,25 +128,25 @@ def to_syslog() -> Write:
             sock.connect_ex(DEV_LOG)  # one that was started anew
             raise
 
-    return write
+    return Output(write, {sock.fileno()})
 
 
-def without_waiting(fd: int) -> Write:
+def without_waiting(fd: int) -> Output:
     """Write to what fd is open on, whatever its flags are or become."""
     mode = os.fstat(fd).st_mode
     if stat.S_ISSOCK(mode):
         sock = socket.socket(fileno=os.dup(fd))
-        return lambda data: sock.send(data, socket.MSG_DONTWAIT)
+        return Output(lambda data: sock.send(data, socket.MSG_DONTWAIT), {sock.fileno()})
     if not stat.S_ISFIFO(mode) and not stat.S_ISCHR(mode):
-        return lambda data: os.write(fd, data)
+        return Output(lambda data: os.write(fd, data), {fd})
     try:
         own = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError:  # another user's
         return spliced(fd) if stat.S_ISFIFO(mode) else polled(fd)
-    return lambda data: os.write(own, data)
+    return Output(lambda data: os.write(own, data), {own})
 
 
-def spliced(fd: int) -> Write:
+def spliced(fd: int) -> Output:
     """Write to a pipe that can't be opened anew: by a pipe of our own, as splice(2) need not wait."""
     reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
@@ -149,7 +157,7 @@ def spliced(fd: int) -> Write:
         finally:
             discard(reader)
 
-    return write
+    return Output(write, {fd, reader, writer})
 
 
 def discard(reader: int) -> None:
@@ -161,7 +169,7 @@ def discard(reader: int) -> None:
         pass
 
 
-def polled(fd: int) -> Write:
+def polled(fd: int) -> Output:
     """Write to a terminal that can't be opened anew."""
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
@@ -171,7 +179,7 @@ def polled(fd: int) -> Write:
             raise BlockingIOError
         return os.write(fd, data[: select.PIPE_BUF])
 
-    return write
+    return Output(write, {fd})
 
 
 def start(level: str, syslog: str | None = None) -> None:
@@ -193,10 +201,16 @@ def note(lines: Sequence[str]) -> None:
         logging.getLogger("vfsd").warning("%s", line)
 
 
-def become_server() -> None:
-    """After fork(2): a rate of its own, and lines that say which server they are from."""
+def become_server() -> set[int]:
+    """After fork(2): a rate of its own, and lines that say which server they are from.
+
+    The descriptors that are needed for them.
+    """
     (handler,) = logging.getLogger().handlers
     assert isinstance(handler, Handler)
-    handler.setFormatter(logging.Formatter(SERVER_FORMAT))
+    # The supervisor's number for it: in its own process namespace it is 1.
+    handler.pid = int(os.readlink("/proc/self"))
+    handler.setFormatter(logging.Formatter(SERVER_FORMAT.format(pid=handler.pid)))
     debug = logging.getLogger().isEnabledFor(logging.DEBUG)
     handler.begin(DEBUG_RATE if debug else SERVER_RATE)
+    return handler.descriptors

@@ -121,6 +121,10 @@ class Signals:
     def fileno(self) -> int:
         return self._reader.fileno()
 
+    def descriptors(self) -> set[int]:
+        """All that this object has open."""
+        return {self._reader.fileno(), self._wakeup.fileno()}
+
     def take(self) -> None:
         """Count what has come; another thread may have taken a signal whose handler has not run yet."""
         try:

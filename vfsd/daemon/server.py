@@ -5,6 +5,7 @@ import os
 import select
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from errno import EMFILE, ENFILE, ENOMEM
 from typing import NoReturn
@@ -42,9 +43,10 @@ def main(
         close_inherited()
         if die_with_parent(parent):
             set_name(b"vfsd-server")
-            logs.become_server()
-            share.locks.join(partition)
-            run(share, sock, channel)
+            with Signals() as caught:
+                keep = logs.become_server() | caught.descriptors()
+                share.locks.join(partition)
+                run(share, sock, channel, caught, keep)
         status = 0
     except BaseException:
         log.critical("the server of a guest ends", exc_info=True)
@@ -52,27 +54,31 @@ def main(
         os._exit(status)
 
 
-def run(share: Share, sock: socket.socket, channel: Channel) -> None:
-    """Opens nothing by path but what the guest asks for, beneath the share."""
-    with Signals() as caught:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-        connection: Connection | None = None
-        kind = Kind.ENDING
-        try:
-            connection = connect(share, sock)
-            why = serve(connection, caught, channel)
-        except (ProtocolError, OSError) as problem:
-            kind, why = Kind.FAULT, f"the front end broke the protocol: {problem}"
-        except CannotServe as problem:
-            kind, why = Kind.FAULT, f"a front end can't be served: {problem}"
-        channel.tell(kind, why)
-        if connection is not None:
-            connection.close()
-            channel.tell(Kind.ENDED, connection.summary())
+def run(share: Share, sock: socket.socket, channel: Channel, caught: Signals, keep: set[int]) -> None:
+    """Once in its sandbox it opens nothing by path but what the guest asks for, beneath the share.
 
-
-def connect(share: Share, sock: socket.socket) -> Connection:
+    keep: descriptors that it needs besides the share's and those of these objects.
+    """
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    connection: Connection | None = None
+    kind = Kind.ENDING
     try:
+        connection = connect(share, sock, channel, keep)
+        why = serve(connection, caught, channel)
+    except (ProtocolError, OSError) as problem:
+        kind, why = Kind.FAULT, f"the front end broke the protocol: {problem}"
+    except CannotServe as problem:
+        kind, why = Kind.FAULT, f"a front end can't be served: {problem}"
+    channel.tell(kind, why)
+    if connection is not None:
+        connection.close()
+        channel.tell(Kind.ENDED, connection.summary())
+
+
+def connect(share: Share, sock: socket.socket, channel: Channel, keep: set[int]) -> Connection:
+    try:
+        kept = {sys.stderr.fileno(), sock.fileno(), channel.fileno(), *keep}
+        share.sandbox.enter(kept, (channel.fileno(), f"{Kind.REFUSED} ".encode()))
         return Connection(share, sock)
     except (OSError, MemoryError, RuntimeError) as problem:
         raise CannotServe(lacking(problem)) from problem

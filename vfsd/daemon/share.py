@@ -12,12 +12,14 @@ from vfsd.errors import ConfigError
 from vfsd.fuse.opcodes import OPERATIONS
 from vfsd.hostfs.cache import CACHE_POLICIES, CachePolicy
 from vfsd.hostfs.fs import Policy
-from vfsd.hostfs.identity import IdentityPolicy, check_rights
+from vfsd.hostfs.identity import IdentityPolicy, check_rights, has_selinux
 from vfsd.hostfs.ids.idmap import IDENTITY
 from vfsd.hostfs.lock._locks import Locks
 from vfsd.hostfs.ops.mappings import DAX_POLICIES
 from vfsd.hostfs.table._tables import file_handles_work
 from vfsd.options.table import ServeOptions
+from vfsd.sandbox import capabilities
+from vfsd.sandbox.sandbox import Sandbox, Walls
 
 OFFLOAD_THREADS = 64  # unless the operator says; they come only as requests block
 
@@ -34,6 +36,7 @@ class ShareSettings(NamedTuple):
 
     path: str
     policy: Policy
+    walls: Walls
     tag: bytes | None
     num_request_queues: int
     inband: bool
@@ -50,15 +53,18 @@ class Share:
         self.settings = settings
         self.root_fd = open_root(settings.path)
         self.locks = Locks()
+        self.sandbox = Sandbox(settings.walls, self.root_fd)
 
     def prepare(self) -> None:
-        """Before the first fork: everything a server would import or open by path."""
+        """Before the first fork: everything a server would import or open by path. ConfigError."""
         if self.settings.dax_window:
             load_numpy()
         for module in {op.module for op in OPERATIONS}:
             importlib.import_module(f"vfsd.{module}")
+        self.sandbox.prepare()
 
     def close(self) -> None:
+        self.sandbox.close()
         self.locks.close()
         os.close(self.root_fd)
 
@@ -83,6 +89,7 @@ def open_share(options: ServeOptions) -> Share:
     settings = ShareSettings(
         path=options.shared_dir,
         policy=policy_of(options),
+        walls=walls_of(options),
         tag=options.tag,
         num_request_queues=options.num_request_queues,
         inband=options.inband_notifications,
@@ -104,6 +111,21 @@ def open_share(options: ServeOptions) -> Share:
             " run as root, or share a directory of a file system that has them",
         )  # fmt: skip
     return share
+
+
+def walls_of(options: ServeOptions) -> Walls:
+    handles = options.inode_file_handles != "never"
+    return Walls(
+        mode=options.sandbox,
+        seccomp=options.seccomp,
+        capabilities=capabilities.kept(
+            options.modcaps or (), device_nodes=not options.nodev, file_handles=handles
+        ),
+        file_handles=handles,
+        labels=options.security_label != "never" and has_selinux(),
+        uids=options.uid_map,
+        gids=options.gid_map,
+    )
 
 
 def cache_policy(options: ServeOptions) -> CachePolicy:

@@ -33,7 +33,7 @@ from vfsd.daemon.share import Share, open_share
 from vfsd.daemon.sockets import Listener, open_socket
 from vfsd.errors import EXIT_BUG
 from vfsd.options.table import ServeOptions
-from vfsd.sandbox import userns
+from vfsd.sandbox.seccomp import name_of
 from vfsd.vhost.messages import HEADER, PAYLOAD_MAX
 
 log = logging.getLogger("vfsd")
@@ -61,16 +61,14 @@ def serve(
     set_descriptor_limit(options.rlimit_nofile)
     share = open_share(options)
     try:
+        share.prepare()
         listener = listener or open_socket(options)
     except BaseException:
         share.close()
         raise
     grow_descriptor_table(share.settings.fd_budget)
-    share.prepare()
     once = once or listener.connected
     with Signals(signal.SIGCHLD) as caught, Supervisor([(listener, share)], caught, once) as supervisor:
-        if options.uid_map or options.gid_map:
-            userns.enter(options.uid_map, options.gid_map)
         drop_process_wide()
         ready()
         if not os.path.isdir(options.shared_dir):
@@ -110,6 +108,7 @@ class Guest:
         self.reported = False  # that it could not be ended
         self.why: tuple[int, str] | None = None  # its own words for its end, with their level
         self.summary = ""
+        self.refused = ""  # what it was ended for by seccomp
 
 
 class Supervisor:
@@ -313,7 +312,7 @@ class Supervisor:
         # A signal before the server has handlers of its own would come here.
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
-            pid = os.fork()
+            pid = silent.share.sandbox.fork()
             if pid == 0:
                 close = partial(self._close_in_server, silent, ours)
                 server.main(silent.share, partition, silent.sock, theirs, supervisor, close)
@@ -362,6 +361,8 @@ class Supervisor:
                 guest.until = time.monotonic() + END_S
         elif kind is Kind.ENDED:
             guest.summary = text
+        elif kind is Kind.REFUSED and text.isascii() and text.isdigit():
+            guest.refused = f" when it made a system call that --seccomp refuses: {name_of(int(text))}"
 
     def _end(self, guest: Guest) -> None:
         os.kill(guest.pid, signal.SIGTERM)
@@ -406,7 +407,8 @@ class Supervisor:
             level, why = guest.why
             log.log(level, "%s", f"{why}; {guest.summary}" if guest.summary else why)
         else:
-            log.error("the server %d of a guest %s; other guests go on", guest.pid, ending(status))
+            log.error("the server %d of a guest %s%s; other guests go on",
+                      guest.pid, ending(status), guest.refused)  # fmt: skip
             self.status = self.status or int(self._once)
         if CHECKED and status in (EXIT_BUG, -signal.SIGABRT):
             self.status = EXIT_BUG

@@ -109,19 +109,30 @@ class HostFs:
 
     root_fd: readable descriptor of the directory, or of the one file; stays the caller's.
     locks: of all guests of the share. window: for DAX, None without.
+    proc_fd: of this process's /proc/self/fd, labels_fd: of /proc, where the kernel is to give files their
+    security labels; both become this object's. -1: the first is opened, the second done without.
     """
 
     def __init__(
-        self, root_fd: int, policy: Policy, locks: Locks, window: FrontEnd | None = None
+        self,
+        root_fd: int,
+        policy: Policy,
+        locks: Locks,
+        window: FrontEnd | None = None,
+        *,
+        proc_fd: int = -1,
+        labels_fd: int = -1,
     ) -> None:
         self.policy = policy
-        self.tables = Tables(root_fd, policy.file_handles)
+        self.tables = Tables(root_fd, policy.file_handles, proc_fd)
         cache = policy.cache
         self.tables.set_timeouts(cache.entry_s, cache.attr_s, cache.negative_s)
         open_flags = cache.open_flags | policy.parallel_flags(False)
         self.tables.set_policy(open_flags, cache.opendir_flags, policy.xattr)
         self.tables.set_opening(policy.parallel_flags(True), policy.direct_io, policy.noatime)
         policy.identity.compile(self.tables)
+        if labels_fd >= 0:
+            self.tables.set_selinux(labels_fd)
         self.mappings: Mappings | None = None
         if window is not None:
             self.mappings = Mappings(self.tables, window)

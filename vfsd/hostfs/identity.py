@@ -78,8 +78,6 @@ class IdentityPolicy(NamedTuple):
             idmap.pack(gids.to_host), idmap.pack(gids.to_guest),
         )  # fmt: skip
         tables.set_xattr_rules(xattrmap.pack(rules), xattrmap.host_capability(rules))
-        if self.security_label != "never" and has_selinux():
-            tables.set_selinux()
 
     def agree(self, tables: Tables, flags: Init) -> None:
         """What INIT has settled, before the guest's next request."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vfsd.hostfs.ids.idmap import IdMap
     from vfsd.hostfs.ids.xattrmap import Rule
     from vfsd.hostfs.ops.mappings import DaxPolicy
+    from vfsd.sandbox.capabilities import Change
     from vfsd.sandbox.userns import IdRange
 
 SOCKET_PATH_BYTES = 107  # sun_path of unix(7), without the NUL
@@ -145,6 +146,12 @@ def check_id_rules(option: str, texts: Sequence[str]) -> IdMap:
     from vfsd.hostfs.ids.idmap import parse_rules
 
     return parse_rules(option, texts)
+
+
+def check_capabilities(option: str, text: str) -> tuple[Change, ...]:
+    from vfsd.sandbox.capabilities import parse_changes
+
+    return parse_changes(option, text)
 
 
 def check_id_ranges(option: str, texts: Sequence[str]) -> tuple[IdRange, ...]:

@@ -46,6 +46,8 @@ def check_together(options: ServeOptions) -> None:
         from vfsd.sandbox.userns import check_allowed
 
         check_allowed(options.uid_map, options.gid_map)
+        if options.sandbox != "namespace":
+            raise ConfigError("--uid-map", "is for the user namespace of --sandbox namespace; add it")
     if options.posix_acl != "never" and (options.translate_uid or options.translate_gid):
         raise ConfigError("--posix-acl", "the ids in an ACL can't be translated; leave out --translate-*")
 

@@ -13,6 +13,7 @@ from vfsd.hostfs.choices import (
     SYMLINK_CACHES,
 )
 from vfsd.options.checks import (
+    check_capabilities,
     check_choice,
     check_dax_policy,
     check_dax_window,
@@ -26,6 +27,7 @@ from vfsd.options.checks import (
     check_tag,
     check_xattrmap,
 )
+from vfsd.sandbox.choices import ACTIONS, MODES
 
 TYPE_CHECKING = False  # see hostfs/choices.py
 if TYPE_CHECKING:
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from vfsd.hostfs.ids.idmap import IdMap
     from vfsd.hostfs.ids.xattrmap import Rule
     from vfsd.hostfs.ops.mappings import DaxPolicy
+    from vfsd.sandbox.capabilities import Change
+    from vfsd.sandbox.choices import Action, Mode
     from vfsd.sandbox.userns import IdRange
 
 REQUEST_QUEUES_MAX = 64
@@ -118,6 +122,10 @@ class ServeOptions:
     posix_acl: Negotiation
     security_label: Negotiation
     killpriv_v2: bool
+    sandbox: Mode
+    seccomp: Action
+    modcaps: tuple[Change, ...] | None
+    nodev: bool
     uid_map: tuple[IdRange, ...]
     gid_map: tuple[IdRange, ...]
     translate_uid: IdMap
@@ -266,6 +274,25 @@ SERVE_OPTIONS = (
         " need not ask for them before each write.", on=True, o_names=("killpriv_v2",),
     ),
     Option(
+        "--sandbox", "What keeps a guest's server apart from the host: namespaces in which there is nothing"
+        " but the share (namespace), the share as its root alone (chroot, as root), or only what works"
+        " without either: Landlock, seccomp, dropped capabilities (none).",
+        check_choice(*MODES), "|".join(MODES), default="namespace", o_names=("sandbox",),
+    ),
+    Option(
+        "--seccomp", "What becomes of a server that makes a system call it has no need of: it is ended,"
+        " and the log says for which (kill), the kernel logs it (log), a debugger sees it (trap); none"
+        " allows all.",
+        check_choice(*ACTIONS), "|".join(ACTIONS), default="kill",
+    ),
+    Option(
+        "--modcaps", "Capabilities that a server keeps besides those it needs, or loses:"
+        " +sys_admin:-mknod.", check_capabilities, "+NAME:-NAME...", o_names=("modcaps",),
+    ),
+    Option(
+        "--nodev", "Let the guest make no device nodes; neither it nor its server can open one in any case.",
+    ),
+    Option(
         "--uid-map", "Not as root: serve from a user namespace in which COUNT user ids from INSIDE on are"
         " the host's from OUTSIDE on, as /etc/subuid allows. May be repeated.",
         check_id_ranges, ":INSIDE:OUTSIDE:COUNT:", multiple=True,
@@ -289,8 +316,9 @@ SERVE_OPTIONS = (
     Option(
         "--inode-file-handles", "Bring inodes back, whose descriptors were closed to stay within the budget,"
         " by file handle: where that works (prefer), never, or always, refusing to start where the file"
-        " system or a lack of rights does not allow it (mandatory). Else by directory and name.",
-        check_choice(*FILE_HANDLES, fallback="prefer"), "|".join(FILE_HANDLES), default="prefer",
+        " system or a lack of rights does not allow it (mandatory). Else by directory and name. A"
+        " server that opens handles could open any file of the share's file system.",
+        check_choice(*FILE_HANDLES, fallback="prefer"), "|".join(FILE_HANDLES), default="never",
     ),
     Option(
         "--fd-budget", "Descriptors that the inodes and open files of all guests may have, each guest an"

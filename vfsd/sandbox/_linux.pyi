@@ -6,7 +6,7 @@ __all__ = (
     "CLONE_FS", "CLONE_NEWIPC", "CLONE_NEWNET", "CLONE_NEWNS", "CLONE_NEWPID", "CLONE_NEWUSER",
     "adopt_orphans", "capabilities", "clear_ambient", "clone_tree", "detach_here", "drop_bounding",
     "forbid_new_privileges", "landlock_abi", "landlock_allow", "landlock_enter", "landlock_ruleset",
-    "load_unwinder", "make_undumpable", "move_mount", "new_mount", "pivot_here", "receive_mounts_only",
+    "make_undumpable", "move_mount", "new_mount", "open_ahead", "pivot_here", "receive_mounts_only",
     "restrict_mounts", "set_capabilities", "setns", "unshare",
 )  # fmt: skip
 
@@ -58,8 +58,10 @@ def forbid_new_privileges() -> None: ...
 def make_undumpable() -> None:
     """No core, and nobody but root attaches to this process or reads its memory."""
 
-def load_unwinder() -> None:
-    """glibc opens libgcc_s.so.1 by path in the first pthread_exit(3), unless it is there."""
+def open_ahead(cpus: int) -> None:
+    """What glibc would open by path later: libgcc_s.so.1 for pthread_exit(3), and the list of CPUs of /sys to
+    know how many arenas malloc(3) may have.
+    """
 
 def landlock_abi() -> int:
     """Of the kernel, from 1; -1 without Landlock. Raises nothing."""

@@ -12,7 +12,7 @@ __all__ = (
     "CLONE_FS", "CLONE_NEWIPC", "CLONE_NEWNET", "CLONE_NEWNS", "CLONE_NEWPID", "CLONE_NEWUSER",
     "adopt_orphans", "capabilities", "clear_ambient", "clone_tree", "detach_here", "drop_bounding",
     "forbid_new_privileges", "landlock_abi", "landlock_allow", "landlock_enter", "landlock_ruleset",
-    "load_unwinder", "make_undumpable", "move_mount", "new_mount", "pivot_here", "receive_mounts_only",
+    "make_undumpable", "move_mount", "new_mount", "open_ahead", "pivot_here", "receive_mounts_only",
     "restrict_mounts", "set_capabilities", "setns", "unshare",
 )  # fmt: skip
 
@@ -51,6 +51,7 @@ cdef extern from * nogil:
     #include <fcntl.h>
     #include <linux/landlock.h>
     #include <linux/mount.h>
+    #include <malloc.h>
     #include <sys/syscall.h>
     #ifndef SYS_mount_setattr
     #define SYS_mount_setattr 442
@@ -60,11 +61,17 @@ cdef extern from * nogil:
     #define SYS_landlock_add_rule 445
     #define SYS_landlock_restrict_self 446
     #endif
+    #ifdef M_ARENA_MAX
+    #define limit_arenas(n) mallopt(M_ARENA_MAX, n)
+    #else
+    #define limit_arenas(n) ((void)(n))
+    #endif
     /* Of linux/landlock.h from Linux 6.10 on; an older kernel takes the part that it knows. */
     struct vfsd_landlock_ruleset {
         __u64 handled_access_fs, handled_access_net, scoped;
     };
     """
+    void limit_arenas(int n)
     long SYS_fsconfig
     long SYS_fsmount
     long SYS_fsopen
@@ -220,8 +227,9 @@ def make_undumpable():
     checked("prctl", prctl(PR_SET_DUMPABLE, 0ul, 0ul, 0ul, 0ul))
 
 
-def load_unwinder():
+def open_ahead(int cpus):
     dlopen(b"libgcc_s.so.1", RTLD_NOW)
+    limit_arenas(8 * cpus)  # as malloc(3) finds out when there are nine
 
 
 # --- landlock ---

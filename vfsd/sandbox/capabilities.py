@@ -18,7 +18,7 @@ NAMES: Final = tuple(NAMES_IN_ORDER.split())
 
 # To give files to their owners, to work as the guest's callers, to make device nodes and file capabilities.
 KEPT: Final = frozenset({"chown", "dac_override", "fowner", "fsetid", "setgid", "setuid", "mknod", "setfcap"})
-OPTIONAL: Final = frozenset({"mknod", "setfcap"})  # without them some requests are refused
+NEEDED: Final = frozenset({"setgid", "setuid"})  # to make files as a guest's users
 FOR_HANDLES: Final = "dac_read_search"
 
 Change = tuple[str, bool]  # a name, and whether it is added
@@ -32,6 +32,10 @@ def parse_changes(option: str, text: str) -> tuple[Change, ...]:
         if word[:1] not in ("+", "-") or name not in NAMES:
             raise ConfigError(
                 option, f"{word!r} is no + or - and a name of capabilities(7); write +sys_admin:-mknod"
+            )
+        if word[0] == "-" and name in NEEDED:
+            raise ConfigError(
+                option, f"{word} would leave a guest's users no files of their own; leave it out"
             )
         changes.append((name, word[0] == "+"))
     return tuple(changes)
@@ -56,19 +60,6 @@ def kept(
 
 def bits(names: frozenset[str]) -> int:
     return sum(1 << NAMES.index(name) for name in names)
-
-
-def check_held(names: frozenset[str]) -> None:
-    """Of a daemon that is root, what it can't serve other users without. ConfigError."""
-    if os.geteuid() != 0:
-        return
-    held = _linux.capabilities()
-    lacking = [name for name in NAMES if name in names - OPTIONAL and not held >> NAMES.index(name) & 1]
-    if lacking:
-        raise ConfigError(
-            "--modcaps", f"this process is root without {', '.join(lacking)}; start it with them, or use"
-            f" --modcaps={':'.join('-' + name for name in lacking)}",
-        )  # fmt: skip
 
 
 def drop(names: frozenset[str]) -> None:

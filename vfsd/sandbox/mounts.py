@@ -9,33 +9,38 @@ from vfsd.sandbox import _linux
 # linux/mount.h
 MOUNT_ATTR_NOSUID: Final = 2
 MOUNT_ATTR_NODEV: Final = 4
-MOUNT_ATTR_NOEXEC: Final = 8
-RESTRICTED: Final = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
+RESTRICTED: Final = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
 
 AT_FDCWD: Final = -100
 OWN_DESCRIPTORS: Final = b"/proc/self/fd"
+PROC: Final = b"/proc"
 
 
-def hide_proc() -> None:
-    """Cover /proc by one of this process namespace, if that may be. In a mount namespace of its own."""
-    # A container that hides parts of its /proc is not allowed a new one, and own_descriptors() suffices.
+def hide_proc() -> bool:
+    """Cover /proc by one of this process namespace, with processes alone. False: it may not be.
+
+    In a mount namespace of its own.
+    """
+    # A container that hides parts of its /proc is not allowed a new one.
     with suppress(OSError):
-        proc = _linux.new_mount(b"proc", {})
+        proc = _linux.new_mount(b"proc", {b"subset": b"pid"})
         try:
             _linux.move_mount(proc, b"/proc")
         finally:
             os.close(proc)
+        return True
+    return False
 
 
-def own_descriptors() -> int:
-    """A descriptor of this process's /proc/self/fd. OSError.
+def apart(path: bytes) -> int:
+    """A descriptor of a directory. OSError.
 
-    In a mount of its own where that may be: from there no way leads to the rest of /proc.
+    In a mount of its own, where that may be: from there no way leads to what is above.
     """
     try:
-        return _linux.clone_tree(AT_FDCWD, OWN_DESCRIPTORS, recursive=False)
+        return _linux.clone_tree(AT_FDCWD, path, recursive=False)
     except PermissionError:
-        return os.open(OWN_DESCRIPTORS, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def enter_directory() -> None:

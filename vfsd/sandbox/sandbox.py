@@ -1,37 +1,38 @@
 """The walls around a server: the supervisor prepares them, each process forked for a guest enters them."""
 
+from __future__ import annotations
+
 import os
 import stat
-import tempfile
 from collections.abc import Collection
 from contextlib import suppress
-from dataclasses import dataclass
 from errno import EPERM
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vfsd.errors import ConfigError
 from vfsd.sandbox import _linux, capabilities, landlock, limits, mounts, seccomp, userns
 from vfsd.sandbox.userns import IdRange
 
-Mode = Literal["namespace", "chroot", "none"]
-MODES: Final[tuple[Mode, ...]] = ("namespace", "chroot", "none")
+if TYPE_CHECKING:
+    from vfsd.sandbox.choices import Action, Mode
 
 OWN_NAMESPACES: Final = _linux.CLONE_NEWNS | _linux.CLONE_NEWIPC | _linux.CLONE_NEWNET
 PROBLEM_BYTES: Final = 200
 
 
-@dataclass(frozen=True)
-class Walls:
+class Walls(NamedTuple):
     """What the operator chose.
 
     capabilities: what is left of root's, by name. file_handles: the share needs open_by_handle_at(2), which
-    reaches every file of its file systems: a wall that is then open.
+    reaches every file of its file systems: a wall that is then open. labels: the kernel is to give files
+    their security labels.
     """
 
     mode: Mode
-    seccomp: seccomp.Action
+    seccomp: Action
     capabilities: frozenset[str]
     file_handles: bool = False
+    labels: bool = False
     uids: tuple[IdRange, ...] = ()
     gids: tuple[IdRange, ...] = ()
 
@@ -51,12 +52,13 @@ class Sandbox:
         self._empty = -1  # a directory without a name
         self._user = -1  # the user namespace of all servers
         self._processes = -1  # the supervisor's process namespace
+        self.own_descriptors = -1  # within a server: its /proc/self/fd
+        self.labels = -1  # the same of /proc, for thread-self/attr, where security labels are given
 
     def prepare(self) -> None:
         """In the supervisor, which has one thread: open what it needs, and try it. ConfigError."""
         seccomp.check_available(self.walls.seccomp)
-        capabilities.check_held(self.walls.capabilities)
-        _linux.load_unwinder()
+        _linux.open_ahead(os.cpu_count() or 1)
         root = os.geteuid() == 0
         if self.walls.mode == "chroot" and not root:
             raise ConfigError("--sandbox", "only root can have chroot; use namespace or none")
@@ -86,23 +88,23 @@ class Sandbox:
                 _linux.setns(self._processes, _linux.CLONE_NEWPID)
         return pid
 
-    def enter(self, keep: Collection[int], report: tuple[int, bytes] | None = None) -> int:
-        """In the forked process, before it has other threads. A descriptor of its /proc/self/fd. OSError.
+    def enter(self, keep: Collection[int], report: tuple[int, bytes] | None = None) -> None:
+        """In the forked process, before it has other threads. OSError.
 
         keep: descriptors that it needs besides the share's; all others are /dev/null from now on.
         report: as for seccomp.enter().
         """
-        own = self._enter_root()
-        limits.plug({*keep, self._root_fd, own}, own, self._null)
+        self._enter_root()
+        ours = {self._root_fd, self.own_descriptors, self.labels}
+        limits.plug({*keep, *ours}, self.own_descriptors, self._null)
         with suppress(PermissionError):  # a user namespace of one group keeps what its maker had
             os.setgroups([])
         limits.restrict()
         capabilities.drop(self.walls.capabilities)
         _linux.forbid_new_privileges()
         if not self.walls.file_handles:  # what they open has no path
-            landlock.enter([self._root_fd])
+            self._enter_landlock()
         seccomp.enter(self.walls.seccomp, self.walls.file_handles, report)
-        return own
 
     def close(self) -> None:
         for fd in (self._null, self._empty, self._user, self._processes):
@@ -143,28 +145,34 @@ class Sandbox:
             start.write(b"1")
         return answer
 
-    def _enter_root(self) -> int:
+    def _enter_root(self) -> None:
+        fresh = True
         if self.walls.mode == "namespace":
             if self._is_directory:
                 os.fchdir(self._root_fd)
             _linux.unshare(OWN_NAMESPACES)
             _linux.receive_mounts_only()
-            mounts.hide_proc()
-            own = mounts.own_descriptors()
-            if self._is_directory:
-                mounts.enter_directory()
-            else:
-                mounts.enter_nothing()
-        else:
-            own = mounts.own_descriptors()
-            if self.walls.mode == "chroot":
-                os.fchdir(self._root_fd if self._is_directory else self._empty)
-                os.chroot(".")
+            fresh = mounts.hide_proc()
+        self.own_descriptors = mounts.apart(mounts.OWN_DESCRIPTORS)
+        if self.walls.labels and fresh:
+            self.labels = mounts.apart(mounts.PROC)
+        if self.walls.mode == "namespace" and self._is_directory:
+            mounts.enter_directory()
+        elif self.walls.mode == "namespace":
+            mounts.enter_nothing()
+        elif self.walls.mode == "chroot":
+            os.fchdir(self._root_fd if self._is_directory else self._empty)
+            os.chroot(".")
         if self._is_directory and self.walls.mode != "none":
             root = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             os.dup2(root, self._root_fd, inheritable=False)
             os.close(root)
-        return own
+
+    def _enter_landlock(self) -> None:
+        beneath = [self._root_fd]
+        if self.labels >= 0:
+            beneath.append(os.open("self/task", os.O_PATH | os.O_CLOEXEC, dir_fd=self.labels))
+        landlock.enter(beneath)
 
     def _try(self) -> None:
         """Enter it in a process that ends then. ConfigError."""
@@ -207,6 +215,8 @@ class Sandbox:
 
 def nameless_directory() -> int:
     """A descriptor of an empty directory in which nothing can be made."""
+    import tempfile
+
     path = tempfile.mkdtemp()
     try:
         return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

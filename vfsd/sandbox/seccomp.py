@@ -4,21 +4,22 @@ Three kinds: those that it needs, some with certain arguments only; those that n
 end the process; all others, which a newer library may try, are answered ENOSYS, as by an older kernel.
 """
 
+from __future__ import annotations
+
 import os
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from errno import EACCES, EINVAL, ENOSYS, ENOTTY, EPERM
 from signal import SIGSYS
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vfsd.errors import ConfigError
 from vfsd.sandbox._linux import CLONE_FS
 from vfsd.sandbox._seccomp import action_available, install, report_to
 from vfsd.sandbox.calls import ARCHITECTURES, numbers
 
-Action = Literal["none", "kill", "log", "trap"]
-ACTIONS: Final[tuple[Action, ...]] = ("none", "kill", "log", "trap")
+if TYPE_CHECKING:
+    from vfsd.sandbox.choices import Action
 
 # linux/seccomp.h
 RET_KILL_PROCESS: Final = 0x80000000
@@ -61,12 +62,13 @@ IDENTITY: Final = """
 ALLOWED: Final = frozenset(f"{FILES} {MESSAGES} {PROCESS} {IDENTITY}".split())
 HANDLES: Final = frozenset({"name_to_handle_at", "open_by_handle_at"})
 
-# No library makes these on its own: whoever does has taken the process over.
+# No library makes these on its own: whoever does has taken the process over. connect(2) is not among them, as
+# a syslog socket may be connected anew.
 FATAL_NAMES: Final = """
     execve execveat fork vfork ptrace process_vm_readv process_vm_writev process_madvise kcmp
     kill tkill rt_sigqueueinfo rt_tgsigqueueinfo pidfd_open pidfd_send_signal pidfd_getfd
     mount umount2 pivot_root chroot setns open_tree move_mount fsopen fsconfig fsmount fspick mount_setattr
-    socket socketpair bind connect listen accept accept4
+    socket socketpair bind listen accept accept4
     bpf perf_event_open userfaultfd keyctl add_key request_key open_by_handle_at
     init_module finit_module delete_module kexec_load kexec_file_load reboot swapon swapoff acct
     quotactl quotactl_fd settimeofday clock_settime clock_adjtime adjtimex sethostname setdomainname
@@ -88,8 +90,7 @@ PRCTLS: Final = (15, 16)  # PR_SET_NAME PR_GET_NAME
 PROT_EXEC: Final = 4
 
 
-@dataclass(frozen=True)
-class Rule:
+class Rule(NamedTuple):
     """What a call's argument may be: one of `values`, or with `without` any that has none of those bits.
 
     otherwise: RET_* for what is not allowed, None for what ends the process.

@@ -6,23 +6,21 @@ and /etc/subgid allow; the daemon's own id needs neither.
 
 import os
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
-from pathlib import Path
+from typing import NamedTuple
 
 from vfsd.errors import ConfigError
-from vfsd.sandbox._linux import CLONE_NEWUSER, setns, unshare
+from vfsd.sandbox._linux import CLONE_NEWUSER, unshare
 
 ID_MAX = 0xFFFFFFFE
 EXIT_FAILED = 1
 
 
-@dataclass(frozen=True)
-class IdRange:
-    """`count` ids from `inside` on are those from `outside` on to the host."""
+class IdRange(NamedTuple):
+    """`length` ids from `inside` on are those from `outside` on to the host."""
 
     inside: int
     outside: int
-    count: int
+    length: int
 
 
 def parse_ranges(option: str, texts: Sequence[str]) -> tuple[IdRange, ...]:
@@ -103,14 +101,6 @@ def make(uids: Sequence[IdRange], gids: Sequence[IdRange]) -> int:
     )  # fmt: skip
 
 
-def enter(uids: Sequence[IdRange], gids: Sequence[IdRange]) -> None:
-    """Into a user namespace with these ids, as its root if it has one. ConfigError."""
-    namespace = make(uids, gids)
-    setns(namespace, CLONE_NEWUSER)
-    os.close(namespace)
-    become_root(uids, gids)
-
-
 def or_own(ranges: Sequence[IdRange], own: int) -> Sequence[IdRange]:
     return ranges or (IdRange(own, own, 1),)
 
@@ -119,12 +109,12 @@ def write_maps(pid: int, uids: Sequence[IdRange], gids: Sequence[IdRange]) -> No
     """Of the user namespace of that process. ConfigError."""
     try:
         if is_own(gids, os.getegid()):
-            Path(f"/proc/{pid}/setgroups").write_text("deny")
-            Path(f"/proc/{pid}/gid_map").write_text(f"{gids[0].inside} {gids[0].outside} 1")
+            write(f"/proc/{pid}/setgroups", "deny")
+            write(f"/proc/{pid}/gid_map", f"{gids[0].inside} {gids[0].outside} 1")
         else:
             run("--gid-map", "newgidmap", pid, gids)
         if is_own(uids, os.geteuid()):
-            Path(f"/proc/{pid}/uid_map").write_text(f"{uids[0].inside} {uids[0].outside} 1")
+            write(f"/proc/{pid}/uid_map", f"{uids[0].inside} {uids[0].outside} 1")
         else:
             run("--uid-map", "newuidmap", pid, uids)
     except OSError as problem:
@@ -134,13 +124,18 @@ def write_maps(pid: int, uids: Sequence[IdRange], gids: Sequence[IdRange]) -> No
         ) from problem  # fmt: skip
 
 
+def write(path: str, text: str) -> None:
+    with open(path, "w") as file:
+        file.write(text)
+
+
 def is_own(ranges: Sequence[IdRange], own: int) -> bool:
-    return len(ranges) == 1 and ranges[0].outside == own and ranges[0].count == 1
+    return len(ranges) == 1 and ranges[0].outside == own and ranges[0].length == 1
 
 
 def run(option: str, program: str, pid: int, ranges: Sequence[IdRange]) -> None:
     """newuidmap(1) or newgidmap(1), which says what it does not like. ConfigError."""
-    arguments = [program, str(pid), *(str(number) for ids in ranges for number in astuple(ids))]
+    arguments = [program, str(pid), *(str(number) for ids in ranges for number in ids)]
     try:
         child = os.posix_spawnp(program, arguments, os.environ)
     except FileNotFoundError as problem:

@@ -100,11 +100,12 @@ cdef class Tables:
     """The inodes and handles of one guest, below the directory `root_fd`.
 
     root_fd: readable descriptor of the shared directory; kept open by the tables as their own.
+    proc_fd: of this process's /proc/self/fd; becomes the tables'. -1: it is opened here.
     file_handles: bring evicted inodes back by file handle where that works, not only by name.
     OSError when the directory can't be read or address space runs out.
     """
 
-    def __cinit__(self, int root_fd, bint file_handles):
+    def __cinit__(self, int root_fd, bint file_handles, int proc_fd=-1):
         cdef tables_t *t = &self.t
         cdef int i
         for i in range(SHARDS):
@@ -135,7 +136,9 @@ cdef class Tables:
         t.gid = os.getegid()
         self.kept = []
         get_caps(t.caps)
-        t.proc_fd = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        if proc_fd < 0:
+            proc_fd = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        t.proc_fd = proc_fd
         self.set_root(root_fd)
 
     cdef int set_root(self, int root_fd) except -1:
@@ -246,9 +249,12 @@ cdef class Tables:
         self.t.security_ctx = security_ctx
         self.t.supp_group = supp_group
 
-    def set_selinux(self):
-        """What the guest sends as security.selinux, SELinux itself gives to what is made. Once."""
-        self.t.selinux_proc_fd = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    def set_selinux(self, int proc_fd):
+        """What the guest sends as security.selinux, SELinux itself gives to what is made. Once.
+
+        proc_fd: of /proc, of which only thread-self/attr is used; becomes the tables'.
+        """
+        self.t.selinux_proc_fd = proc_fd
 
     def set_readonly(self):
         """Open nothing for writing, change no attribute by ioctl (ACCESS says so too)."""
