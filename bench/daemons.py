@@ -379,8 +379,13 @@ class Running:
         return found
 
     def expect_threads(self) -> None:
-        """The first time: note which there are. Later: Failed when one of them has died."""
+        """The first time: note which there are. Later: Failed when one of them has died.
+
+        Threads of vfsd come as requests are slow, and go: of it each process has to live.
+        """
         now = self.threads()
+        if self.target.kind == "vfsd":
+            now = {task: name for task, name in now.items() if task in self.processes()}
         if not self._threads:
             self._threads = now
         lost = sorted({name for task, name in self._threads.items() if task not in now})

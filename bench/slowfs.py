@@ -39,7 +39,7 @@ FLAGS = (
 
 def served(source: str) -> Dispatch:
     """The operations of vfsd on a directory."""
-    given = {"shared_dir": source, "socket": "unused", "cache": "never"}
+    given = {"shared_dir": source, "socket": "unused", "cache": "never", "xattr": True}
     policy = policy_of(check_options({key: Given(key, text) for key, text in given.items()}))
     root = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     fs = HostFs(root, policy, Locks())

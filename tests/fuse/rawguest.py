@@ -236,6 +236,10 @@ class GuestQueue:
                 self._sleep(deadline)
         return self._done.pop(token)
 
+    def answered(self, token: int) -> bool:
+        """Whether the reply had come when one that was waited for since had."""
+        return token in self._done
+
     def _finish(self, token: int, written: int) -> None:
         pending = self._pending.pop(token)
         data = b"".join(self.memory.read(gpa, size) for gpa, size in pending.writable)

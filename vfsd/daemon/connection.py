@@ -14,6 +14,7 @@ from vfsd.fuse.init import Offer, Session
 from vfsd.hostfs.fs import HostFs
 from vfsd.queue._pool import Pool
 from vfsd.queue._queue import Queue
+from vfsd.queue._watcher import Watcher
 from vfsd.vhost.backend import CLOSE_TIMEOUT_S, Backend
 from vfsd.vhost.shmem import SharedMemory
 
@@ -57,6 +58,7 @@ class Connection:
         self._fs.set_budget(settings.fd_budget)
         self._dispatch = Dispatch(self._fs)
         self._pool = Pool("offload", settings.offload_threads)
+        self._watcher = Watcher()
         self._poll_us = settings.poll_us
         self._fs.install(self._dispatch)
         self._session = Session(self._dispatch, self._offer, self._fs.agree, self._end_session)
@@ -67,7 +69,7 @@ class Connection:
         name = "hiprio" if hiprio else f"requests.{index - 1}"
         # Nobody waits for a forget: hiprio need not poll, and gathers them.
         poll_us = 0 if hiprio else self._poll_us
-        self._queues[index] = Queue(index, name, self._dispatch, self._pool, poll_us, hiprio)
+        self._queues[index] = Queue(index, name, self._dispatch, self._pool, self._watcher, poll_us, hiprio)
         return self._queues[index]
 
     def reset(self) -> None:
@@ -80,6 +82,7 @@ class Connection:
         process does.
         """
         self.backend.close()
+        self._watcher.close()
         self._dispatch.shut()
         if self._pool.close(CLOSE_TIMEOUT_S) and not any(queue.abandoned for queue in self._known_queues()):
             within(CLOSE_TIMEOUT_S, self._forget)

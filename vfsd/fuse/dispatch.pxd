@@ -11,6 +11,7 @@ from vfsd.fuse._wire cimport fuse_in_header
 
 cdef enum:
     OPCODES_MAX = 64
+    FILE_SYSTEMS = 16        # a power of two
     NAME_MAX = 255           # bytes, without the NUL (limits.h)
     PYTHON_BODY_MAX = 262144 # bytes copied for a Python operation: names, or an xattr of 64 KiB
     FUSE_OUT_PIECES = 16
@@ -68,9 +69,14 @@ cdef struct request_t:
 ctypedef int (*hot_op_t)(void *fs, request_t *r) noexcept nogil
 
 
+# Which of at most FILE_SYSTEMS the file of a nodeid lies on; some may share a number.
+ctypedef uint32_t (*file_system_of_t)(void *fs, uint64_t nodeid) noexcept nogil
+
+
 cdef struct dispatch_t:
     hot_op_t hot[OPCODES_MAX]
     void *hot_fs
+    file_system_of_t file_system_of    # NULL: there is one
     void *owner             # the Dispatch: borrowed
     unsigned char python[OPCODES_MAX]
     unsigned char blocks[OPCODES_MAX]  # never tried
@@ -102,6 +108,10 @@ cdef uint32_t request_reply(request_t *r, int rc) noexcept nogil
 cdef int request_args(request_t *r, void *to, uint32_t n) noexcept nogil
 
 
+cdef inline uint32_t file_system_of(const dispatch_t *d, uint64_t nodeid) noexcept nogil:
+    return 0 if d.file_system_of == NULL else d.file_system_of(d.hot_fs, nodeid)
+
+
 cdef class Dispatch:
     cdef dispatch_t table
     cdef object hot_owner
@@ -109,3 +119,4 @@ cdef class Dispatch:
     cdef object fs
 
     cdef int set_hot(self, uint32_t opcode, hot_op_t op, void *fs, object owner) except -1
+    cdef int set_file_system_of(self, file_system_of_t of) except -1

@@ -268,6 +268,10 @@ cdef class Dispatch:
         self.hot_owner = owner
         return 0
 
+    cdef int set_file_system_of(self, file_system_of_t of) except -1:
+        self.table.file_system_of = of
+        return 0
+
     def set_python(self, opcode, handler):
         """Let handler(fs, request) -> bytes | None answer this opcode; OSError is the errno."""
         self.handlers[opcode] = handler

@@ -16,7 +16,8 @@ cdef enum:
 # False: no memory. Memory is taken as it is touched.
 cdef bint jobs_init(queue_t *q, uint32_t num, uint32_t iov_max) noexcept nogil
 cdef void jobs_free(queue_t *q) noexcept nogil
-# A request that may wait, with all it needs kept, for the pool, which may have others to do. NULL: no room.
-cdef job_t *make_job(queue_t *q, chain_t *chain, request_t *r) noexcept nogil
+# A request that may wait, with all it needs kept, for the pool, which may have others to do. foreseen: it was not
+# tried, because its operation has been slow. NULL: no room.
+cdef job_t *make_job(queue_t *q, chain_t *chain, request_t *r, bint foreseen) noexcept nogil
 # What the pool does with job.task: run it, reply, call.
 cdef void run_job(task_t *task) noexcept nogil

@@ -10,6 +10,7 @@ from vfsd.queue._replies cimport call_if_wanted, complete_request
 from vfsd._ring cimport chain_t
 from vfsd.sys._threads cimport pthread_cond_broadcast, pthread_mutex_lock, pthread_mutex_unlock
 from vfsd.queue._state cimport job_t, queue_t
+from vfsd.queue._watcher cimport run_timed
 from vfsd.fuse.dispatch cimport WAIT, request_run, request_t, span_t
 
 __all__ = ()
@@ -60,7 +61,7 @@ cdef job_t *take_job(queue_t *q) noexcept nogil:
     return job
 
 
-cdef job_t *make_job(queue_t *q, chain_t *chain, request_t *r) noexcept nogil:
+cdef job_t *make_job(queue_t *q, chain_t *chain, request_t *r, bint foreseen) noexcept nogil:
     cdef job_t *job = take_job(q)
     cdef uint32_t n
     if job == NULL:
@@ -69,6 +70,7 @@ cdef job_t *make_job(queue_t *q, chain_t *chain, request_t *r) noexcept nogil:
     job.request.mode = WAIT
     job.memory = memory_keep(q.ring.memory)
     job.head = chain.head
+    job.foreseen = foreseen
     job.readable_bytes = chain.readable_bytes
     n = keep_iov(&job.request.body, job.iov)
     keep_iov(&job.request.reply, job.iov + n)
@@ -81,9 +83,11 @@ cdef job_t *make_job(queue_t *q, chain_t *chain, request_t *r) noexcept nogil:
 cdef void run_job(task_t *task) noexcept nogil:
     cdef job_t *job = <job_t *>task
     cdef queue_t *q = job.queue
+    cdef int rc
     # One that has waited for a thread for so long that its ring was abandoned is not begun any more.
     if not load_acquire_int(&q.abandoned):
-        complete_request(q, &job.request, job.head, job.readable_bytes, request_run(q.dispatch, &job.request))
+        rc = run_timed(q, &job.request) if job.foreseen else request_run(q.dispatch, &job.request)
+        complete_request(q, &job.request, job.head, job.readable_bytes, rc)
         call_if_wanted(q)
     memory_drop(job.memory)
     pthread_mutex_lock(&q.used_lock)

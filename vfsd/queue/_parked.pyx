@@ -4,7 +4,7 @@ from libc.errno cimport ENOLCK
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc, free
 
-from vfsd.memory._regions cimport memory_drop, memory_keep
+from vfsd.memory._regions cimport memory_drop, memory_keep, memory_t
 from vfsd.queue._notify cimport notify_wake
 from vfsd.queue._replies cimport call_if_wanted, complete_request
 from vfsd._ring cimport chain_t
@@ -37,17 +37,20 @@ cdef void parks_free(queue_t *q) noexcept nogil:
 
 cdef park_t *take_park(queue_t *q) noexcept nogil:
     """NULL: as many wait as may. Some heads must be left, or what they wait for could not be asked for."""
-    cdef park_t *p = q.free_parks
     cdef uint32_t kept = min(<uint32_t>PARKS_KEPT, q.ring.num // 2)
+    cdef park_t *p
+    pthread_mutex_lock(&q.park_lock)
+    p = q.free_parks
     if p != NULL:
         q.free_parks = p.next
     elif q.parks_top < q.ring.num - kept:
         p = &q.parks[q.parks_top]
         q.parks_top += 1
+    pthread_mutex_unlock(&q.park_lock)
     return p
 
 
-cdef void park(queue_t *q, chain_t *chain, request_t *r) noexcept nogil:
+cdef void park(queue_t *q, memory_t *memory, chain_t *chain, request_t *r) noexcept nogil:
     """Run it once more, now allowed to be completed later. Nothing of the queue waits for it."""
     cdef park_t *p = take_park(q)
     cdef int rc
@@ -58,7 +61,7 @@ cdef void park(queue_t *q, chain_t *chain, request_t *r) noexcept nogil:
     p.parked.waiter = NULL
     p.parked.cancel = NULL
     p.queue = q
-    p.memory = memory_keep(q.ring.memory)
+    p.memory = memory_keep(memory)
     p.request = r[0]
     p.request.body.n = p.request.reply.n = 0
     p.request.body.bytes = p.request.reply.bytes = 0
@@ -90,9 +93,11 @@ cdef void unpark(parked_t *parked, int rc) noexcept nogil:
 cdef void complete_parked(queue_t *q, park_t *p, int rc) noexcept nogil:
     complete_request(q, &p.request, p.head, p.readable_bytes, rc)
     memory_drop(p.memory)
+    pthread_mutex_lock(&q.park_lock)
     p.taken = False
     p.next = q.free_parks
     q.free_parks = p
+    pthread_mutex_unlock(&q.park_lock)
 
 
 cdef void complete_ready(queue_t *q) noexcept nogil:

@@ -3,6 +3,7 @@ from typing import final
 from vfsd.fuse.dispatch import Dispatch
 from vfsd.memory._regions import GuestMemory
 from vfsd.queue._pool import Pool
+from vfsd.queue._watcher import Watcher
 
 __all__ = ("Queue",)
 
@@ -17,6 +18,7 @@ class Queue:
         name: str,
         dispatch: Dispatch,
         pool: Pool,
+        watcher: Watcher,
         poll_us: int = 0,
         gathers: bool = False,
     ) -> Queue: ...

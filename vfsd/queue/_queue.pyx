@@ -29,7 +29,10 @@ from vfsd.sys._threads cimport (
     cond_init_monotonic, cond_wait_ns, pthread_cond_broadcast, pthread_cond_destroy, pthread_mutex_destroy,
     pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock, sched_yield,
 )
-from vfsd.queue._state cimport BATCH, REQUEST_MAX, closing, counters_t, job_t, op_count_t, queue_t
+from vfsd.queue._state cimport (
+    BATCH, REQUEST_MAX, closing, counters_t, job_t, op_count_t, queue_t, worker_t,
+)
+from vfsd.queue._watcher cimport Watcher, is_slow, run_timed, watch_add, watch_begins, watch_remove
 from vfsd.fuse.dispatch cimport (
     OPCODES_MAX, WAIT, WOULD_BLOCK, WOULD_WAIT, Dispatch, request_blocks, request_parse, request_run,
     request_t, span_t,
@@ -50,6 +53,9 @@ log = logging.getLogger("vfsd.queue")
 cdef extern from "_atomics.h" nogil:
     int load_acquire_int(const int *p)
     void store_release_int(int *p, int v)
+    int load_relaxed_int(const int *p)
+    void store_relaxed_int(int *p, int v)
+    void light_fence()
     uint16_t load_relaxed_u16(const uint16_t *p)
     void store_relaxed_u16(uint16_t *p, uint16_t v)
     uint64_t load_relaxed_u64(const uint64_t *p)
@@ -60,12 +66,14 @@ cdef extern from "_syscalls.h" nogil:
 
 cdef enum:
     CALL_EVERY = 1 << 19  # bytes in the middle of a batch: the guest has work while the rest is copied
+    THREADS_MAX = 64  # of a queue: each may be caught in a request
     IOV_SLACK = 1024  # iovecs beyond one per element: a batch, and elements that cross regions
 
 # Who has the ring after a chain.
 cdef enum served_t:
-    KEPT  # this thread
-    LENT  # the queue's other one
+    KEPT   # this thread
+    LENT   # the queue's other one
+    TAKEN  # another, since the request kept this one for long
 
 COUNTS = ("requests", "errors", "bytes_in", "bytes_out")
 
@@ -75,11 +83,12 @@ cdef list abandoned_runs = []
 
 # --- one request ---
 
-cdef served_t serve_chain(queue_t *q, chain_t *chain, bint last) noexcept nogil:
+cdef served_t serve_chain(queue_t *q, worker_t *w, chain_t *chain, bint last) noexcept nogil:
     """One request from parse to used element, or to the pool."""
     cdef request_t r
     cdef span_t readable, writable
     cdef job_t *job
+    cdef bint foreseen
     cdef int rc
     if chain.may_shrink:
         q.coalescing.others_wait = True
@@ -99,12 +108,16 @@ cdef served_t serve_chain(queue_t *q, chain_t *chain, bint last) noexcept nogil:
     if chain.unmapped:
         r.error = -EFAULT
     rc = WOULD_BLOCK
-    if not request_blocks(q.dispatch, &r):
+    foreseen = is_slow(q, &r)
+    if not foreseen and not request_blocks(q.dispatch, &r):
         if not r.error and POPULATE_MIN <= chain.writable_bytes <= REQUEST_MAX:
             memory_populate(q.ring.memory, chain.writable, chain.n_writable)
-        rc = request_run(q.dispatch, &r)
+        rc = run_in_place(q, w, &r)
+        if load_relaxed_int(&w.taken) and ring_is_lost(q, w):
+            complete_late(q, w, chain, &r, rc)
+            return TAKEN
     if rc == WOULD_BLOCK:
-        job = make_job(q, chain, &r)
+        job = make_job(q, chain, &r, foreseen)
         if job != NULL:
             if last and lend(q):
                 run_job(&job.task)
@@ -115,12 +128,88 @@ cdef served_t serve_chain(queue_t *q, chain_t *chain, bint last) noexcept nogil:
             return KEPT
         call_if_wanted(q)
         r.mode = WAIT
-        rc = request_run(q.dispatch, &r)
+        rc = run_in_place(q, w, &r)
+        if load_relaxed_int(&w.taken) and ring_is_lost(q, w):
+            complete_late(q, w, chain, &r, rc)
+            return TAKEN
     if rc == WOULD_WAIT:
-        park(q, chain, &r)
+        park(q, q.ring.memory, chain, &r)
     else:
         complete_request(q, &r, chain.head, chain.readable_bytes, rc)
     return KEPT
+
+
+cdef inline int run_in_place(queue_t *q, worker_t *w, request_t *r) noexcept nogil:
+    """Run it in the thread that has the ring, which may be taken from it meanwhile."""
+    cdef int rc
+    store_release_int(&w.in_request, 1)
+    if load_relaxed_int(&w.measure):
+        store_relaxed_int(&w.measure, w.measure - 1)
+        rc = run_timed(q, r)
+    else:
+        rc = request_run(q.dispatch, r)
+    store_release_int(&w.in_request, 0)
+    light_fence()  # the other side: take_ring()
+    return rc
+
+
+cdef bint ring_is_lost(queue_t *q, worker_t *w) noexcept nogil:
+    cdef bint lost
+    pthread_mutex_lock(&q.gate)
+    lost = q.holder != w
+    store_relaxed_int(&w.taken, 0)
+    pthread_mutex_unlock(&q.gate)
+    return lost
+
+
+cdef void complete_late(queue_t *q, worker_t *w, chain_t *chain, request_t *r, int rc) noexcept nogil:
+    """A request has kept its thread for so long that the ring is another's: go on as a job would."""
+    if rc == WOULD_BLOCK:
+        r.mode = WAIT
+        rc = request_run(q.dispatch, r)
+    if rc == WOULD_WAIT:
+        park(q, w.memory, chain, r)
+    else:
+        complete_request(q, r, chain.head, chain.readable_bytes, rc)
+    call_if_wanted(q)
+    memory_drop(w.memory)
+    w.memory = NULL
+    pthread_mutex_lock(&q.gate)
+    store_release_int(&q.jobs_live, q.jobs_live - 1)
+    if q.jobs_live == 0:
+        pthread_cond_broadcast(&q.gate_changed)
+    pthread_mutex_unlock(&q.gate)
+
+
+cdef bint take_ring(queue_t *q) noexcept nogil:
+    """By the watcher: have another thread go on behind the request that was under way at its last look.
+
+    False: it is under way no more.
+    """
+    cdef worker_t *w
+    cdef bint caught = False
+    pthread_mutex_lock(&q.gate)
+    w = q.holder
+    if w != NULL and not q.stop and (q.sleepers or q.threads < THREADS_MAX):
+        store_relaxed_int(&w.taken, 1)
+        heavy_fence()
+        caught = load_acquire_int(&w.in_request) and load_relaxed_u16(&q.next_avail) == q.seen_avail
+        if caught:
+            w.memory = memory_keep(q.ring.memory)
+            q.ring.last_avail = q.seen_avail
+            store_release_int(&q.jobs_live, q.jobs_live + 1)
+            q.holder = NULL
+            q.missed = False
+            q.call_due = True
+        else:
+            store_relaxed_int(&w.taken, 0)
+    pthread_mutex_unlock(&q.gate)
+    if caught and not (q.sleepers or add_standby(q)):
+        # Whoever is caught goes on when its request returns.
+        return True
+    if caught:
+        notify_wake(q.notify)
+    return caught
 
 
 cdef bint lend(queue_t *q) noexcept nogil:
@@ -169,22 +258,26 @@ cdef bint ask_for_kicks(queue_t *q) noexcept nogil:
     return more
 
 
-cdef served_t work(queue_t *q) noexcept nogil:
+cdef served_t work(queue_t *q, worker_t *w) noexcept nogil:
     """Answer all that is on the ring, then ask for a kick. Ends early when the ring is to stop."""
     cdef uint64_t moved
     cdef uint16_t first
     cdef int n, i
+    cdef served_t served
     if load_acquire_int(&q.any_ready):
         complete_ready(q)
     if q.broken:
         return KEPT
+    if q.call_due:
+        q.call_due = False
+        call_if_wanted(q)
     if load_acquire_int(&q.notify.call_owed):
         call_guest(q)
     nothing_pending(&q.coalescing)
     refuse_kicks(q)
     while not closing(q):
         first = q.ring.last_avail
-        n = ring.ring_pop_batch(&q.ring, q.chains, BATCH)
+        n = ring.ring_pop_batch(&q.ring, w.chains, BATCH)
         # Looked for after avail.idx: what the guest has put on the ring since may lie in the new memory.
         if load_acquire_int(&q.any_new_memory):
             q.ring.last_avail = first
@@ -198,9 +291,10 @@ cdef served_t work(queue_t *q) noexcept nogil:
             if load_acquire_int(&q.ring.memory.watched_by.torn):
                 break_ring(q, CHAIN_TORN)
                 return KEPT
-            if serve_chain(q, &q.chains[i], i == n - 1) == LENT:
-                return LENT
-            moved += q.chains[i].readable_bytes + q.chains[i].writable_bytes
+            served = serve_chain(q, w, &w.chains[i], i == n - 1)
+            if served != KEPT:
+                return served
+            moved += w.chains[i].readable_bytes + w.chains[i].writable_bytes
             if moved >= CALL_EVERY and i < n - 1:
                 call_if_wanted(q)
                 moved = 0
@@ -252,18 +346,19 @@ cdef void report_broken(queue_t *q, int code) noexcept with gil:
     log.warning("a guest broke a ring, the queue is stopped: %s", CHAIN_ERRORS[code])
 
 
-cdef int enter(queue_t *q) noexcept nogil:
+cdef int enter(queue_t *q, worker_t *w) noexcept nogil:
     """Through the gate: 1 the ring is this thread's, 0 another has it, -1 the end."""
     cdef int rc = 1
     pthread_mutex_lock(&q.gate)
     if q.stop:
         rc = -1
-    elif q.working:
+    elif q.holder != NULL:
         rc = 0
         q.missed = True
         q.sleepers += 1
     else:
-        q.working = True
+        q.holder = w
+        q.ring.iov = w.iov
     pthread_mutex_unlock(&q.gate)
     return rc
 
@@ -275,7 +370,7 @@ cdef void leave(queue_t *q) noexcept nogil:
     """
     cdef bint missed
     pthread_mutex_lock(&q.gate)
-    q.working = False
+    q.holder = NULL
     missed = q.missed
     q.missed = False
     pthread_mutex_unlock(&q.gate)
@@ -289,16 +384,30 @@ cdef void count_sleepers(queue_t *q, int n) noexcept nogil:
     pthread_mutex_unlock(&q.gate)
 
 
-cdef void serve(queue_t *q) noexcept nogil:
+cdef bint to_spare(queue_t *q) noexcept nogil:
+    """Whether there are more threads than one to serve the ring, and one to sleep."""
+    cdef bint more
+    pthread_mutex_lock(&q.gate)
+    more = q.sleepers > 0 and q.threads > 2
+    pthread_mutex_unlock(&q.gate)
+    return more
+
+
+cdef void serve(queue_t *q, worker_t *w) noexcept nogil:
     cdef bint slept = False
-    cdef int rc = enter(q)
+    cdef served_t served
+    cdef int rc = enter(q, w)
     while rc >= 0:
         if rc > 0:
+            watch_begins(q.watch)
             if slept:
                 adapt(q, clock_ns())
             slept = False
-            if work(q) == LENT:
-                rc = enter(q)
+            served = work(q, w)
+            if served == TAKEN and to_spare(q):
+                break
+            if served != KEPT:
+                rc = enter(q, w)
                 continue
             q.polling.idle_since = clock_ns()
             leave(q)
@@ -306,12 +415,8 @@ cdef void serve(queue_t *q) noexcept nogil:
         notify_wait(q.notify)
         count_sleepers(q, -1)
         slept = True
-        rc = enter(q)
+        rc = enter(q, w)
     notify_wake(q.notify)  # an event wakes one thread: the next one's
-    pthread_mutex_lock(&q.gate)
-    q.threads -= 1
-    pthread_cond_broadcast(&q.gate_changed)
-    pthread_mutex_unlock(&q.gate)
 
 
 # --- the control thread ---
@@ -329,7 +434,6 @@ cdef class Run:
 
     cdef queue_t q
     cdef Queue queue
-    cdef iovec *iov
     cdef int made  # threads so far
 
     def __cinit__(self, Queue queue not None):
@@ -339,6 +443,8 @@ cdef class Run:
         self.q.pool = &queue.pool.p
         self.q.notify = &queue.notify
         self.q.counters = &queue.counted
+        self.q.watch = &queue.watcher.w
+        self.q.take_ring = take_ring
         self.q.polling.max_ns = self.q.polling.ns = queue.poll_ns
         self.q.polling.gathers = queue.gathers
         self.q.bounce_fd = -1
@@ -351,7 +457,6 @@ cdef class Run:
         bounce_free(&self.q)
         jobs_free(&self.q)
         parks_free(&self.q)
-        free(self.iov)
         memory_drop(self.q.ring.memory)
         memory_drop(self.q.new_memory)
         pthread_mutex_destroy(&self.q.park_lock)
@@ -362,16 +467,18 @@ cdef class Run:
     cdef int set_up(self, memory_t *memory, uint32_t num, uint64_t desc, uint64_t avail, uint64_t used,
                     uint16_t base, bint event_idx) except -1:
         cdef uint32_t iov_max = num + IOV_SLACK
-        self.iov = <iovec *>calloc(iov_max, sizeof(iovec))
-        if self.iov == NULL or not jobs_init(&self.q, num, iov_max) or not parks_init(&self.q, num):
+        self.q.iov_max = iov_max
+        if not jobs_init(&self.q, num, iov_max) or not parks_init(&self.q, num):
             raise MemoryError
-        if ring.ring_init(&self.q.ring, memory, num, desc, avail, used, base, event_idx, self.iov, iov_max) < 0:
+        if ring.ring_init(&self.q.ring, memory, num, desc, avail, used, base, event_idx, NULL, iov_max) < 0:
             raise ValueError(
                 f"ring of {num} at descriptors {desc:#x}, avail {avail:#x}, used {used:#x}"
                 " is no power of two, unaligned or outside memory")
         memory_keep(memory)
         self.q.next_avail = base
+        self.queue.watcher.start()
         self.add_thread()
+        watch_add(self.q.watch, &self.q)
         return 0
 
     cdef int add_thread(self) except -1:
@@ -391,8 +498,21 @@ cdef class Run:
 
     def _run(self):
         """The thread's body."""
-        with nogil:
-            serve(&self.q)
+        cdef worker_t *w = <worker_t *>calloc(1, sizeof(worker_t))
+        if w != NULL:
+            w.iov = <iovec *>calloc(self.q.iov_max, sizeof(iovec))
+        if w == NULL or w.iov == NULL:
+            log.error("%s: no memory for a thread", self.queue.name)
+        else:
+            with nogil:
+                serve(&self.q, w)
+        if w != NULL:
+            free(w.iov)
+        free(w)
+        pthread_mutex_lock(&self.q.gate)
+        self.q.threads -= 1
+        pthread_cond_broadcast(&self.q.gate_changed)
+        pthread_mutex_unlock(&self.q.gate)
 
     cdef int use_memory(self, memory_t *memory) except -1:
         """ValueError: a part of the ring is not in it."""
@@ -403,7 +523,7 @@ cdef class Run:
         unused = self.q.new_memory
         self.q.new_memory = memory_keep(memory)
         store_release_int(&self.q.any_new_memory, 1)
-        if not self.q.working:
+        if self.q.holder == NULL:
             move_ring(&self.q)
         pthread_mutex_unlock(&self.q.gate)
         memory_drop(unused)
@@ -424,6 +544,7 @@ cdef class Run:
         cdef uint64_t now
         cdef bint idle
         with nogil:
+            watch_remove(self.q.watch, &self.q)
             pthread_mutex_lock(&self.q.gate)
             while not self.is_idle():
                 now = clock_ns()
@@ -467,7 +588,8 @@ cdef class Queue:
 
     All methods are for the control thread, and none but stop() and close() waits for requests. Descriptors
     handed over are the queue's own from then on. index: 0 is hiprio. dispatch: where requests go. pool: runs
-    what may block. poll_us: the most to poll before sleeping. gathers: nobody waits for its requests, they
+    what may block. watcher: gives the ring to another thread when a request
+    keeps the one that has it. poll_us: the most to poll before sleeping. gathers: nobody waits for its requests, they
     are taken some at a time.
     """
 
@@ -476,18 +598,20 @@ cdef class Queue:
     cdef readonly int num     # elements of the ring
     cdef Dispatch dispatch
     cdef Pool pool
+    cdef Watcher watcher
     cdef uint64_t poll_ns
     cdef bint gathers
     cdef notify_t notify      # for as long as any run may use it
     cdef counters_t counted
     cdef Run run              # None: not started
 
-    def __cinit__(self, int index, str name, Dispatch dispatch not None, Pool pool not None, int poll_us=0,
-                  bint gathers=False):
+    def __cinit__(self, int index, str name, Dispatch dispatch not None, Pool pool not None,
+                  Watcher watcher not None, int poll_us=0, bint gathers=False):
         self.index = index
         self.name = name
         self.dispatch = dispatch
         self.pool = pool
+        self.watcher = watcher
         self.poll_ns = 1000 * poll_us
         self.gathers = gathers
         if not notify_init(&self.notify):

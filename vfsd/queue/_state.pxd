@@ -7,10 +7,26 @@ from vfsd.queue._notify cimport notify_t
 from vfsd.queue._pool cimport pool_t, task_t
 from vfsd._ring cimport RING_ERRORS, chain_t, ring_t
 from vfsd.sys._threads cimport pthread_cond_t, pthread_mutex_t
-from vfsd.fuse.dispatch cimport OPCODES_MAX, dispatch_t, parked_t, request_t
+from vfsd.fuse.dispatch cimport FILE_SYSTEMS, OPCODES_MAX, dispatch_t, parked_t, request_t
 
 cdef extern from "_atomics.h" nogil:
     int load_acquire_int(const int *p)
+
+# What the watcher has found out. Written by it and by jobs, read by queue threads.
+cdef struct watch_t:
+    int asleep                         # wake it when a ring is in use
+    int any_slow                       # some operation is
+    uint64_t now_ns                    # at its last look
+    uint64_t slow_until[FILE_SYSTEMS][OPCODES_MAX]  # ns
+    uint64_t preemptions               # of this process's threads, up to the last look
+    uint64_t contended_until           # ns: CPUs are short
+    void *owner                        # the Watcher: borrowed
+    pthread_mutex_t lock               # the list of queues
+    pthread_mutex_t sleep_lock
+    pthread_cond_t wake                # by CLOCK_MONOTONIC
+    queue_t *first
+    bint stop
+
 
 cdef enum:
     BATCH = 32          # chains taken at a time
@@ -41,6 +57,7 @@ cdef struct job_t:
     memory_t *memory         # kept: where its buffers lie
     uint64_t readable_bytes
     uint32_t head
+    bint foreseen            # handed over without a try, because its operation has been slow
     iovec *iov
     job_t *next
 
@@ -56,6 +73,17 @@ cdef struct park_t:
     int rc                   # once it is ready
     bint taken
     park_t *next             # of the free or the ready ones
+
+
+# A thread of the queue, what it has popped and what it runs. While a request keeps it, another thread may be
+# given the ring (_watcher): then these are still the first one's.
+cdef struct worker_t:
+    chain_t chains[BATCH]
+    iovec *iov               # of the chains
+    int in_request           # a request is being run in place
+    int taken                # the ring may be another's by now: to be looked at under the gate
+    int measure              # so many more requests are to be timed
+    memory_t *memory         # kept since the ring was taken: where the request's buffers lie
 
 
 # How long to look for more before sleeping.
@@ -110,7 +138,8 @@ cdef struct queue_t:
     polling_t polling
     coalescing_t coalescing
     void *owner              # the Run: borrowed
-    chain_t chains[BATCH]
+    watch_t *watch           # NULL: nobody sees to requests that keep the ring
+    uint32_t iov_max         # of each worker
     uint16_t next_avail      # the avail entry of the first chain that nobody has begun: where a restart goes on
     int broken               # 0 or the ring code that stopped this queue
     # Told by the control thread.
@@ -124,9 +153,16 @@ cdef struct queue_t:
     pthread_cond_t gate_changed  # waits by CLOCK_MONOTONIC
     int threads              # 1, or 2 once something has blocked
     int sleepers             # of those, waiting for a kick
-    bint working             # one of them has the ring
+    worker_t *holder         # which of them has the ring, NULL: none
+    bint call_due            # the ring was taken from who may have had replies to call for
     bint missed              # the other thread has woken meanwhile and gone back to sleep
     int jobs_live            # made and not done: written under the gate
+    # The watcher's: how it takes the ring from the holder, and its last look.
+    bint (*take_ring)(queue_t *q) noexcept nogil
+    uint16_t seen_avail
+    bint seen_request
+    uint32_t seen_again      # looks since that found the same request
+    queue_t *next_watched
     pthread_mutex_t park_lock
     pthread_mutex_t used_lock   # the used ring and the counters: queue thread and jobs, while jobs_live
     int bounce_fd            # a memfd, and where it is mapped: for chains in memory that may shrink

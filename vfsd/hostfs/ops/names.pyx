@@ -14,7 +14,7 @@ from vfsd.hostfs.ops._caller cimport (
 from vfsd.hostfs.ids._credentials cimport become, caller_read, creator_read, creator_t, unbecome
 from vfsd.hostfs.ops._creation cimport make_file, make_name, make_t
 from vfsd.hostfs.table._inodes cimport lookup
-from vfsd.hostfs.table._nodes cimport inode_forget, room_for_inode
+from vfsd.hostfs.table._nodes cimport inode_file_system, inode_forget, room_for_inode
 from vfsd.hostfs.table._slots cimport NAME_BYTES, tables_t
 from vfsd.hostfs.table._tables cimport Tables
 
@@ -286,6 +286,7 @@ cdef int op_rename2(void *fs, request_t *r) noexcept nogil:
 def install(Dispatch dispatch, Tables tables):
     """Make these operations, on `tables`, the dispatch's."""
     cdef tables_t *t = &tables.t
+    dispatch.set_file_system_of(inode_file_system)
     dispatch.set_hot(NUMBER["LOOKUP"], op_lookup, t, tables)
     dispatch.set_hot(NUMBER["FORGET"], op_forget, t, tables)
     dispatch.set_hot(NUMBER["BATCH_FORGET"], op_batch_forget, t, tables)

@@ -8,6 +8,8 @@ from vfsd.hostfs.table._slots cimport inode_t, note_t, tables_t
 
 # Index of the inode, referenced, or -ESTALE.
 cdef int64_t inode_get(tables_t *t, uint64_t nodeid) noexcept nogil
+# For dispatch_t.file_system_of: by st_dev. fs: tables_t. Takes any number and no reference.
+cdef uint32_t inode_file_system(void *fs, uint64_t nodeid) noexcept nogil
 cdef void inode_put(tables_t *t, uint32_t index) noexcept nogil
 # The slot of that identity, referenced and with one more lookup; 0 when there is none.
 cdef uint32_t find(tables_t *t, const statx_t *st) noexcept nogil

@@ -6,6 +6,7 @@ from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from vfsd.sys._threads cimport pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock
 from vfsd.fuse._wire cimport FUSE_ROOT_ID
 from vfsd.sys cimport _syscalls as h
+from vfsd.fuse.dispatch cimport FILE_SYSTEMS
 from vfsd.hostfs.table._handles cimport unopened_drop
 from vfsd.hostfs.table._notes cimport note_drop
 from vfsd.hostfs.table._slots cimport (
@@ -31,6 +32,12 @@ cdef int64_t inode_get(tables_t *t, uint64_t nodeid) noexcept nogil:
     if not reference(&t.inodes[index].state, nodeid >> 32, 0, BUSY):
         return -ESTALE
     return index
+
+
+cdef uint32_t inode_file_system(void *fs, uint64_t nodeid) noexcept nogil:
+    cdef tables_t *t = <tables_t *>fs
+    cdef uint32_t index = <uint32_t>nodeid & (INODES_MAX - 1)
+    return <uint32_t>((t.inodes[index].dev * 0x9E3779B97F4A7C15u) >> 32) & (FILE_SYSTEMS - 1)
 
 
 cdef void inode_put(tables_t *t, uint32_t index) noexcept nogil:

@@ -1,0 +1,97 @@
+"""A request that its file system keeps for long keeps nobody else waiting: every opcode in turn.
+
+The share has a slow file system mounted below it. What shows that nobody waits is order: requests of the same
+queue on the share's own file system are answered while the slow one is still under way.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from fuse.rawguest import Guest
+from fuse.requests import REQUESTS, Held, request_for
+from fuse.wire import ROOT
+from guests import StartDaemon, eventually
+from vfsd_bench.slowmount import SlowMount, slow_mount
+
+from vfsd.fuse import abi
+
+SLOW_US = 400_000
+MEANWHILE = 5
+# Ending the session, answered without the file system, or not at all.
+ELSEWHERE = {"INIT", "DESTROY", "FORGET", "BATCH_FORGET", "INTERRUPT", "RELEASE", "RELEASEDIR"}
+OPTIONS = ["--xattr", "--flock", "--posix-lock"]
+
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0 or not os.path.exists("/dev/fuse"), reason="needs root and /dev/fuse"
+)
+
+
+class Served(NamedTuple):
+    """A guest that knows `local`, a file on the share's own file system, and what lies on the slow one."""
+
+    guest: Guest
+    mount: SlowMount
+    local: int
+    below: int  # nodeid of the slow file system's root
+    held: Held
+
+
+def hold(guest: Guest, mount: SlowMount, flags: int = os.O_RDWR) -> Held:
+    """As fuse.requests.hold, on the slow file system."""
+    (mount.source / "file").write_bytes(b"content")
+    os.setxattr(mount.source / "file", "user.attr", b"value")
+    (mount.source / "dir").mkdir()
+    (mount.source / "empty").mkdir()
+    (mount.source / "dir" / "below").touch()
+    (mount.source / "link").symlink_to("file")
+    file, directory, link = (guest.walk(f"slow/{name}") for name in ("file", "dir", "link"))
+    return Held(file, directory, link, guest.open(file, flags), guest.opendir(directory))
+
+
+@contextmanager
+def served(start: StartDaemon, base: Path) -> Iterator[Served]:
+    share = base / "share"
+    share.mkdir()
+    (share / "local").touch()
+    with slow_mount(base / "source", share / "slow", 0) as mount:
+        daemon = start(share, options=OPTIONS)
+        guest = Guest(daemon.socket)
+        try:
+            guest.init()
+            yield Served(guest, mount, guest.walk("local"), guest.walk("slow"), hold(guest, mount))
+        finally:
+            mount.set_delay("ALL", 0)
+            guest.close()
+            assert eventually(lambda: "front end has left" in daemon.log)
+
+
+@pytest.fixture
+def place(daemon: StartDaemon, tmp_path: Path) -> Iterator[Served]:
+    with served(daemon, tmp_path) as place:
+        yield place
+
+
+def beside(place: Served, name: str) -> None:
+    """Have one request of that name under way, and others answered meanwhile."""
+    request = request_for(name, place.held)
+    nodeid = place.below if request.nodeid == ROOT else request.nodeid
+    queue = place.guest.queues[1]
+    place.mount.set_delay("ALL", SLOW_US)
+    slow = queue.submit(name, nodeid, request.body, out=request.out)
+    for _ in range(MEANWHILE):
+        other = queue.submit("GETATTR", place.local, bytes(abi.GETATTR_IN.size))
+        assert queue.wait(other).error == 0
+    place.mount.set_delay("ALL", 0)
+    assert not queue.answered(slow), "it was answered before those beside it"
+    assert queue.wait(slow).error == 0
+
+
+@pytest.mark.parametrize("name", sorted(REQUESTS.keys() - ELSEWHERE))
+def test_nobody_waits_for_a_slow(name: str, place: Served) -> None:
+    beside(place, name)

@@ -1,0 +1,9 @@
+from typing import final
+
+__all__ = ("Watcher",)
+
+@final
+class Watcher:
+    def __new__(cls) -> Watcher: ...
+    def start(self) -> None: ...
+    def close(self) -> None: ...
