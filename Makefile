@@ -80,7 +80,10 @@ test-asan: build/asan/built
 
 by_build = PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/build/$(1)
 build/%/built: $(venv)/installed $(sources) $(shell find vfsd bench -name '*.py')
-	mkdir -p build/$*
+	mkdir -p build/$*/vfsd build/$*/bench
+	find build/$*/vfsd build/$*/bench -type f ! -name '*.so' ! -name '*.c' -delete
+	for made in $$(find build/$*/vfsd build/$*/bench -name '*.c'); do \
+	    [ -e "$${made#build/$*/}" ] || rm "$$made"; done
 	tar -c --exclude='*.so' --exclude='*.c' --exclude=__pycache__ vfsd bench setup.py pyproject.toml README.md | tar -x -C build/$*
 	ln -sfn bench build/$*/vfsd_bench
 	cd build/$* && VFSD_BUILD=$* ../../$(python) setup.py --quiet build_ext --inplace $(empty)
