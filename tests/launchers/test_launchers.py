@@ -15,10 +15,8 @@ from guests.daemon import eventually
 from launchers.launchers import LAUNCHERS, Launcher
 from launchers.process import PATIENCE_S, Started, listening, started
 from vfsd.guest import Filesystem, mount
-from vfsd.options.table import SERVE_OPTIONS
 
 DATA = os.urandom(300_000)
-SANDBOXED = any(option.name == "--sandbox" for option in SERVE_OPTIONS)
 
 
 def words_of(launcher: Launcher, place: Path) -> list[str]:
@@ -64,8 +62,6 @@ def work(fs: Filesystem, host: Path, readonly: bool) -> None:
 @pytest.mark.parametrize("name", LAUNCHERS)
 def test_a_launcher_starts_it_works_with_it_and_ends_it(place: Path, name: str) -> None:
     launcher = LAUNCHERS[name]
-    if not SANDBOXED and any(word in launcher.words for word in ("sandbox", "seccomp", "modcaps")):
-        pytest.skip("it has no sandbox yet")
     sock = place / "virtiofsd.sock"
     host = place / "share"
     if name == "libvirt-comma":

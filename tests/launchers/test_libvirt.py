@@ -14,7 +14,9 @@ from launchers.process import BINARY
 
 pytestmark = pytest.mark.libvirt
 
-ALL_THAT_XML_HAS = "<cache mode='none'/><lock posix='on' flock='on'/><thread_pool size='4'/>"
+ALL_THAT_XML_HAS = (
+    "<cache mode='none'/><sandbox mode='chroot'/><lock posix='on' flock='on'/><thread_pool size='4'/>"
+)
 
 
 @pytest.fixture(scope="module")
