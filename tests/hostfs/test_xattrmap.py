@@ -81,7 +81,8 @@ def mapped(
     text = MAPS[request.param]
     share = tmp_path_factory.mktemp("mapped")
     (share / "f").touch()
-    with guests_of(module_daemon(share, options=["--xattrmap", text])) as start:
+    options = ["--xattrmap", text, "--modcaps=+sys_admin:+setfcap"]
+    with guests_of(module_daemon(share, options=options)) as start:
         guest = start()
         guest.init()
         yield guest, guest.walk("f"), share / "f", model_of(text)

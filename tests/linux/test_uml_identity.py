@@ -29,7 +29,7 @@ def test_other_users_find_what_the_host_has(
         tmp_path / "share",
         daemon,
         lambda daemon: UmlGuest(daemon.socket, memory=256, files=WORKLOADS),
-        options=["--posix-acl", "--security-label"],
+        options=["--posix-acl", "--security-label", "--modcaps=+sys_admin:+setfcap"],
     ) as share:
         host, guest = share.ready().directory("d")
         answer, expected = share.workload("identity.py", guest), json.loads(done.stdout)

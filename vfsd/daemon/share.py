@@ -143,6 +143,8 @@ def policy_of(options: ServeOptions) -> Policy:
     return Policy(
         cache=cache_policy(options),
         xattr=options.xattr or negotiated or options.xattrmap is not None,
+        # The kernel makes those of another user count in that user's namespaces only, if it takes them.
+        file_capabilities=os.geteuid() != 0 or ("setfcap", True) in (options.modcaps or ()),
         noflush=not options.always_flush,
         parallel_writes=options.parallel_direct_writes,
         writeback=options.writeback,

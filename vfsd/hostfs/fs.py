@@ -32,16 +32,18 @@ HANDLES_SHARE = 0.875
 class Policy(NamedTuple):
     """What the operator chose for a share, as far as its operations care.
 
-    noflush: no FLUSH where closing a file reports nothing. parallel_writes: which open files the
-    guest may write to past its cache from several threads at once. writeback: the guest keeps
-    what is written. direct_io, noatime: its O_DIRECT and O_NOATIME are the host's too. mmap: shared
-    mappings also of files that it does not cache. readonly: it changes nothing. zero_open: it opens and
-    closes files without asking. dax: None without a window. submounts: announced to a guest that knows
-    them. file_handles: evicted inodes come back by them where they work.
+    file_capabilities: the guest may store some that count on the host too. noflush: no FLUSH where
+    closing a file reports nothing. parallel_writes: which open files the guest may write to past its
+    cache from several threads at once. writeback: the guest keeps what is written. direct_io, noatime: its
+    O_DIRECT and O_NOATIME are the host's too. mmap: shared mappings also of files that it does not cache.
+    readonly: it changes nothing. zero_open: it opens and closes files without asking. dax: None without a
+    window. submounts: announced to a guest that knows them. file_handles: evicted inodes come back by
+    them where they work.
     """
 
     cache: CachePolicy
     xattr: bool
+    file_capabilities: bool
     noflush: bool
     parallel_writes: DirectWrites
     writeback: bool
@@ -128,7 +130,7 @@ class HostFs:
         cache = policy.cache
         self.tables.set_timeouts(cache.entry_s, cache.attr_s, cache.negative_s)
         open_flags = cache.open_flags | policy.parallel_flags(False)
-        self.tables.set_policy(open_flags, cache.opendir_flags, policy.xattr)
+        self.tables.set_policy(open_flags, cache.opendir_flags, policy.xattr, policy.file_capabilities)
         self.tables.set_opening(policy.parallel_flags(True), policy.direct_io, policy.noatime)
         policy.identity.compile(self.tables)
         if labels_fd >= 0:

@@ -287,7 +287,9 @@ SERVE_OPTIONS = (
     ),
     Option(
         "--modcaps", "Capabilities that a server keeps besides those it needs, or loses:"
-        " +sys_admin:-mknod.", check_capabilities, "+NAME:-NAME...", o_names=("modcaps",),
+        " +sys_admin:-mknod. Guests may store what acts on the host only with +sys_admin (trusted.* and"
+        " security.* attributes) and +setfcap (file capabilities).",
+        check_capabilities, "+NAME:-NAME...", o_names=("modcaps",),
     ),
     Option(
         "--nodev", "Let the guest make no device nodes; neither it nor its server can open one in any case.",

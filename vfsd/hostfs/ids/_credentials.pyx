@@ -11,7 +11,7 @@ from vfsd.sys cimport _syscalls as h
 from vfsd.hostfs.ops._caller cimport check_end
 from vfsd.hostfs.ids._idmap cimport translate
 from vfsd.hostfs.table._slots cimport caps_t
-from vfsd.hostfs.ids._xattrmap cimport name_to_host
+from vfsd.hostfs.ids._xattrmap cimport may_store, name_to_host
 
 __all__ = ("supplementary_groups_work",)
 
@@ -56,6 +56,7 @@ cdef int read_contexts(tables_t *t, const char *at, uint32_t n, uint32_t count, 
     cdef w.fuse_secctx head
     cdef size_t name_bytes
     cdef const char *end
+    cdef int rc
     if count == 0:
         return 0
     if count > 1 or not t.security_ctx or n < sizeof(head):
@@ -72,7 +73,8 @@ cdef int read_contexts(tables_t *t, const char *at, uint32_t n, uint32_t count, 
     memcpy(c.context_name, at, name_bytes)
     c.context = end + 1
     c.context_bytes = head.size
-    return name_to_host(t, c.context_name)
+    rc = name_to_host(t, c.context_name)
+    return may_store(t, c.context_name) if rc == 0 else rc
 
 
 cdef int read_extensions(tables_t *t, request_t *r, creator_t *c) noexcept nogil:

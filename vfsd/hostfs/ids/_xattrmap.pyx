@@ -46,6 +46,12 @@ cdef int name_to_host(const tables_t *t, char *name) noexcept nogil:
     return -EPERM
 
 
+cdef int may_store(const tables_t *t, const char *host_name) noexcept nogil:
+    if not t.file_capabilities and strcmp(host_name, b"security.capability") == 0:
+        return -EPERM
+    return 0
+
+
 cdef const char *name_to_guest(const tables_t *t, const char *name) noexcept nogil:
     cdef const char *shown = name
     cdef const xattr_rule_t *rule

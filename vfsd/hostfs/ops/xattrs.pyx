@@ -11,7 +11,7 @@ from vfsd.hostfs.ops._caller cimport FD_BYTES, fd_name, place_get, place_put, pl
 from vfsd.hostfs.ids._credentials cimport enter_proc, keep_setid
 from vfsd.hostfs.table._slots cimport NAME_BYTES, tables_t
 from vfsd.hostfs.table._tables cimport Tables
-from vfsd.hostfs.ids._xattrmap cimport name_to_guest, name_to_host
+from vfsd.hostfs.ids._xattrmap cimport may_store, name_to_guest, name_to_host
 
 from vfsd.fuse.opcodes import NUMBER
 
@@ -154,6 +154,8 @@ cdef int op_setxattr(void *fs, request_t *r) noexcept nogil:
             or (t.setxattr_ext and span_read(&r.body, &more, sizeof(more)) < 0)):
         return -EINVAL
     rc = read_attribute(t, r, name)
+    if rc == 0:
+        rc = may_store(t, name)
     if rc < 0:
         return rc
     if arg.size > VALUE_MAX:

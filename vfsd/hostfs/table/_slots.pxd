@@ -218,6 +218,7 @@ cdef struct tables_t:
     uint32_t write_waits
     uint64_t writes_slow_until # ms of CLOCK_MONOTONIC_COARSE: WRITE had to wait lately
     bint xattr
+    bint file_capabilities     # the guest may store some that are the host's
     bint readonly              # nothing is opened for writing; Dispatch.refuse keeps out the rest
     uint64_t dax_size_min      # FUSE_ATTR_DAX for regular files of that size, UINT64_MAX: none
     uint64_t dax_size_mask     # and with none of these bits in it

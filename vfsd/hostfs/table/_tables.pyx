@@ -185,11 +185,13 @@ cdef class Tables:
         self.t.handles_max = min(handles_max, <uint64_t>(HANDLES_MAX - 1))
         self.t.fds_max = self.t.evict_at = fds_max
 
-    def set_policy(self, uint32_t open_flags, uint32_t opendir_flags, bint xattr):
-        """FOPEN_* of OPEN's and OPENDIR's replies; whether extended attributes are passed through."""
+    def set_policy(self, uint32_t open_flags, uint32_t opendir_flags, bint xattr, bint file_capabilities):
+        """FOPEN_* of OPEN's and OPENDIR's replies; whether extended attributes are passed through, and
+        whether the guest may store file capabilities that are the host's."""
         self.t.open_flags = open_flags
         self.t.opendir_flags = opendir_flags
         self.t.xattr = xattr
+        self.t.file_capabilities = file_capabilities
 
     def set_opening(self, uint32_t direct_flags, bint direct_io, bint noatime):
         """More FOPEN_* of a file opened with O_DIRECT; whether that and O_NOATIME reach the host."""
