@@ -33,7 +33,7 @@ from vfsd.fuse.opcodes import NUMBER
 from . import wire
 from .fixtures import held
 from .ops import FORGET_MAX, refused
-from .rawguest import Guest
+from .rawguest import NEXT, WRITE, Guest
 from .requests import BY_HANDLE, BY_NAME, BY_NODEID, Held, hold, request_for, snapshot
 from .wire import IN_SIZE, OUT_SIZE, ROOT
 
@@ -135,6 +135,31 @@ def test_sizes_that_lie(guest: Guest, things: Held, size: int) -> None:
     assert guest.queue.ask("WRITE", nodeid, args, data=bytes(min(size - 1, 4095))).error == EINVAL
     assert guest.queue.ask("WRITE", nodeid, args).error == EINVAL
     assert guest.read(nodeid, fh, 0, 100) == b"content"
+
+
+@pytest.mark.parametrize("op", ["READ", "WRITE"])
+def test_more_than_was_agreed_on(guest: Guest, things: Held, op: str) -> None:
+    """One buffer can be named so often that a request has gigabytes."""
+    queue, fh = guest.queue, things.fh
+    big, n = 4 << 20, 100
+    room = queue.arena + (1 << 19)
+    read = op == "READ"
+    args = wire.read_in(fh, 0, n * big) if read else wire.WRITE_IN.pack(fh, 0, n * big, 0, 0, 0, 0)
+    header = wire.in_header(NUMBER[op], 2, things.file, len(args) + (0 if read else n * big))
+    guest.memory.write(queue.arena, header + args)
+    buffers = [(room, big, WRITE if read else 0)] * n
+    out = (queue.arena + 4096, OUT_SIZE + (0 if read else 8), WRITE)
+    parts = [(queue.arena, len(header + args), 0), *([out, *buffers] if read else [*buffers, out])]
+    flags = [flag | NEXT for _, _, flag in parts[:-1]] + [parts[-1][2]]
+    queue.table(
+        queue.desc, [(*part[:2], flag, i) for i, (part, flag) in enumerate(zip(parts, flags, strict=True), 1)]
+    )
+    used = queue.used_idx
+    queue.offer(0)
+    queue.wait_used(used + 1)
+    assert int.from_bytes(guest.memory.read(out[0] + 4, 4), "little", signed=True) == -EINVAL
+    queue.restart()
+    guest.getattr(ROOT)
 
 
 def test_less_data_than_there_is(guest: Guest, share: Path, things: Held) -> None:

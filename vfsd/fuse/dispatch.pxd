@@ -82,6 +82,7 @@ cdef struct dispatch_t:
     unsigned char blocks[OPCODES_MAX]  # never tried
     unsigned char streams[OPCODES_MAX] # one caller may have several under way
     int refused[OPCODES_MAX]           # errno of what the operator does not allow, 0
+    uint64_t bytes_max      # of a request's body, and of its reply: what INIT agreed on
     int initialized         # INIT has been answered and DESTROY has not come
 
 

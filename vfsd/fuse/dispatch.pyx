@@ -142,7 +142,9 @@ cdef bint request_parse(dispatch_t *d, span_t readable, span_t writable, request
         if r.reply.bytes < w.FUSE_OUT_HEADER:
             return False
         take_head(r)
-    if r.header.len < w.FUSE_IN_HEADER or r.header.len - w.FUSE_IN_HEADER > r.body.bytes:
+    # However much room there is: a buffer may be named a thousand times.
+    span_limit(&r.reply, d.bytes_max)
+    if r.header.len < w.FUSE_IN_HEADER or r.header.len - w.FUSE_IN_HEADER > min(r.body.bytes, d.bytes_max):
         r.error = -EINVAL
     elif opcode >= OPCODES_MAX or (d.hot[opcode] == NULL and not d.python[opcode]):
         r.error = -ENOSYS
@@ -258,6 +260,7 @@ cdef class Dispatch:
         self.fs = fs
         self.handlers = [None] * OPCODES_MAX
         self.table.owner = <void *>self
+        self.table.bytes_max = PYTHON_BODY_MAX
         for op in OPERATIONS:
             self.table.blocks[<int>op.opcode] = op.blocks
             self.table.streams[<int>op.opcode] = op.streams
@@ -281,7 +284,9 @@ cdef class Dispatch:
         """Answer every request of this opcode with this errno; to be said before the first."""
         self.table.refused[opcode] = error
 
-    def open(self):
+    def open(self, uint64_t bytes_max):
+        """Let requests in whose bodies, and replies, have at most that many bytes; the rest is EINVAL."""
+        self.table.bytes_max = bytes_max
         self.table.initialized = 1
 
     def shut(self):

@@ -19,6 +19,9 @@ log = logging.getLogger("vfsd.fuse")
 HEADER_ELEMENTS = 4
 # 4 MiB. Linux takes as much as its sysctl fs.fuse.max_pages_limit says, 256 unless it was raised.
 MAX_PAGES = 1024
+# The pages are the guest's, of whatever size Linux has them; and what is no page: headers, arguments, names.
+PAGE_SIZE_MAX = 1 << 16
+HEADERS_MAX = 1 << 16
 MAX_BACKGROUND = 64
 CONGESTION_THRESHOLD = 48
 
@@ -112,7 +115,7 @@ class Session:
                 log.debug("agreed: %r", self.agreed.flags)
                 self._number += 1
                 self._agree(self.agreed.flags)
-                self._dispatch.open()
+                self._dispatch.open(self.agreed.max_pages * PAGE_SIZE_MAX + HEADERS_MAX)
             return reply
 
     def destroy(self, _fs: Any, _request: Request) -> None:
