@@ -15,6 +15,7 @@ import pytest
 from fuse import wire
 from fuse.fixtures import held
 from fuse.ops import refused
+from fuse.rawguest import UVA_OFFSET
 from fuse.rawguest import readable as readable_fd
 from guests import Daemon, StartDaemon, eventually
 
@@ -635,3 +636,22 @@ def test_a_large_window_is_offered_without_slots(daemon: StartDaemon, tmp_path: 
         for i in range(512):
             vmm.map_file(nodeid, i * RANGE, RANGE, i * RANGE)
         assert len(vmm.mapped) == 512
+
+
+def test_memory_from_a_named_file_is_memory(vmm: Vmm, tmp_path: Path) -> None:
+    """A DIMM or persistent memory that QEMU has from a file, plugged in beside a window."""
+    gpa, size = 0x50_0000_0000, 1 << 16
+    path = tmp_path / "dimm"
+    path.write_bytes(bytes(size))
+    fd = os.open(path, os.O_RDWR)
+    plugged = SharedRegion(Region(gpa, size, UVA_OFFSET + gpa, 0), fd)
+    vmm.memory.add(fd, *plugged.region)
+    vmm.frontend.add_mem_reg(plugged, ack=True)
+    queue = vmm.queue
+    top, end, queue._top, queue.end = queue._top, queue.end, gpa, gpa + size
+    vmm.statfs()
+    queue._top, queue.end = top, end
+    vmm.frontend.rem_mem_reg(plugged.region, ack=True)
+    vmm.memory.remove(*plugged.region[:3])
+    os.close(fd)
+    vmm.statfs()

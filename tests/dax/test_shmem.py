@@ -98,32 +98,33 @@ def test_a_request_and_its_answer(peer: Peer) -> None:
     message = peer.read()
     assert (message.request, message.flags) == (MAP, 1 | messages.NEED_REPLY)
     assert ShmemMap(*SHMEM_MAP.unpack(message.payload)) == ShmemMap(0, 8192, 4096, 12288, 0)
-    assert peer.memory.holds(peer.fd), "before it is answered"
+    assert peer.memory.maps(peer.fd, 8192, 12288), "before it is answered"
     peer.answer(MAP)
     assert asking.end() == 0
     asking = Asking(lambda: peer.memory.unmap(4096, 12288))
     assert ShmemMap(*SHMEM_MAP.unpack(peer.read().payload)) == ShmemMap(0, 0, 4096, 12288, 0)
-    assert peer.memory.holds(peer.fd)
+    assert peer.memory.maps(peer.fd, 12288, 4096)
+    assert not peer.memory.maps(peer.fd, 8192, 16384)
     peer.answer(UNMAP, 1)  # the front end has none: that is what is wanted
     assert asking.end() == 0
-    assert not peer.memory.holds(peer.fd)
+    assert not peer.memory.maps(peer.fd, 8192, 12288)
 
 
 def test_a_refusal(peer: Peer) -> None:
     peer.answer(MAP, 2**64 - 12)
     fails(peer.map, errno.EIO)
-    assert not peer.memory.holds(peer.fd)
+    assert not peer.memory.maps(peer.fd, 0, 4096)
 
 
 def test_an_answer_that_comes_late(peer: Peer, impatient: None) -> None:
     with pytest.raises(TimeoutError):
         peer.map()
-    assert peer.memory.holds(peer.fd), "it may be mapped"
+    assert peer.memory.maps(peer.fd, 0, 4096), "it may be mapped"
     fails(peer.map, errno.EIO)  # at once, as long as an answer is owed
     peer.answer(MAP, 1)
     peer.answer(UNMAP)
     peer.memory.unmap(0, 4096)
-    assert not peer.memory.holds(peer.fd)
+    assert not peer.memory.maps(peer.fd, 0, 4096)
 
 
 def test_answers_that_nobody_waits_for(peer: Peer) -> None:
@@ -135,7 +136,7 @@ def test_answers_that_nobody_waits_for(peer: Peer) -> None:
     for request in (UNMAP, UNMAP, UNMAP):
         peer.answer(request, 1)
     peer.answer(MAP)
-    assert asking.end() == 0 and peer.memory.holds(peer.fd)
+    assert asking.end() == 0 and peer.memory.maps(peer.fd, 0, 4096)
 
 
 def test_no_answer_while_a_queue_is_stopped(peer: Peer) -> None:
@@ -164,7 +165,7 @@ def test_no_answer_while_a_queue_is_stopped(peer: Peer) -> None:
 def test_an_answer_that_cannot_be(peer: Peer, junk: bytes) -> None:
     peer.sock.sendall(junk)
     fails(peer.map, errno.ENODEV)
-    assert not peer.memory.connected and not peer.memory.holds(peer.fd)
+    assert not peer.memory.connected and not peer.memory.maps(peer.fd, 0, 4096)
     fails(peer.map, errno.ENODEV)
 
 

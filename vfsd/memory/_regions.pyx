@@ -7,7 +7,8 @@ from libc.stdint cimport INT64_MAX, UINT64_MAX, int64_t, uint32_t, uint64_t, uin
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 from posix.mman cimport (
-    MAP_FAILED, MAP_NORESERVE, MAP_SHARED, PROT_READ, PROT_WRITE, madvise, mmap, munmap,
+    MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, PROT_NONE, PROT_READ, PROT_WRITE, madvise,
+    mmap, munmap,
 )
 from posix.stat cimport S_ISREG, fstat, struct_stat
 from posix.unistd cimport _SC_PAGESIZE, sysconf
@@ -262,6 +263,8 @@ cdef class GuestMemory:
         cdef void *base = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, <int64_t>start)
         if base == MAP_FAILED and region.may_shrink:
             base = mmap(NULL, length, PROT_READ, MAP_SHARED | MAP_NORESERVE, fd, <int64_t>start)
+            if base == MAP_FAILED:  # nothing can be done there, but it is there
+                base = mmap(NULL, length, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
         if base == MAP_FAILED:
             PyErr_SetFromErrno(OSError)
         added.host = <char *>base + (offset - start)

@@ -11,6 +11,7 @@ A disabled ring has no queue thread: user-mode Linux frees the memory of its rin
 SET_VRING_ENABLE 0 and sets them up anew without ever sending GET_VRING_BASE.
 """
 
+import fcntl
 import logging
 import os
 import socket
@@ -130,10 +131,7 @@ class Backend:
             self.offered |= ProtocolFeature.SHMEM
             if self._shmem.size > SLOTTED_WINDOW_MAX:
                 self.offered &= ~ProtocolFeature.CONFIGURE_MEM_SLOTS
-        # What the front end described as memory, though it is a file mapped into the region.
-        self._windows: dict[tuple[int, int, int], bool] = {}  # whether it is mapped here
         self._table: list[tuple[Region, int, int]] | None = None
-        self._backing: set[tuple[int, int]] = set()  # device and inode of what has been guest memory
         self.channel: int | None = None  # descriptor of SET_BACKEND_REQ_FD
         self.memory = MemoryTable()
         self.memory.guest.watch(sock.fileno())
@@ -312,20 +310,20 @@ class Backend:
             self._shmem.connect(None)
 
     def _is_window(self, region: Region, fd: int) -> bool:
-        """Whether it is no guest memory but a file in a window: ours, or another device's, which QEMU
-        tells us as well.
+        """Whether it is no guest memory but a file in a window: ours, or another device's, which QEMU tells
+        us as well.
 
-        That may end after the file does. And what comes while queues run is a window if it has a name:
-        memory that is plugged in is a memfd, or unlinked.
-        """
+        Ours is what we have asked for. Another's is known by what memory can't be: shorter than the region,
+        or not to be written. Else it is taken for memory, whatever its name: nothing but system calls touches
+        it then either, as long as the guest has only data there."""
         if self._shmem is None or not self._has(ProtocolFeature.SHMEM):
             return False
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             return False
-        named = status.st_nlink > 0 and (status.st_dev, status.st_ino) not in self._backing
         short = status.st_size < region.offset + region.size
-        return short or (named and bool(self._running())) or self._shmem.holds(fd)
+        readable_alone = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+        return short or readable_alone or self._shmem.maps(fd, region.offset, region.size)
 
     # ---- memory
 
@@ -342,7 +340,6 @@ class Backend:
             if table == self._table:
                 return 0
             self._table = table
-            self._backing.update((dev, ino) for _, dev, ino in table)
         self.memory.replace(regions, fds)
         self._memory_changed()
         return 0
@@ -355,30 +352,15 @@ class Backend:
             raise ProtocolError("no descriptor")
         region = Region(*SINGLE_REGION.unpack(message.payload))
         if self._is_window(region, message.fds[0]):
-            # Many and short-lived, and their files may be truncated: nothing waits for them, and nothing
-            # but system calls touches them.
-            if len(self._windows) >= SLOTS_MAX:
-                raise ProtocolError(f"more than {SLOTS_MAX} regions")
-            mapped = self.memory.add_shrinking(region, message.fds[0])
-            self._windows[region.gpa, region.size, region.uva] = mapped
-            self._memory_changed()
-            return 0
-        self._table = None
-        if self._shmem is not None and len(self._backing) < SLOTS_MAX:
-            status = os.fstat(message.fds[0])
-            self._backing.add((status.st_dev, status.st_ino))
-        self.memory.add(region, message.fds[0])
+            self.memory.add_shrinking(region, message.fds[0])
+        else:
+            self._table = None
+            self.memory.add(region, message.fds[0])
         self._memory_changed()
         return 0
 
     def _rem_mem_reg(self, message: Message) -> int:
         region = Region(*SINGLE_REGION.unpack(message.payload))
-        window = self._windows.pop((region.gpa, region.size, region.uva), None)
-        if window is not None:
-            if window:
-                self.memory.remove(region)
-                self._memory_changed()
-            return 0
         self._table = None
         self.memory.remove(region)
         self._memory_changed()

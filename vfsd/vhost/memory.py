@@ -34,19 +34,11 @@ class MemoryTable:
 
     def add(self, region: Region, fd: int) -> None:
         """ADD_MEM_REG. ProtocolError, and the table as it was, when it cannot be."""
-        if len(self) >= SLOTS_MAX:
-            raise ProtocolError(f"more than {SLOTS_MAX} regions")
         self._map(self.guest, "region", region, fd)
 
-    def add_shrinking(self, region: Region, fd: int) -> bool:
-        """A file that may end before the region does. False: it can't be mapped."""
-        if len(self) >= SLOTS_MAX:
-            return False
-        try:
-            self.guest.add(fd, region.gpa, region.size, region.uva, region.offset, True)
-        except (ValueError, OSError):
-            return False
-        return True
+    def add_shrinking(self, region: Region, fd: int) -> None:
+        """A file that may end before the region does, or can't be mapped: what lies there is EFAULT."""
+        self._map(self.guest, "region", region, fd, may_shrink=True)
 
     def remove(self, region: Region) -> None:
         """REM_MEM_REG: the region with this gpa, size and uva. ProtocolError if there is none."""
@@ -61,8 +53,10 @@ class MemoryTable:
         self.guest.watch(-1)
 
     @staticmethod
-    def _map(table: GuestMemory, name: str, region: Region, fd: int) -> None:
+    def _map(table: GuestMemory, name: str, region: Region, fd: int, may_shrink: bool = False) -> None:
+        if len(table) >= SLOTS_MAX:
+            raise ProtocolError(f"more than {SLOTS_MAX} regions")
         try:
-            table.add(fd, region.gpa, region.size, region.uva, region.offset)
+            table.add(fd, region.gpa, region.size, region.uva, region.offset, may_shrink)
         except (ValueError, OSError) as error:
             raise ProtocolError(f"{name} (gpa {region.gpa:#x}): {error}") from error

@@ -13,7 +13,6 @@ import select
 import socket
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from errno import EAGAIN, EIO, ENODEV, ETIMEDOUT
 from typing import Final
@@ -61,10 +60,9 @@ class SharedMemory:
         self._unanswered = 0  # answers to come: they come in the order of the requests
         self._stuck = False  # none has come since one was waited for in vain
         self._suspensions = 0
-        self._hurry = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._files: Counter[tuple[int, int]] = Counter()  # device and inode of what is mapped
-        self._mapped: dict[int, tuple[int, int]] = {}  # the file, by offset in the region
-        self._files_lock = threading.Lock()
+        self._suspension = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        # What is, or may be, mapped, by offset in the region: device, inode, offset in the file, bytes.
+        self._mapped: dict[int, tuple[int, int, int, int]] = {}
 
     # ---- the control thread
 
@@ -92,31 +90,34 @@ class SharedMemory:
     @contextlib.contextmanager
     def suspended(self) -> Iterator[None]:
         """While the control thread can't answer the front end: whoever waits gives up, nobody begins."""
-        if self._hurry < 0:  # closed: nobody waits
+        if self._suspension < 0:  # closed: nobody waits
             yield
             return
         self._suspensions += 1
-        os.eventfd_write(self._hurry, 1)
+        os.eventfd_write(self._suspension, 1)
         try:
             yield
         finally:
             self._suspensions -= 1
             if not self._suspensions:
-                os.eventfd_read(self._hurry)
+                os.eventfd_read(self._suspension)
 
-    def holds(self, fd: int) -> bool:
-        """Whether this is a file that is, or is just being, mapped here: then it is no guest memory."""
+    def maps(self, fd: int, fd_offset: int, size: int) -> bool:
+        """Whether this part of a file is, or is just being, mapped here: then it is no guest memory."""
         status = os.fstat(fd)
-        with self._files_lock:
-            return (status.st_dev, status.st_ino) in self._files
+        return any(
+            (dev, ino) == (status.st_dev, status.st_ino)
+            and at <= fd_offset and fd_offset + size <= at + length
+            for dev, ino, at, length in list(self._mapped.values())
+        )  # fmt: skip
 
     def close(self) -> None:
         """Nobody may wait here any more. Idempotent."""
-        if self._hurry < 0:
+        if self._suspension < 0:
             return
         self.connect(None)
-        os.close(self._hurry)
-        self._hurry = -1
+        os.close(self._suspension)
+        self._suspension = -1
 
     # ---- whoever maps
 
@@ -134,16 +135,16 @@ class SharedMemory:
         flags = SHMEM_MAP_RW if writable else 0
         payload = SHMEM_MAP.pack(*ShmemMap(self.shmid, fd_offset, shm_offset, size, flags))
         # Before it is sent: QEMU describes the memory before it answers.
-        self._note(shm_offset, fd)
+        self._expect(shm_offset, fd, fd_offset, size)
         try:
             refused = self._ask(BackendRequest.SHMEM_MAP, payload, fd)
         except TimeoutError:
             raise
         except OSError:
-            self._drop(shm_offset)
+            self._forget(shm_offset)
             raise
         if refused:
-            self._drop(shm_offset)
+            self._forget(shm_offset)
             raise OSError(EIO, "the front end refuses")
 
     def unmap(self, shm_offset: int, size: int) -> None:
@@ -153,12 +154,12 @@ class SharedMemory:
         """
         payload = SHMEM_MAP.pack(*ShmemMap(self.shmid, 0, shm_offset, size, 0))
         self._ask(BackendRequest.SHMEM_UNMAP, payload)
-        self._drop(shm_offset)
+        self._forget(shm_offset)
 
     def unmap_unheard(self, shm_offset: int, size: int) -> bool:
         """The same without waiting for the answer, for any thread. False: it can't be sent now."""
         payload = SHMEM_MAP.pack(*ShmemMap(self.shmid, 0, shm_offset, size, 0))
-        self._drop(shm_offset)
+        self._forget(shm_offset)
         with self._turn:
             if self._sock is None:
                 return False
@@ -168,20 +169,12 @@ class SharedMemory:
                 return False
         return True
 
-    def _note(self, shm_offset: int, fd: int) -> None:
+    def _expect(self, shm_offset: int, fd: int, fd_offset: int, size: int) -> None:
         status = os.fstat(fd)
-        self._drop(shm_offset)
-        with self._files_lock:
-            self._mapped[shm_offset] = status.st_dev, status.st_ino
-            self._files[status.st_dev, status.st_ino] += 1
+        self._mapped[shm_offset] = status.st_dev, status.st_ino, fd_offset, size
 
-    def _drop(self, shm_offset: int) -> None:
-        with self._files_lock:
-            file = self._mapped.pop(shm_offset, None)
-            if file is not None:
-                self._files[file] -= 1
-                if not self._files[file]:
-                    del self._files[file]
+    def _forget(self, shm_offset: int) -> None:
+        self._mapped.pop(shm_offset, None)
 
     def _ask(self, request: BackendRequest, payload: bytes, fd: int | None = None) -> int:
         """One request and its answer: 0, or that of a front end that refuses. OSError."""
@@ -226,7 +219,7 @@ class SharedMemory:
         """The answer to the last request, past those that nobody waited for."""
         poll = select.poll()
         poll.register(sock, select.POLLIN)
-        poll.register(self._hurry, select.POLLIN)
+        poll.register(self._suspension, select.POLLIN)
         while True:
             answer = self._read_answer(reader)
             if answer is not None and not self._unanswered:
