@@ -123,8 +123,7 @@ cdef served_t serve_chain(queue_t *q, worker_t *w, chain_t *chain, bint last) no
                 run_job(&job.task)
                 return LENT
             if not pool_submit(q.pool, &job.task):
-                call_if_wanted(q)
-                run_job(&job.task)
+                return run_job_in_place(q, w, job)
             return KEPT
         call_if_wanted(q)
         r.mode = WAIT
@@ -172,6 +171,11 @@ cdef void complete_late(queue_t *q, worker_t *w, chain_t *chain, request_t *r, i
     else:
         complete_request(q, r, chain.head, chain.readable_bytes, rc)
     call_if_wanted(q)
+    end_late(q, w)
+
+
+cdef void end_late(queue_t *q, worker_t *w) noexcept nogil:
+    """Give back what take_ring() has left to the thread."""
     memory_drop(w.memory)
     w.memory = NULL
     pthread_mutex_lock(&q.gate)
@@ -179,6 +183,19 @@ cdef void complete_late(queue_t *q, worker_t *w, chain_t *chain, request_t *r, i
     if q.jobs_live == 0:
         pthread_cond_broadcast(&q.gate_changed)
     pthread_mutex_unlock(&q.gate)
+
+
+cdef served_t run_job_in_place(queue_t *q, worker_t *w, job_t *job) noexcept nogil:
+    """A job for which the pool has no thread, nor can have one."""
+    call_if_wanted(q)
+    store_release_int(&w.in_request, 1)
+    run_job(&job.task)
+    store_release_int(&w.in_request, 0)
+    light_fence()  # the other side: take_ring()
+    if load_relaxed_int(&w.taken) and ring_is_lost(q, w):
+        end_late(q, w)
+        return TAKEN
+    return KEPT
 
 
 cdef bint take_ring(queue_t *q) noexcept nogil:
@@ -478,7 +495,8 @@ cdef class Run:
         self.q.next_avail = base
         self.queue.watcher.start()
         self.add_thread()
-        watch_add(self.q.watch, &self.q)
+        with nogil:  # the watcher may need the GIL for a thread
+            watch_add(self.q.watch, &self.q)
         return 0
 
     cdef int add_thread(self) except -1:
