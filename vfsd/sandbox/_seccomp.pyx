@@ -20,6 +20,9 @@ cdef extern from * nogil:
     #include <sys/syscall.h>
     #include <unistd.h>
 
+    #ifndef SYS_SECCOMP
+    #define SYS_SECCOMP 1 /* si_code, else somebody has sent the signal */
+    #endif
     enum { PREFIX_BYTES_MAX = 64, DIGITS_MAX = 10 };
 
     static struct {
@@ -44,7 +47,8 @@ cdef extern from * nogil:
         } while (call && n < sizeof(digits));
         while (n)
             report.text[length++] = digits[--n];
-        (void)write(report.fd, report.text, length); /* it may be that nobody reads it any more */
+        if (info->si_code == SYS_SECCOMP)
+            (void)write(report.fd, report.text, length); /* it may be that nobody reads it any more */
         syscall(SYS_kexec_load, 0ul, 0ul, NULL, 0ul);
     }
 
