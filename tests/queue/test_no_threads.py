@@ -35,9 +35,9 @@ def limited(tmp_path: Path, threads: int) -> Daemon:
     return Daemon(share, before=[sys.executable, str(program), str(threads)])
 
 
-@pytest.mark.parametrize("threads", [2, 3, 4])
+@pytest.mark.parametrize("threads", [3, 4, 5])
 def test_what_blocks_is_run_by_those_there_are(tmp_path: Path, threads: int) -> None:
-    """Two serve the queues; the next would stand by, or be the pool's first."""
+    """Two serve the queues and one watches them; the next would stand by, or be the pool's first."""
     with limited(tmp_path, threads) as daemon, Guest(daemon.socket) as guest:
         guest.init()
         entry, fh = guest.create(ROOT, b"file")
