@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -18,21 +19,24 @@ from launchers.process import BINARY, PATIENCE_S, Started, listening, started
 from vfsd.guest import mount
 
 NOBODY = 65534
-AS_NOBODY = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
+AS_NOBODY = [shutil.which("setpriv") or "setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
 GET_FEATURES = struct.pack("=III", 1, 1, 0)
 NONSENSE = struct.pack("=III", 1, 2, 0)  # of version 2
 
 
-def run(words: Sequence[str], *, before: Sequence[str] = ()) -> tuple[int, str]:
+def run(words: Sequence[str], *, before: Sequence[str] = (), path: str | None = None) -> tuple[int, str]:
     """Exit status, and what it says, of one that does not come to serve."""
     done = subprocess.run(
-        [*before, BINARY, *words], capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL
-    )
+        [*before, BINARY, *words], capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL,
+        env=None if path is None else os.environ | {"PATH": path},
+    )  # fmt: skip
     return done.returncode, done.stderr
 
 
-def assert_refused(words: Sequence[str], status: int, says: str, *, before: Sequence[str] = ()) -> None:
-    found, text = run(words, before=before)
+def assert_refused(
+    words: Sequence[str], status: int, says: str, *, before: Sequence[str] = (), path: str | None = None
+) -> None:
+    found, text = run(words, before=before, path=path)
     assert (found, text.count("\n")) == (status, 1), text
     assert text.startswith("vfsd-virtiofsd: ") and says in text
 
@@ -227,6 +231,16 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
 ) -> None:
     usual = ["--shared-dir", str(place / "share"), "--socket-path", str(place / "v.sock")]
     assert_refused([*usual, *words], status, says)
+    assert names(place) == set()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_without_newuidmap_no_ids_are_mapped(place: Path) -> None:
+    place.chmod(0o777)
+    words = ["--shared-dir", str(place / "share"), "--socket-path", str(place / "v.sock")]
+    maps = [":0:65534:1:", ":1:900000:1000:"]
+    words += [f"--uid-map={one}" for one in maps] + [f"--gid-map={one}" for one in maps]
+    assert_refused(words, 1, "map; install it (uidmap", before=AS_NOBODY, path="/nonexistent")
     assert names(place) == set()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -109,8 +110,9 @@ class Libvirt:
         assert self._process is not None
         found = [self._process.pid]
         for pid in found:
-            for task in Path(f"/proc/{pid}/task").iterdir():
-                found += map(int, (task / "children").read_text().split())
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ends meanwhile
+                for task in Path(f"/proc/{pid}/task").iterdir():
+                    found += map(int, (task / "children").read_text().split())
         return found[1:]
 
     def log(self) -> str:
@@ -161,9 +163,10 @@ class LibvirtGuest(Guest):
         """The processes that serve it, the one libvirt has started first."""
         found = []
         for pid in self.libvirt.children():
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            if any(os.fsencode(self.shared) in word for word in words):
-                found.append(pid)
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                words = Path(f"/proc/{pid}/cmdline").read_bytes()
+                if os.fsencode(self.shared) in words:
+                    found.append(pid)
         return found
 
     def destroy(self) -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from vfsd._dax import load_numpy
 from vfsd.daemon.process import guest_descriptors
-from vfsd.errors import ConfigError
+from vfsd.errors import HostError
 from vfsd.fuse.opcodes import OPERATIONS
 from vfsd.hostfs.cache import CACHE_POLICIES, CachePolicy
 from vfsd.hostfs.fs import Policy
@@ -101,12 +101,12 @@ def open_share(options: ServeOptions) -> Share:
     try:
         share = Share(settings)
     except OSError as problem:
-        raise ConfigError(
+        raise HostError(
             "--shared-dir", f"{options.shared_dir} can't be opened ({problem.strerror}); share another"
         ) from problem
     if options.inode_file_handles == "mandatory" and not file_handles_work(share.root_fd):
         share.close()
-        raise ConfigError(
+        raise HostError(
             "--inode-file-handles", f"file handles can't be opened in {options.shared_dir}; prefer them,"
             " run as root, or share a directory of a file system that has them",
         )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from vfsd.errors import ConfigError
+from vfsd.errors import HostError
 from vfsd.fuse.abi import Init
 from vfsd.hostfs.ids import idmap, xattrmap
 from vfsd.hostfs.ids._credentials import supplementary_groups_work
@@ -38,7 +38,7 @@ def check_rights() -> None:
     effective = int(status.partition("CapEff:")[2].split()[0], 16)
     missing = [name for name, bit in CREATOR_CAPABILITIES.items() if not effective >> bit & 1]
     if missing:
-        raise ConfigError(
+        raise HostError(
             "vfsd serve", f"root without {' and '.join(missing)} can't make files for a guest's users; grant"
             f" {'them' if len(missing) > 1 else 'it'}, or run as another user",
         )  # fmt: skip

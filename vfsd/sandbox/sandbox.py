@@ -9,7 +9,7 @@ from contextlib import suppress
 from errno import EPERM
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from vfsd.errors import ConfigError
+from vfsd.errors import ConfigError, HostError
 from vfsd.sandbox import _linux, capabilities, landlock, limits, mounts, seccomp, userns
 from vfsd.sandbox.userns import IdRange
 
@@ -199,7 +199,7 @@ class Sandbox:
             if tell >= 0:
                 os.close(tell)
         if status != 0:
-            raise ConfigError(
+            raise HostError(
                 "--sandbox", f"{self.walls.mode} is not to be had here ({problem}); {self._remedy()}"
             )
 

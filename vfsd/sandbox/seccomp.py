@@ -13,7 +13,7 @@ from errno import EACCES, EINVAL, ENOSYS, ENOTTY, EPERM
 from signal import SIGSYS
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from vfsd.errors import ConfigError
+from vfsd.errors import HostError
 from vfsd.sandbox._linux import CLONE_FS
 from vfsd.sandbox._seccomp import action_available, install, report_to
 from vfsd.sandbox.calls import ARCHITECTURES, numbers
@@ -201,10 +201,10 @@ def check_available(action: Action) -> None:
         return
     machine = os.uname().machine
     if machine not in ARCHITECTURES:
-        raise ConfigError("--seccomp", f"there is no list of system calls for {machine}; use --seccomp none")
+        raise HostError("--seccomp", f"there is no list of system calls for {machine}; use --seccomp none")
     needed = {"kill": (RET_KILL_PROCESS, RET_TRAP), "trap": (RET_TRAP,), "log": (RET_LOG,)}[action]
     if not all(action_available(value) for value in needed):
-        raise ConfigError("--seccomp", f"this kernel can't {action}; use --seccomp none")
+        raise HostError("--seccomp", f"this kernel can't {action}; use --seccomp none")
 
 
 def enter(action: Action, file_handles: bool, report: tuple[int, bytes] | None) -> None:

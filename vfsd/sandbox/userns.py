@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from vfsd.errors import ConfigError
+from vfsd.errors import ConfigError, HostError
 from vfsd.sandbox._linux import CLONE_NEWUSER, unshare
 
 ID_MAX = 0xFFFFFFFE
@@ -95,7 +95,7 @@ def make(uids: Sequence[IdRange], gids: Sequence[IdRange]) -> int:
         os.close(made)
         os.close(end)
         _, status = os.waitpid(pid, 0)
-    raise ConfigError(
+    raise HostError(
         "--sandbox", f"the host allows no user namespace ({os.strerror(os.waitstatus_to_exitcode(status))});"
         " allow them (user.max_user_namespaces), or use none",
     )  # fmt: skip
@@ -118,7 +118,7 @@ def write_maps(pid: int, uids: Sequence[IdRange], gids: Sequence[IdRange]) -> No
         else:
             run("--uid-map", "newuidmap", pid, uids)
     except OSError as problem:
-        raise ConfigError(
+        raise HostError(
             "--sandbox", f"a user namespace has no ids ({problem.strerror}); allow it to unprivileged users"
             " (AppArmor, SELinux), or use none",
         ) from problem  # fmt: skip
@@ -139,13 +139,13 @@ def run(option: str, program: str, pid: int, ranges: Sequence[IdRange]) -> None:
     try:
         child = os.posix_spawnp(program, arguments, os.environ)
     except FileNotFoundError as problem:
-        raise ConfigError(
+        raise HostError(
             option, f"there is no {program}; install it (uidmap, shadow-utils), or map your own id alone"
         ) from problem
     _, status = os.waitpid(child, 0)
     if status != 0:
         file = "/etc/subuid" if program == "newuidmap" else "/etc/subgid"
-        raise ConfigError(option, f"{program} refused (see above); ask for what {file} allows this user")
+        raise HostError(option, f"{program} refused (see above); ask for what {file} allows this user")
 
 
 def become_root(uids: Sequence[IdRange], gids: Sequence[IdRange]) -> None:
