@@ -44,6 +44,7 @@ cdef extern from "<sys/stat.h>" nogil:
     unsigned int STATX_BTIME
     unsigned int STATX_MNT_ID
     unsigned int STATX_MNT_ID_UNIQUE "0x4000U"  # Linux 6.8; older ones give the one that is reused
+    unsigned int STATX_NLINK
     unsigned int STATX_SIZE
     unsigned int STATX_ATTR_AUTOMOUNT
     unsigned int STATX_ATTR_MOUNT_ROOT
@@ -198,6 +199,7 @@ cdef extern from "<linux/openat2.h>" nogil:
         uint64_t mode
         uint64_t resolve
     uint64_t RESOLVE_CACHED "UINT64_C(0x20)"  # Linux 5.12
+    uint64_t RESOLVE_NO_SYMLINKS "UINT64_C(0x04)"
 
 cdef extern from "<linux/capability.h>" nogil:
     struct __user_cap_header_struct:
@@ -257,13 +259,18 @@ cdef enum:
     PATH_BYTES = 4096  # PATH_MAX, with the NUL
 
 
-cdef inline int open_cached(int dirfd, const char *path, int flags) noexcept nogil:
-    """openat(2) that waits for no disk: EAGAIN where it would have to, to look the name up."""
+cdef inline int open_resolved(int dirfd, const char *path, int flags, uint64_t resolve) noexcept nogil:
+    """openat2(2). resolve: RESOLVE_*."""
     cdef open_how how
     how.flags = flags
     how.mode = 0
-    how.resolve = RESOLVE_CACHED
+    how.resolve = resolve
     return <int>syscall(SYS_openat2, dirfd, path, &how, sizeof(how))
+
+
+cdef inline int open_cached(int dirfd, const char *path, int flags) noexcept nogil:
+    """openat(2) that waits for no disk: EAGAIN where it would have to, to look the name up."""
+    return open_resolved(dirfd, path, flags, RESOLVE_CACHED)
 
 
 cdef inline const char *fd_name(int fd, char *text) noexcept nogil:

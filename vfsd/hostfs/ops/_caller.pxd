@@ -21,6 +21,13 @@ from vfsd.hostfs.table._nodes cimport inode_get, inode_put
 from vfsd.hostfs.table._slots cimport NAME_BYTES, load_acquire_u64, place_t, tables_t
 
 
+cdef inline uint64_t ticks_ms() noexcept nogil:
+    """CLOCK_MONOTONIC_COARSE, which costs no system call and has the scheduler's ticks."""
+    cdef h.timespec now
+    h.clock_gettime(h.CLOCK_MONOTONIC_COARSE, &now)
+    return <uint64_t>now.tv_sec * 1000 + <uint64_t>now.tv_nsec // 1000000
+
+
 # --- strings of the body ---
 
 cdef inline int read_string(span_t *s, char *to, size_t room) noexcept nogil:

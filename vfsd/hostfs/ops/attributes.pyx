@@ -9,6 +9,7 @@ from vfsd.fuse.dispatch cimport Dispatch, request_t, span_read, span_write
 from vfsd.sys cimport _syscalls as h
 from vfsd.hostfs.ops._caller cimport FD_BYTES, fd_name, place_get, place_put, place_t
 from vfsd.hostfs.ids._credentials cimport NO_ID, become, caller_read, creator_t, enter_proc, keep_setid, unbecome
+from vfsd.hostfs.ops._gone cimport check_linked
 from vfsd.hostfs.ops._setid cimport before_change, set_mode
 from vfsd.hostfs.table._handles cimport handle_get, handle_put
 from vfsd.hostfs.ids._idmap cimport translate
@@ -236,6 +237,11 @@ cdef int op_setattr(void *fs, request_t *r) noexcept nogil:
     rc = place_get(t, r.header.nodeid, &p)
     if rc < 0:
         return rc
+    if arg.valid & w.FATTR_SIZE and not arg.valid & w.FATTR_FH:
+        rc = check_linked(t, r, p.index, p.fd)  # truncate(2), by a name
+        if rc < 0:
+            place_put(t, &p)
+            return rc
     if t.killpriv_v2 and not arg.valid & SETS:
         # HANDLE_KILLPRIV_V2: before a FALLOCATE or copy that is to take set-id bits away (fuse_setattr
         # drops ATTR_KILL_SUID and sends the rest). Taken away only then: a chown(-1, -1) looks the

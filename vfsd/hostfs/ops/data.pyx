@@ -12,10 +12,11 @@ from vfsd.sys cimport _syscalls as h
 from vfsd.hostfs.table._anchors cimport out_of_descriptors
 from vfsd.hostfs.ops._caller cimport (
     fd_name, file_get, place_get, place_put, place_t, read_name, read_string, reopen,
-    room_for_handle,
+    room_for_handle, ticks_ms,
 )
 from vfsd.hostfs.ops._creation cimport make_file, make_nameless, unmake
 from vfsd.hostfs.ops._flags cimport descriptor_for
+from vfsd.hostfs.ops._gone cimport check_linked, explain
 from vfsd.hostfs.ops._setid cimport before_change
 from vfsd.hostfs.ids._credentials cimport NO_ID, creator_read, creator_t
 from vfsd.hostfs.table._handles cimport descriptor_put, handle_get, handle_open, handle_put, handle_release
@@ -118,7 +119,11 @@ cdef int op_open(void *fs, request_t *r) noexcept nogil:
     if rc < 0:
         descriptor_put(t)
         return rc
-    rc = open_for_guest(t, &p, arg.flags, arg.open_flags)
+    rc = 0
+    if arg.flags & (h.O_ACCMODE | h.O_TRUNC):
+        rc = check_linked(t, r, p.index, p.fd)
+    if rc == 0:
+        rc = open_for_guest(t, &p, arg.flags, arg.open_flags)
     if rc >= 0:
         rc = reply_open(t, r, p.index, arg.flags, rc, arg.flags & h.O_ACCMODE != h.O_RDONLY)
     else:
@@ -208,6 +213,7 @@ cdef int op_create(void *fs, request_t *r) noexcept nogil:
         rc = entry_at(t, &p, name, fd >= 0, WAIT, &entry)
     if rc < 0 and fd >= 0:
         unmake(p.fd, name, fd)
+    rc = explain(t, r, p.index, p.fd, rc)
     place_put(t, &p)
     if rc >= 0:
         return reply_created(t, r, &entry, arg.flags, fd if fd >= 0 else open_existing(t, &entry, &arg))
@@ -236,8 +242,8 @@ cdef int op_tmpfile(void *fs, request_t *r) noexcept nogil:
     if rc < 0:
         return rc
     fd = make_nameless(t, &c, p.fd, host_flags(t, arg.flags) | (<int>arg.flags & h.O_EXCL), arg.mode)
+    rc = explain(t, r, p.index, p.fd, fd)
     place_put(t, &p)
-    rc = fd
     if fd >= 0:
         rc = entry_of_open(t, fd_name(fd, name), &entry)
     if rc < 0:
@@ -356,12 +362,6 @@ cdef int op_read(void *fs, request_t *r) noexcept nogil:
         return <int>done
     r.reply_bytes = done
     return 0
-
-
-cdef inline uint64_t ticks_ms() noexcept nogil:
-    cdef h.timespec now
-    h.clock_gettime(h.CLOCK_MONOTONIC_COARSE, &now)
-    return <uint64_t>now.tv_sec * 1000 + <uint64_t>now.tv_nsec // 1000000
 
 
 cdef inline void expect_slow(tables_t *t, uint64_t began_ms) noexcept nogil:

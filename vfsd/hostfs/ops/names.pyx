@@ -13,6 +13,7 @@ from vfsd.hostfs.ops._caller cimport (
 )
 from vfsd.hostfs.ids._credentials cimport become, caller_read, creator_read, creator_t, unbecome
 from vfsd.hostfs.ops._creation cimport make_file, make_name, make_t
+from vfsd.hostfs.ops._gone cimport count_links, explain, explain_lookup, note_found, tell_once
 from vfsd.hostfs.table._inodes cimport lookup
 from vfsd.hostfs.table._nodes cimport inode_file_system, inode_forget, room_for_inode
 from vfsd.hostfs.table._slots cimport NAME_BYTES, tables_t
@@ -38,6 +39,7 @@ cdef int no_entry(tables_t *t, w.fuse_entry_out *out) noexcept nogil:
 cdef int op_lookup(void *fs, request_t *r) noexcept nogil:
     cdef tables_t *t = <tables_t *>fs
     cdef w.fuse_entry_out out
+    cdef place_t p
     cdef int rc
     if r.n_taken == 0:
         rc = read_last_name(r, r.name)
@@ -46,7 +48,12 @@ cdef int op_lookup(void *fs, request_t *r) noexcept nogil:
         r.n_taken = NAME_MAX
     if r.reply.bytes < sizeof(out):
         return -EINVAL
-    rc = lookup(t, r.header.nodeid, r.name, r.mode != TRY, &out)
+    rc = place_get(t, r.header.nodeid, &p)
+    if rc == 0:
+        rc = explain_lookup(t, r, p.index, p.fd, r.name, lookup(t, &p, r.name, r.mode != TRY, &out))
+        if rc == 0:
+            note_found(t, r, <uint32_t>out.nodeid)
+        place_put(t, &p)
     if rc == -EAGAIN and r.mode == TRY:
         return WOULD_BLOCK
     if rc == -ENOENT:
@@ -139,6 +146,7 @@ cdef int make(tables_t *t, request_t *r, const char *name, uint32_t umask, make_
         rc = make_name(t, &c, p.fd, name, call, what)
     if rc == 0:
         rc = reply_entry(t, r, &p, name, True)
+    rc = explain(t, r, p.index, p.fd, rc)
     place_put(t, &p)
     return rc
 
@@ -202,6 +210,9 @@ cdef int op_link(void *fs, request_t *r) noexcept nogil:
         # Through the link in /proc: AT_EMPTY_PATH would need CAP_DAC_READ_SEARCH.
         rc = h.linkat(t.proc_fd, fd_name(old.fd, old_name), p.fd, name, h.AT_SYMLINK_FOLLOW)
         rc = -errno if rc < 0 else reply_entry(t, r, &p, name, False)
+        if rc == -ENOENT and count_links(old.fd) == 0:
+            rc = tell_once(t, r, old.index, rc)
+        rc = explain(t, r, p.index, p.fd, rc)
         place_put(t, &p)
     place_put(t, &old)
     return rc
@@ -221,6 +232,7 @@ cdef int remove(void *fs, request_t *r, int flags) noexcept nogil:
     rc = pin_name(t, p.fd, name, &pinned)
     if rc == 0:
         rc = -errno if h.unlinkat(p.fd, name, flags) < 0 else 0
+    rc = explain(t, r, p.index, p.fd, rc)
     unpin(t, pinned)
     place_put(t, &p)
     return rc
@@ -262,6 +274,7 @@ cdef int move(void *fs, request_t *r, uint64_t new_dir, uint32_t flags) noexcept
             rc = -errno if h.renameat2(old.fd, old_name, new.fd, new_name, flags) < 0 else 0
             if flags & h.RENAME_WHITEOUT:
                 unbecome(t, &c)
+        rc = explain(t, r, new.index, new.fd, explain(t, r, old.index, old.fd, rc))
         unpin(t, moved)
         unpin(t, replaced)
         place_put(t, &new)

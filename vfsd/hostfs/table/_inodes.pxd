@@ -23,8 +23,8 @@ cdef int entry_at(tables_t *t, const place_t *parent, const char *name, bint ope
 # The entry of a file that may have no name, by the name of its descriptor below t.proc_fd; adds one
 # to its lookup count. 0 or -errno.
 cdef int entry_of_open(tables_t *t, const char *fd_name, fuse_entry_out *out) noexcept nogil
-# The same as entry_at below a nodeid: 0 or -errno. may_wait: for the disk, after an -EAGAIN without.
-cdef int lookup(tables_t *t, uint64_t parent, const char *name, bint may_wait,
+# The same as entry_at: 0 or -errno. may_wait: for the disk, after an -EAGAIN without.
+cdef int lookup(tables_t *t, const place_t *p, const char *name, bint may_wait,
                 fuse_entry_out *out) noexcept nogil
 
 # Whether the guest may keep these attributes for a while.

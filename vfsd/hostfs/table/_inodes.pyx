@@ -208,34 +208,27 @@ cdef bint opens_first(const tables_t *t, bint likely_new, bint in_memory) noexce
     return likely_new or (t.walks_wait and not (in_memory and t.never_revalidates))
 
 
-cdef int lookup(tables_t *t, uint64_t parent, const char *name, bint may_wait,
+cdef int lookup(tables_t *t, const place_t *p, const char *name, bint may_wait,
                 fuse_entry_out *out) noexcept nogil:
     """A known name costs statx(2) alone."""
-    cdef int64_t index = inode_get(t, parent)
     cdef uint64_t hash = 0
     cdef walk_t walk = WAIT
-    cdef place_t p
     cdef bint in_memory = True
     cdef int rc
-    if index < 0:
-        return <int>index
-    p.index = <uint32_t>index
-    p.fd = rc = inode_fd(t, index)
+    if t.walks_wait:
+        walk = WAIT_COLD if may_wait else CACHED_ONLY
+        hash = hash_of(p.index, name)
+        in_memory = was_seen(t, hash)
+    rc = entry_at(t, p, name, opens_first(t, t.inodes[p.index].finds_new, in_memory), walk, out)
     if rc >= 0:
-        if t.walks_wait:
-            walk = WAIT_COLD if may_wait else CACHED_ONLY
-            hash = hash_of(p.index, name)
-            in_memory = was_seen(t, hash)
-        rc = entry_at(t, &p, name, opens_first(t, t.inodes[index].finds_new, in_memory), walk, out)
-    if rc >= 0:
-        t.inodes[index].finds_new = rc
+        t.inodes[p.index].finds_new = rc
         if t.walks_wait:
             note_seen(t, hash, <uint32_t>out.nodeid)
         rc = 0
     elif rc == -ENOENT and t.walks_wait:
         note_seen(t, hash, ABSENT)
-    inode_put(t, index)
     return rc
+
 
 
 # --- attributes ---

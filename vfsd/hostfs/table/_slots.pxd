@@ -66,6 +66,8 @@ cdef enum:
     SHORT_NAME = 44            # bytes of a name within a note, with the NUL
     LONG_NAME = 256
     BY_NAME = 0xffff
+    TOLD_MAX = 1024            # callers that were answered ESTALE and may ask once more
+    ALIVE_MAX = 256            # directories that were there when looked at
     SEEN_NAMES = 1 << 16       # names that are likely to be in the host's memory
 
 
@@ -259,6 +261,9 @@ cdef struct tables_t:
     pthread_mutex_t alloc      # free lists, tops
     pthread_mutex_t evict      # hand, notes
     pthread_mutex_t mount      # mounts
+    uint64_t told[TOLD_MAX]    # by pid: pid << 32 | the inode's index, 0: none; see _gone.pxd
+    uint64_t told_until[TOLD_MAX]  # ms of CLOCK_MONOTONIC_COARSE
+    uint64_t alive[ALIVE_MAX]  # by inode: index << 32 | ms of CLOCK_MONOTONIC_COARSE
     unopened_t unopened[UNOPENED_MAX]  # by nodeid % UNOPENED_MAX
 
 
