@@ -4,7 +4,7 @@ import logging
 import socket
 from collections import Counter
 from collections.abc import Callable
-from mmap import PAGESIZE
+from mmap import PAGESIZE, mmap
 from threading import Thread
 
 from vfsd.daemon.share import Share
@@ -37,10 +37,11 @@ INIT_FLAGS = (
 class Connection:
     """One front end: the vhost-user device it drives and the file system behind it.
 
-    OSError, MemoryError, RuntimeError: a descriptor, memory or a thread can't be had.
+    latest: has the opcode of the request that began last. OSError, MemoryError, RuntimeError: a descriptor,
+    memory or a thread can't be had.
     """
 
-    def __init__(self, share: Share, sock: socket.socket) -> None:
+    def __init__(self, share: Share, sock: socket.socket, latest: mmap) -> None:
         settings = share.settings
         self.queues_max = 1 + settings.num_request_queues
         self.inband = settings.inband
@@ -56,7 +57,7 @@ class Connection:
             proc_fd=sandbox.own_descriptors, labels_fd=sandbox.labels,
         )  # fmt: skip
         self._fs.set_budget(settings.fd_budget)
-        self._dispatch = Dispatch(self._fs)
+        self._dispatch = Dispatch(self._fs, memoryview(latest)[:4])
         self._pool = Pool("offload", settings.offload_threads)
         self._watcher = Watcher()
         self._poll_us = settings.poll_us

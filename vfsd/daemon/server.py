@@ -7,7 +7,9 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from errno import EMFILE, ENFILE, ENOMEM
+from mmap import mmap
 from typing import NoReturn
 
 from vfsd.daemon import logs
@@ -29,24 +31,36 @@ class CannotServe(Exception):
     """Memory, a thread or a descriptor can't be had."""
 
 
-def main(
-    share: Share, partition: int, sock: socket.socket, channel: Channel, parent: int,
-    close_inherited: Callable[[], None],
-) -> NoReturn:  # fmt: skip
-    """Serve the front end of that socket in this process, which was forked for it, and end.
+@dataclass(frozen=True)
+class Assignment:
+    """What a server is forked for.
 
-    The stop signals are blocked. partition: of what the share's servers tell each other of locks. parent:
-    the supervisor's process id. close_inherited: closes what is the supervisor's.
+    partition: of what the share's servers tell each other of locks. latest: shared memory for the opcode of
+    the request that began last. supervisor: its process id.
+    """
+
+    share: Share
+    sock: socket.socket
+    channel: Channel
+    partition: int
+    latest: mmap
+    supervisor: int
+
+
+def main(assigned: Assignment, close_inherited: Callable[[], None]) -> NoReturn:
+    """Serve that front end in this process, which was forked for it, and end.
+
+    The stop signals are blocked. close_inherited: closes what is the supervisor's.
     """
     status = EXIT_BUG
     try:
         close_inherited()
-        if die_with_parent(parent):
+        if die_with_parent(assigned.supervisor):
             set_name(b"vfsd-server")
             with Signals() as caught:
                 keep = logs.become_server() | caught.descriptors()
-                share.locks.join(partition)
-                run(share, sock, channel, caught, keep)
+                assigned.share.locks.join(assigned.partition)
+                run(assigned, caught, keep)
         status = 0
     except BaseException:
         log.critical("the server of a guest ends", exc_info=True)
@@ -54,16 +68,17 @@ def main(
         os._exit(status)
 
 
-def run(share: Share, sock: socket.socket, channel: Channel, caught: Signals, keep: set[int]) -> None:
+def run(assigned: Assignment, caught: Signals, keep: set[int]) -> None:
     """Once in its sandbox it opens nothing by path but what the guest asks for, beneath the share.
 
     keep: descriptors that it needs besides the share's and those of these objects.
     """
+    channel = assigned.channel
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     connection: Connection | None = None
     kind = Kind.ENDING
     try:
-        connection = connect(share, sock, channel, keep)
+        connection = connect(assigned, keep)
         why = serve(connection, caught, channel)
     except (ProtocolError, OSError) as problem:
         kind, why = Kind.FAULT, f"the front end broke the protocol: {problem}"
@@ -75,11 +90,12 @@ def run(share: Share, sock: socket.socket, channel: Channel, caught: Signals, ke
         channel.tell(Kind.ENDED, connection.summary())
 
 
-def connect(share: Share, sock: socket.socket, channel: Channel, keep: set[int]) -> Connection:
+def connect(assigned: Assignment, keep: set[int]) -> Connection:
+    share, sock, channel = assigned.share, assigned.sock, assigned.channel
     try:
         kept = {sys.stderr.fileno(), sock.fileno(), channel.fileno(), *keep}
         share.sandbox.enter(kept, (channel.fileno(), f"{Kind.REFUSED} ".encode()))
-        return Connection(share, sock)
+        return Connection(share, sock, assigned.latest)
     except (OSError, MemoryError, RuntimeError) as problem:
         raise CannotServe(lacking(problem)) from problem
 
@@ -104,13 +120,22 @@ def serve(connection: Connection, caught: Signals, channel: Channel) -> str:
                     return LEFT
             except (MemoryError, RuntimeError) as problem:
                 raise CannotServe(lacking(problem)) from problem
-            except OSError as problem:
-                if problem.errno in SHORTAGES:
-                    raise CannotServe(lacking(problem)) from problem
+            except (ProtocolError, OSError) as problem:
+                if shortage := shortage_behind(problem):
+                    raise CannotServe(lacking(shortage)) from problem
                 raise
             if not served:
                 channel.tell(Kind.SERVED)
                 served = True
+
+
+def shortage_behind(problem: BaseException | None) -> OSError | None:
+    """What was not the front end's fault."""
+    while problem is not None:
+        if isinstance(problem, OSError) and problem.errno in SHORTAGES:
+            return problem
+        problem = problem.__cause__
+    return None
 
 
 def lacking(problem: OSError | MemoryError | RuntimeError) -> str:

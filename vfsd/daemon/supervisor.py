@@ -10,11 +10,13 @@ import os
 import select
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from errno import ENOMEM
 from fcntl import ioctl
 from functools import partial
+from mmap import PAGESIZE, mmap
 from termios import FIONREAD
 from typing import Final, Self
 
@@ -32,6 +34,7 @@ from vfsd.daemon.process import (
 from vfsd.daemon.share import Share, open_share
 from vfsd.daemon.sockets import Listener, open_socket
 from vfsd.errors import EXIT_BUG
+from vfsd.fuse.opcodes import NAME as OPCODE_NAME
 from vfsd.options.table import ServeOptions
 from vfsd.sandbox.seccomp import name_of
 from vfsd.vhost.messages import HEADER, PAYLOAD_MAX
@@ -96,11 +99,12 @@ class Guest:
     """A server process, as its supervisor knows it."""
 
     def __init__(
-        self, pid: int, share: Share, partition: int, channel: Channel, until: float | None
+        self, pid: int, share: Share, partition: int, latest: mmap, channel: Channel, until: float | None
     ) -> None:
         self.pid = pid
         self.share = share
         self.partition = partition  # of the share's locks
+        self.latest = latest  # opcode of the request that began last
         self.channel = channel
         self.until = until  # what it is to have done by then, else SIGKILL
         self.starting = True
@@ -305,17 +309,17 @@ class Supervisor:
 
     def _fork(self, silent: Silent) -> None:
         """OSError, MemoryError."""
+        latest = mmap(-1, PAGESIZE)
         ours, theirs = pair()
         segment = silent.share.locks.segment
         partition = segment.reserve()
-        supervisor = os.getpid()
+        assigned = server.Assignment(silent.share, silent.sock, theirs, partition, latest, os.getpid())
         # A signal before the server has handlers of its own would come here.
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
             pid = silent.share.sandbox.fork()
             if pid == 0:
-                close = partial(self._close_in_server, silent, ours)
-                server.main(silent.share, partition, silent.sock, theirs, supervisor, close)
+                server.main(assigned, partial(self._close_in_server, silent, ours))
         except BaseException:
             segment.release(partition)
             ours.close()
@@ -323,7 +327,7 @@ class Supervisor:
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
             theirs.close()
-        guest = Guest(pid, silent.share, partition, ours, time.monotonic() + STARTING_S)
+        guest = Guest(pid, silent.share, partition, latest, ours, time.monotonic() + STARTING_S)
         self._guests[pid] = guest
         self._watch(ours.fileno(), partial(self._hear, guest))
         self._drop(silent)
@@ -337,6 +341,7 @@ class Supervisor:
             listener.sock.close()
         for guest in self._guests.values():
             guest.channel.close()
+            guest.latest.close()
         for silent in self._silent.values():
             if silent is not served:
                 silent.sock.close()
@@ -403,19 +408,23 @@ class Supervisor:
         self._unwatch(guest.channel.fileno())
         guest.channel.close()
         guest.share.locks.segment.release(guest.partition)
-        if status == 0 and guest.why is not None:
-            level, why = guest.why
-            log.log(level, "%s", f"{why}; {guest.summary}" if guest.summary else why)
-        else:
-            log.error("the server %d of a guest %s%s; other guests go on",
-                      guest.pid, ending(status), guest.refused)  # fmt: skip
-            self.status = self.status or int(self._once)
+        self._tell_end(guest, status)
+        guest.latest.close()
         if CHECKED and status in (EXIT_BUG, -signal.SIGABRT):
             self.status = EXIT_BUG
         if self._paused_until is not None:
             self._resume()  # what it had can be had again
         else:
             self._start_servers()
+
+    def _tell_end(self, guest: Guest, status: int) -> None:
+        if status == 0 and guest.why is not None:
+            level, why = guest.why
+            log.log(level, "%s", f"{why}; {guest.summary}" if guest.summary else why)
+        else:
+            log.error("the server %d of a guest %s%s, its last request was %s; other guests go on", guest.pid,
+                      ending(status), guest.refused, latest_request(guest.latest))  # fmt: skip
+            self.status = self.status or int(self._once)
 
 
 def heard(sock: socket.socket) -> bool | None:
@@ -448,3 +457,8 @@ def ending(status: int) -> str:
         return f"was ended by {signal.Signals(-status).name}"
     except ValueError:
         return f"was ended by signal {-status}"
+
+
+def latest_request(latest: mmap) -> str:
+    opcode = int.from_bytes(latest[:4], sys.byteorder)
+    return OPCODE_NAME.get(opcode, "none" if opcode == 0 else f"opcode {opcode}")

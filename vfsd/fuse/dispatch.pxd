@@ -83,6 +83,7 @@ cdef struct dispatch_t:
     unsigned char streams[OPCODES_MAX] # one caller may have several under way
     int refused[OPCODES_MAX]           # errno of what the operator does not allow, 0
     uint64_t bytes_max      # of a request's body, and of its reply: what INIT agreed on
+    uint32_t *latest        # opcode of the request that began last, for who asks when this process has died
     int initialized         # INIT has been answered and DESTROY has not come
 
 
@@ -118,6 +119,7 @@ cdef class Dispatch:
     cdef object hot_owner
     cdef list handlers
     cdef object fs
+    cdef uint32_t[::1] latest
 
     cdef int set_hot(self, uint32_t opcode, hot_op_t op, void *fs, object owner) except -1
     cdef int set_file_system_of(self, file_system_of_t of) except -1

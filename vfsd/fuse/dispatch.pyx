@@ -18,6 +18,10 @@ from vfsd.fuse.opcodes import OPCODES_MAX as TABLE_SIZE
 
 __all__ = ("Dispatch", "Request")
 
+cdef extern from "_atomics.h" nogil:
+    uint32_t load_relaxed_u32(const uint32_t *p)
+    void store_relaxed_u32(uint32_t *p, uint32_t v)
+
 log = logging.getLogger("vfsd.fuse")
 
 assert sizeof(w.fuse_in_header) == w.FUSE_IN_HEADER
@@ -153,6 +157,9 @@ cdef bint request_parse(dispatch_t *d, span_t readable, span_t writable, request
     elif d.refused[opcode]:
         r.error = -d.refused[opcode]
     else:
+        # Queues share the word: it is left alone while it stays the same.
+        if load_relaxed_u32(d.latest) != opcode:
+            store_relaxed_u32(d.latest, opcode)
         span_limit(&r.body, r.header.len - w.FUSE_IN_HEADER)
         r.in_python = d.hot[opcode] == NULL
         r.streams = d.streams[opcode]
@@ -253,11 +260,14 @@ cdef class Dispatch:
     """The operations of one connection, by opcode.
 
     `fs` is handed to each Python operation as its first argument; it is let in to every request
-    only after `open()` and until `shut()` (INIT and DESTROY).
+    only after `open()` and until `shut()` (INIT and DESTROY). latest: four bytes of shared memory, which
+    have the opcode of the request that began last.
     """
 
-    def __cinit__(self, fs):
+    def __cinit__(self, fs, latest=None):
         self.fs = fs
+        self.latest = memoryview(bytearray(4) if latest is None else latest).cast("I")
+        self.table.latest = &self.latest[0]
         self.handlers = [None] * OPCODES_MAX
         self.table.owner = <void *>self
         self.table.bytes_max = PYTHON_BODY_MAX
