@@ -493,8 +493,9 @@ cdef class Run:
                 " is no power of two, unaligned or outside memory")
         memory_keep(memory)
         self.q.next_avail = base
-        self.queue.watcher.start()
         self.add_thread()
+        if not self.q.polling.gathers:  # without it a queue works too, and what is gathered nobody waits for
+            self.queue.watcher.start()
         with nogil:  # the watcher may need the GIL for a thread
             watch_add(self.q.watch, &self.q)
         return 0
