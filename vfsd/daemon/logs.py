@@ -57,6 +57,7 @@ class Handler(logging.Handler):
         super().__init__()
         self._write, self.descriptors = output
         self.pid = os.getpid()
+        self.sandboxed = False
         self.begin(rate)
 
     def begin(self, rate: Rate) -> None:
@@ -108,27 +109,30 @@ class SyslogHandler(Handler):
     """Sends to the local syslog(3), as user messages of that program; without one it says nothing."""
 
     def __init__(self, program: str, rate: Rate) -> None:
-        super().__init__(to_syslog(), rate)
+        # Connected now, as the path is out of reach in a sandbox.
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._sock.setblocking(False)
+        self._sock.connect_ex(DEV_LOG)
+        super().__init__(Output(self._send, {self._sock.fileno()}), rate)
         self._program = program
+
+    def _send(self, line: bytes) -> int:
+        try:
+            return self._sock.send(line)
+        except BlockingIOError:
+            raise
+        except OSError:
+            if not self.sandboxed:  # where connect(2) ends the process
+                self._sock.connect_ex(DEV_LOG)  # one that was started anew, or later
+            raise
+
+    def close(self) -> None:
+        self._sock.close()
+        super().close()
 
     def line(self, record: logging.LogRecord) -> bytes:
         head = f"<{FACILITY_USER | PRIORITIES.get(record.levelno, 6)}>{self._program}[{self.pid}]: "
         return head.encode() + super().line(record)
-
-
-def to_syslog() -> Output:
-    """Connected now, as the path is out of reach in a sandbox."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    sock.connect_ex(DEV_LOG)
-
-    def write(line: bytes) -> int:
-        try:
-            return sock.send(line, socket.MSG_DONTWAIT)
-        except (ConnectionError, FileNotFoundError):
-            sock.connect_ex(DEV_LOG)  # one that was started anew
-            raise
-
-    return Output(write, {sock.fileno()})
 
 
 def without_waiting(fd: int) -> Output:
@@ -210,6 +214,7 @@ def become_server() -> set[int]:
     assert isinstance(handler, Handler)
     # The supervisor's number for it: in its own process namespace it is 1.
     handler.pid = int(os.readlink("/proc/self"))
+    handler.sandboxed = True
     handler.setFormatter(logging.Formatter(SERVER_FORMAT.format(pid=handler.pid)))
     debug = logging.getLogger().isEnabledFor(logging.DEBUG)
     handler.begin(DEBUG_RATE if debug else SERVER_RATE)
