@@ -63,6 +63,7 @@ TEST_ROOMS ?= all
 # Without a guest's packages its tests are skipped, each with the reason.
 test: build
 	-tools/ensure-packages guest
+	-tools/ensure-packages libvirt
 	$(with_uml) $(python) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS) $(rooms_$(TEST_ROOMS)) $(empty)
 
 # By builds of their own, beside the one in place: bounds checks, assertions, tables that have to be empty at
