@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from . import catalogue
-from .figures import Figure, figure
+from .figures import figure
 from .levels.programplan import CACHED, MODES, in_cache_table
-from .model import FLOOR, Report, Result, Setting, Staleness
+from .model import FLOOR, Figure, Report, Result, Setting, Staleness
 
 SEEN = {
     "attribute": "size", "content": "content", "created": "new name", "removed": "removed name",
@@ -77,7 +77,7 @@ def modes(report: Report) -> list[Mode]:
             continue
         key = result.cell.setting, result.who
         mode = found.setdefault(key, Mode(*key))
-        value = figure(result.samples, 1)
+        value = figure(result, 1)
         mode.results[result.cell.workload] = result
         if value is not None:
             mode.figures[result.cell.workload] = value

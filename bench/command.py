@@ -86,9 +86,9 @@ def descriptors() -> int:
     return resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 
 
-def check_outputs(words: Words) -> None:
+def check_outputs(json: str | None, html: str | None) -> None:
     """Before minutes of work: can the results be written?"""
-    for option, path in (("--json", words.json), ("--html", words.html)):
+    for option, path in (("--json", json), ("--html", html)):
         parent = os.path.dirname(path or "") or "."
         if path is not None and not (os.path.isdir(parent) and os.access(parent, os.W_OK)):
             raise ConfigError(option, f"{path} can't be written; make the directory, or name another")
@@ -142,7 +142,7 @@ def run(words: Words) -> int:
     """Measure, print, write. The exit status. ConfigError."""
     logging.getLogger("vfsd.guest").setLevel(logging.CRITICAL)  # it would tell of each daemon's end
     profile, targets = choose_profile(words), choose_targets(words)
-    check_outputs(words)
+    check_outputs(words.json, words.html)
     try:
         only = re.compile(words.only or "")
     except re.error as problem:
@@ -206,6 +206,19 @@ def write(words: Words, report: Report) -> None:
         reportfile.write(report, Path(words.json))
     if words.html:
         Path(words.html).write_text(page.page(report))
+
+
+def summarize(path: str, summary: str | None, html: str | None) -> int:
+    """`vfsd bench summarize`. ConfigError."""
+    check_outputs(summary, html)
+    report = reportfile.read("REPORT", Path(path))
+    if summary is None and html is None:
+        terminal.report(make_console(), report)
+    if summary is not None:
+        reportfile.write_summary(report, Path(summary))
+    if html is not None:
+        Path(html).write_text(page.page(report))
+    return 0
 
 
 def compare(old: str, new: str) -> int:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .figures import DIFFERENT, Figure, Row, rows
-from .model import FLOOR, Report
+from .figures import DIFFERENT, Row, rows
+from .model import FLOOR, Figure, Report
 
 ROUNDS_MIN = 3  # below that nothing is known of the spread
 

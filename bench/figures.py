@@ -7,35 +7,10 @@ from dataclasses import dataclass
 from statistics import median
 
 from . import catalogue
-from .model import FLOOR, Cell, Report, Result, Sample, Setting
+from .model import FLOOR, Cell, Figure, Report, Result, Sample, Setting
 
 QUIET = 0.05  # a sample in which others used more of the CPUs is left out, if enough are without
 DIFFERENT = 0.05  # what is smaller is never called a difference
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One daemon in one cell. Per item (an entry of a listing, else an operation), in microseconds.
-
-    us: the median over the rounds of time by items done, low and high the extremes. Latencies are
-    of a whole operation. noisy: others used the machine in most rounds.
-    """
-
-    us: float
-    low: float
-    high: float
-    per_second: float
-    mb_per_second: float
-    p50: float
-    p99: float
-    p999: float
-    max: float
-    cpu: float
-    requests: float
-    kicks: float  # by request
-    calls: float
-    rounds: int
-    noisy: bool
 
 
 def items(report: Report, workload: str) -> int:
@@ -51,8 +26,14 @@ def quiet(samples: Sequence[Sample]) -> tuple[list[Sample], bool]:
     return list(samples), True
 
 
-def figure(samples: Sequence[Sample], per_op: int) -> Figure | None:
+def figure(result: Result, per_op: int) -> Figure | None:
     """None: nothing was measured."""
+    found = result.summary or summary(result.samples)
+    return found.by(per_op) if found else None
+
+
+def summary(samples: Sequence[Sample]) -> Figure | None:
+    """By operation. None: nothing was measured."""
     used, noisy = quiet([sample for sample in samples if sample.ops])
     if not used:
         return None
@@ -60,19 +41,18 @@ def figure(samples: Sequence[Sample], per_op: int) -> Figure | None:
     def middle(values: Sequence[float]) -> float:
         return float(median(values))
 
-    us = [sample.elapsed / sample.ops / per_op * 1e6 for sample in used]
+    us = [sample.elapsed / sample.ops * 1e6 for sample in used]
     return Figure(
         us=middle(us),
         low=min(us),
         high=max(us),
-        per_second=1e6 / middle(us),
         mb_per_second=middle([sample.bytes / sample.elapsed / 1e6 for sample in used]),
         p50=middle([sample.p50 for sample in used]) / 1e3,
         p99=middle([sample.p99 for sample in used]) / 1e3,
         p999=middle([sample.p999 for sample in used]) / 1e3,
         max=max(sample.max for sample in used) / 1e3,
-        cpu=middle([sample.daemon_cpu / sample.ops / per_op * 1e6 for sample in used]),
-        requests=middle([sample.requests / sample.ops / per_op for sample in used]),
+        cpu=middle([sample.daemon_cpu / sample.ops * 1e6 for sample in used]),
+        requests=middle([sample.requests / sample.ops for sample in used]),
         kicks=middle([sample.kicks / max(1, sample.requests) for sample in used]),
         calls=middle([sample.calls / max(1, sample.requests) for sample in used]),
         rounds=len(used),
@@ -118,7 +98,7 @@ def rows(report: Report) -> list[Row]:
     found: dict[Cell, Row] = {}
     floors: dict[tuple[str, str, str, int], Figure | None] = {}
     for result in report.results:
-        value = figure(result.samples, items(report, result.cell.workload))
+        value = figure(result, items(report, result.cell.workload))
         if result.who == FLOOR:
             floors[floor_key(result.cell, result.cell.depth)] = value
             continue

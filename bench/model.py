@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from .histogram import Histogram
@@ -89,16 +89,52 @@ class Sample:
         self.max = float(found.largest)
 
 
+@dataclass(frozen=True)
+class Figure:
+    """One daemon in one cell: medians over the rounds. By item (an entry of a listing, else an operation), in
+    microseconds.
+
+    us: time by items done, low and high the extremes. Latencies are of a whole operation. noisy: others used
+    the machine in most rounds.
+    """
+
+    us: float
+    low: float
+    high: float
+    mb_per_second: float = 0.0
+    p50: float = 0.0
+    p99: float = 0.0
+    p999: float = 0.0
+    max: float = 0.0
+    cpu: float = 0.0
+    requests: float = 0.0
+    kicks: float = 0.0  # by request
+    calls: float = 0.0
+    rounds: int = 1
+    noisy: bool = False
+
+    @property
+    def per_second(self) -> float:
+        return 1e6 / self.us
+
+    def by(self, items: int) -> Figure:
+        """The same of one item, where an operation does so many."""
+        each = {name: getattr(self, name) / items for name in ("us", "low", "high", "cpu", "requests")}
+        return replace(self, **each)
+
+
 @dataclass
 class Result:
     """All of one daemon, or the floor, in one cell.
 
-    failed: why it is FAILED. missing: why there is nothing to show, though nobody failed.
+    summary: what is kept of the samples in a report of medians, by operation. failed: why it is FAILED.
+    missing: why there is nothing to show, though nobody failed.
     """
 
     cell: Cell
     who: str
     samples: list[Sample] = field(default_factory=list)
+    summary: Figure | None = None
     failed: str | None = None
     missing: str | None = None
 

@@ -8,9 +8,9 @@ from html import escape
 from pathlib import Path
 
 from . import cachetable, catalogue, plots
-from .figures import Figure, Row, amount, by_setting, names, times
+from .figures import Row, amount, by_setting, names, times
 from .levels.blocking import TITLES
-from .model import FLOOR, Blocking, Report, Setting
+from .model import FLOOR, Blocking, Figure, Report, Setting
 from .plots import Bar, Marks, Series, short
 from .terminal import PAGE_CACHE, PAGE_CACHE_TITLE, page_cache_cells, problems, setting_title, weights
 

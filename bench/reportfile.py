@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import MISSING, fields, is_dataclass
+from collections.abc import Sequence
+from dataclasses import MISSING, Field, fields, is_dataclass, replace
 from pathlib import Path
+from statistics import median
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from vfsd.errors import ConfigError
 
 from . import model
-from .model import Report
+from .figures import figure
+from .model import Report, Start
 
 FORMAT = 1
 
@@ -22,6 +25,55 @@ class Malformed(Exception):
 
 def write(report: Report, path: Path) -> None:
     path.write_text(json.dumps(report.plain(), indent=1) + "\n")
+
+
+def write_summary(report: Report, path: Path) -> None:
+    """Medians in the place of samples: one line for each result, without what is its default."""
+    lines = []
+    for key, value in {"format": FORMAT, **without_defaults(summarized(report))}.items():
+        text = json.dumps(value, separators=(",", ":"))
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            text = "[\n" + ",\n".join(json.dumps(one, separators=(",", ":")) for one in value) + "\n]"
+        lines.append(f'"{key}":{text}')
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def summarized(report: Report) -> Report:
+    """The same tables, without samples, single starts, and the commands by setting."""
+    results = [replace(one, samples=[], summary=figure(one, 1)) for one in report.results]
+    contestants = [replace(one, commands={}, starts=medians(one.starts)) for one in report.contestants]
+    return replace(report, results=results, contestants=contestants)
+
+
+def medians(starts: Sequence[Start]) -> list[Start]:
+    """One for each setting."""
+    found: dict[str, list[Start]] = {}
+    for start in starts:
+        found.setdefault(start.setting, []).append(start)
+    return [
+        Start(setting, median(one.listening for one in some), int(median(one.resident for one in some)))
+        for setting, some in found.items()
+    ]
+
+
+def without_defaults(value: Any) -> Any:
+    """As JSON has it, but for fields that have their defaults; numbers with four digits that count."""
+    if is_dataclass(value):
+        return {
+            one.name: without_defaults(getattr(value, one.name))
+            for one in fields(value)
+            if getattr(value, one.name) != default(one)
+        }
+    if isinstance(value, dict):
+        return {key: without_defaults(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [without_defaults(one) for one in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def default(one: Field[Any]) -> Any:
+    """MISSING: it has none."""
+    return one.default if one.default_factory is MISSING else one.default_factory()
 
 
 def read(option: str, path: Path) -> Report:

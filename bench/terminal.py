@@ -11,9 +11,9 @@ from rich.text import Text
 
 from . import cachetable
 from .compare import changes, differences
-from .figures import Figure, Row, amount, by_setting, names, times
+from .figures import Row, amount, by_setting, names, times
 from .levels.blocking import TITLES
-from .model import FLOOR, Contestant, Memory, PageCache, Report, Setting
+from .model import FLOOR, Contestant, Figure, Memory, PageCache, Report, Setting
 
 TITLE_WIDTH = 40
 DAEMON_WIDTH = 46

@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 from vfsd_bench import model, page, reportfile, terminal
 from vfsd_bench.compare import changes
-from vfsd_bench.figures import figure, rows
+from vfsd_bench.figures import rows, summary
 from vfsd_bench.model import FLOOR, Cell, Report, Sample, Setting
 
 from vfsd.errors import ConfigError
@@ -31,6 +31,25 @@ DOCUMENTED = Path(__file__).resolve().parents[2] / "docs" / "bench.md"
 def test_a_report_is_read_as_it_was_written(report: Report, tmp_path: Path) -> None:
     reportfile.write(report, tmp_path / "report.json")
     assert reportfile.read("OLD", tmp_path / "report.json") == report
+
+
+def test_a_summary_shows_and_compares_as_the_report_did(report: Report, tmp_path: Path) -> None:
+    reportfile.write_summary(report, tmp_path / "summary.json")
+    kept = reportfile.read("OLD", tmp_path / "summary.json")
+    assert all(one.samples == [] for one in kept.results)
+    shown = []
+    for one in (report, kept):
+        console = Console(record=True, width=150, file=io.StringIO())
+        terminal.report(console, one)
+        shown.append(console.export_text())
+    assert shown[0] == shown[1]
+    assert {one.verdict for one in changes(kept, report) if one.ratio} == {"noise"}
+
+
+def test_the_reports_of_the_documents_are_read() -> None:
+    for path in (DOCUMENTED.parent / "bench").glob("*.json"):
+        report = reportfile.read("REPORT", path)
+        assert rows(report) and page.page(report)
 
 
 def test_every_key_is_documented() -> None:
@@ -77,23 +96,25 @@ def test_other_files_are_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_the_median_of_the_quiet_rounds_counts() -> None:
-    found = figure([sample(2.0), sample(2.2), sample(9.0, foreign=0.5)], 1)
+    found = summary([sample(2.0), sample(2.2), sample(9.0, foreign=0.5)])
     assert found is not None and found.us == pytest.approx(2.1) and not found.noisy and found.rounds == 2
 
 
 def test_with_too_few_quiet_rounds_all_count_and_it_is_said() -> None:
-    found = figure([sample(2.0), sample(9.0, foreign=0.5), sample(8.0, foreign=0.5)], 1)
+    found = summary([sample(2.0), sample(9.0, foreign=0.5), sample(8.0, foreign=0.5)])
     assert found is not None and found.us == pytest.approx(8.0) and found.noisy
 
 
 def test_listings_are_by_entry() -> None:
-    found = figure([sample(100.0)], 10)
-    assert found is not None and found.us == pytest.approx(10.0) and found.p50 == pytest.approx(100.0)
+    found = summary([sample(100.0)])
+    assert found is not None
+    found = found.by(10)
+    assert found.us == pytest.approx(10.0) and found.p50 == pytest.approx(100.0)
 
 
 def test_nothing_measured_is_no_figure() -> None:
-    assert figure([], 1) is None
-    assert figure([Sample(0, 0.1)], 1) is None
+    assert summary([]) is None
+    assert summary([Sample(0, 0.1)]) is None
 
 
 def test_ratios_are_to_the_floor_and_to_the_others(report: Report) -> None:

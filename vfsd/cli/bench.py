@@ -19,6 +19,11 @@ def suite() -> ModuleType:
         raise ConfigError("vfsd bench", f"{problem.name or problem} is missing; {WANTED}") from problem
 
 
+html_option = click.option(
+    "--html", metavar="FILE", help="Write the report as a page that needs no other file."
+)
+
+
 @click.group(invoke_without_command=True)
 @click.option("--profile", default="quick", metavar="quick|full", show_default=True,
               help="How much to measure: minutes, or for a report.")  # fmt: skip
@@ -46,7 +51,7 @@ def suite() -> ModuleType:
     "--disk-dir", default="/var/tmp", show_default=True, metavar="DIR", help="A directory on a disk."
 )
 @click.option("--json", metavar="FILE", help="Write the report, for compare and for programs.")
-@click.option("--html", metavar="FILE", help="Write the report as a page that needs no other file.")
+@html_option
 @click.pass_context
 def bench(context: click.Context, /, **given: Any) -> None:
     """Measure virtio-fs daemons side by side, and against bare system calls.
@@ -68,3 +73,13 @@ def compare(context: click.Context, old: str, new: str) -> None:
     Exit status 1 when something has become slower, or fails now.
     """
     context.exit(suite().compare(old, new))
+
+
+@bench.command()
+@click.argument("report", metavar="REPORT.json")
+@click.option("--json", "summary", metavar="FILE", help="Write the medians alone, a small report to keep.")
+@html_option
+@click.pass_context
+def summarize(context: click.Context, report: str, summary: str | None, html: str | None) -> None:
+    """Print a report again, or write its medians or a page of it."""
+    context.exit(suite().summarize(report, summary, html))
