@@ -130,7 +130,7 @@ types: $(venv)/tools
 	$(venv)/bin/mypy --strict
 	$(venv)/bin/mypy --strict bench
 	MYPYPATH=tools:tests:tests/linux $(venv)/bin/mypy --strict --explicit-package-bases \
-	    tools/guests tools/*.py tests/linux tests/package
+	    tools/guests tools/*.py tests/docs tests/linux tests/package
 
 # A stub promises what others may use; a module of Cython's has more names than that.
 stubs: build
