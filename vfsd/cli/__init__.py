@@ -12,7 +12,7 @@ import click
 from vfsd import __version__
 from vfsd.errors import EXIT_BUG, EXIT_USAGE, ConfigError
 
-COMMANDS = ("bench", "doctor", "guest", "mount", "serve")  # each in the module of its name
+COMMANDS = ("bench", "config", "doctor", "guest", "mount", "serve")  # each in the module of its name
 
 
 class Commands(click.Group):

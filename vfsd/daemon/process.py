@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import socket
+import time
 from types import FrameType
 from typing import Self
 
@@ -88,6 +89,15 @@ def drop_process_wide() -> None:
 
 
 def notify_ready() -> None:
+    notify(b"READY=1")
+
+
+def notify_reloading() -> None:
+    """To be followed by notify_ready() (Type=notify-reload of systemd.service(5))."""
+    notify(b"RELOADING=1\nMONOTONIC_USEC=%d" % (time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000))
+
+
+def notify(state: bytes) -> None:
     """Tell systemd, if it asked (sd_notify(3))."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
@@ -97,7 +107,7 @@ def notify_ready() -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
         try:
             notify.connect(address)
-            notify.sendall(b"READY=1")
+            notify.sendall(state)
         except OSError as problem:
             log.warning("NOTIFY_SOCKET %s: %s", address, problem.strerror)
 
@@ -105,16 +115,19 @@ def notify_ready() -> None:
 class Signals:
     """Tells of the stop signals that have come; fileno() can be read when there is something to take().
 
-    others: further signals to wake up for. A context manager: handlers are as before at its end.
+    others: further signals to wake up for; SIGHUP among them is then no stop signal. A context manager:
+    handlers are as before at its end.
     """
 
     def __init__(self, *others: signal.Signals) -> None:
         self.stops = 0
+        self.hangup = False  # SIGHUP, where it does not stop
+        self._stopping = set(STOP_SIGNALS) - set(others)
         self._stop = False
         self._reader, self._wakeup = socket.socketpair()
         self._reader.setblocking(False)
         self._wakeup.setblocking(False)
-        numbers = (*STOP_SIGNALS, *others)
+        numbers = {*STOP_SIGNALS, *others}
         self._previous = {number: signal.signal(number, self._handle) for number in numbers}
         signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
 
@@ -129,7 +142,8 @@ class Signals:
         """Count what has come; another thread may have taken a signal whose handler has not run yet."""
         try:
             while numbers := self._reader.recv(4096):
-                self.stops += sum(number in STOP_SIGNALS for number in numbers)
+                self.stops += sum(number in self._stopping for number in numbers)
+                self.hangup |= signal.SIGHUP in numbers and signal.SIGHUP not in self._stopping
         except BlockingIOError:
             self.stops = max(self.stops, int(self._stop))
 
@@ -148,4 +162,4 @@ class Signals:
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         """The wakeup descriptor tells what has come, unless other signals have filled it."""
-        self._stop |= number in STOP_SIGNALS
+        self._stop |= number in self._stopping

@@ -57,7 +57,8 @@ def main(assigned: Assignment, close_inherited: Callable[[], None]) -> NoReturn:
         close_inherited()
         if die_with_parent(assigned.supervisor):
             set_name(b"vfsd-server")
-            with Signals() as caught:
+            # Who hangs up means the supervisor, which ends its servers or goes on.
+            with Signals(signal.SIGHUP) as caught:
                 keep = logs.become_server() | caught.descriptors()
                 assigned.share.locks.join(assigned.partition)
                 run(assigned, caught, keep)

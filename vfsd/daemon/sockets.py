@@ -45,6 +45,13 @@ class Listener:
             self._sock = socket(fileno=self._opened.detach())
         return self._sock
 
+    def has_file(self) -> bool:
+        """Whether its socket is still what its path names."""
+        try:
+            return self._path is not None and os.lstat(self._path).st_ino == self._inode
+        except OSError:
+            return False
+
     def stop(self) -> None:
         """Nobody can connect any more; the file stays."""
         self.sock.close()
@@ -72,20 +79,21 @@ class Listener:
             getLogger("vfsd").warning("%s stays: its directory is not this daemon's", path)
 
 
-def open_socket(options: ServeOptions) -> Listener:
-    """Of --socket or --fd. ConfigError."""
+def open_socket(options: ServeOptions, replaced: Listener | None = None) -> Listener:
+    """Of --socket or --fd. ConfigError. replaced: this daemon's own of the same path."""
     if options.fd is not None:
         return Listener(adopt(options.fd))
     assert options.socket is not None
-    return listen(options.socket, options.socket_group)
+    return listen(options.socket, options.socket_group, replaced)
 
 
-def listen(path: str, group: int | None = None) -> Listener:
+def listen(path: str, group: int | None = None, replaced: Listener | None = None) -> Listener:
     """On a socket at that path, for the daemon's user or for that group too.
 
     A stale one there is replaced, a live or foreign file is not. HostError.
     """
-    remove_stale(path)
+    if replaced is None or not replaced.has_file():
+        remove_stale(path)
     # Who sees the path can connect: it gets its name once it listens.
     staged = f"{path}.{os.getpid()}"
     if len(os.fsencode(staged)) > SOCKET_PATH_BYTES:

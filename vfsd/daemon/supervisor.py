@@ -119,13 +119,19 @@ class Supervisor:
     """Closing it ends every server.
 
     once: it takes one front end, waits for it as long as that takes, and ends when it leaves.
+    on_hangup: called for SIGHUP, unless that stops.
     """
 
-    def __init__(self, shares: list[tuple[Listener, Share]], caught: Signals, once: bool = False) -> None:
+    def __init__(
+        self, shares: list[tuple[Listener, Share]], caught: Signals, once: bool = False,
+        on_hangup: Callable[[], None] | None = None,
+    ) -> None:  # fmt: skip
         self.status = 0
+        self._on_hangup = on_hangup
         self._once = once
         self._met = False  # a front end, once
         self._shares = shares
+        self._removed: list[Share] = []  # which still have servers
         self._caught = caught
         self._epoll = select.epoll()
         self._sources: dict[int, Callable[[], None]] = {}
@@ -139,7 +145,7 @@ class Supervisor:
                 self._meet(listener.sock.dup(), share)
                 listener.stop()
             else:
-                self._watch(listener.sock.fileno(), partial(self._accept, listener, share))
+                self._listen_on(listener, share)
 
     def __enter__(self) -> Self:
         return self
@@ -147,8 +153,29 @@ class Supervisor:
     def __exit__(self, *_exception: object) -> None:
         self._stop_listening()
         self._epoll.close()
-        for _, share in self._shares:
+        for share in self._all_shares():
             share.close()
+
+    def change(self, shares: list[tuple[Listener, Share]]) -> None:
+        """Have these shares from now on. Servers of others go on until their guests leave."""
+        before, self._shares = self._shares, shares
+        inherited = dict(shares)
+        heirs = {share: inherited.get(listener) for listener, share in before}
+        for listener, share in before:
+            self._unwatch(listener.sock.fileno())
+            if listener not in inherited:
+                listener.close()
+            if all(share is not kept for _, kept in shares):
+                self._removed.append(share)
+        for listener, share in shares:
+            self._listen_on(listener, share)
+        for silent in list(self._silent.values()):
+            heir = heirs[silent.share]
+            if heir is None:
+                self._drop(silent)
+            else:
+                silent.share = heir
+        self._close_removed()
 
     def run(self) -> None:
         """Until a stop signal or the end of the one front end; then until every server has ended or can't
@@ -188,6 +215,19 @@ class Supervisor:
             deadlines.append(self._paused_until)
         return max(0, min(deadlines) - time.monotonic()) if deadlines else None
 
+    def _listen_on(self, listener: Listener, share: Share) -> None:
+        events = select.EPOLLIN if self._paused_until is None else 0
+        self._watch(listener.sock.fileno(), partial(self._accept, listener, share), events)
+
+    def _all_shares(self) -> list[Share]:
+        return [*(share for _, share in self._shares), *self._removed]
+
+    def _close_removed(self) -> None:
+        for share in self._removed[:]:
+            if all(guest.share is not share for guest in self._guests.values()):
+                self._removed.remove(share)
+                share.close()
+
     def _watch(self, fd: int, source: Callable[[], None], events: int = select.EPOLLIN) -> None:
         self._epoll.register(fd, events)
         self._sources[fd] = source
@@ -210,6 +250,9 @@ class Supervisor:
     def _on_signals(self) -> None:
         self._caught.take()
         self._reap()
+        if self._caught.hangup and self._on_hangup is not None and not self._caught.stops:
+            self._caught.hangup = False
+            self._on_hangup()
 
     # ---- front ends
 
@@ -339,6 +382,10 @@ class Supervisor:
         self._caught.close()
         for listener, _ in self._shares:
             listener.sock.close()
+        for share in self._all_shares():
+            if share is not served.share:
+                share.close()
+                del share.locks  # the memory that its servers have in common
         for guest in self._guests.values():
             guest.channel.close()
             guest.latest.close()
@@ -408,6 +455,7 @@ class Supervisor:
         self._unwatch(guest.channel.fileno())
         guest.channel.close()
         guest.share.locks.segment.release(guest.partition)
+        self._close_removed()
         self._tell_end(guest, status)
         guest.latest.close()
         if CHECKED and status in (EXIT_BUG, -signal.SIGABRT):

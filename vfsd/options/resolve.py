@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from vfsd.errors import ConfigError
-from vfsd.options.table import SERVE_OPTIONS, ServeOptions
+from vfsd.options.table import SERVE_OPTIONS, Option, ServeOptions
 
 TYPE_CHECKING = False  # see hostfs/choices.py
 if TYPE_CHECKING:
@@ -19,20 +19,23 @@ def check_options(given: Mapping[str, Given]) -> ServeOptions:
     """By Option.key what was given, to checked values. ConfigError."""
     values: dict[str, Any] = {}
     for option in SERVE_OPTIONS:
-        found = given.get(option.key)
-        spelled, text = (option.name, None) if found is None else (found.spelled, found.value)
-        if option.check is None:
-            values[option.key] = option.on if text is None else text
-            continue
-        if text is None:
-            text = option.default
-        if text is None and option.required:
-            raise ConfigError(option.name, f"is missing; add {option.name} {option.metavar}")
-        unset = () if option.multiple else None
-        values[option.key] = unset if text is None else option.check(spelled, text)
+        values[option.key] = check_value(option, given.get(option.key))
     options = ServeOptions(values)
     check_together(options)
     return options
+
+
+def check_value(option: Option, found: Given | None) -> Any:
+    """Of one option, as it was given or not at all. ConfigError."""
+    spelled, text = (option.name, None) if found is None else (found.spelled, found.value)
+    if option.check is None:
+        return option.on if text is None else text
+    if text is None:
+        text = option.default
+    if text is None and option.required:
+        raise ConfigError(option.name, f"is missing; add {option.name} {option.metavar}")
+    unset = () if option.multiple else None
+    return unset if text is None else option.check(spelled, text)
 
 
 def check_together(options: ServeOptions) -> None:

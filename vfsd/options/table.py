@@ -59,6 +59,7 @@ class Option:
     multiple: it may be repeated; its check gets all of them.
     o_names: what `-o` calls it; a flag is turned off again by the same name with "no_" before it.
     o_words: whole words of `-o` that stand for a value of an option that is no flag.
+    of_process: it is one for all shares of a process.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Option:
         default: str | None = None, required: bool = False, bare: str | None = None,
         aliases: tuple[str, ...] = (), on: bool = False, multiple: bool = False,
         o_names: tuple[str, ...] = (), o_words: Mapping[str, str] | None = None,
+        of_process: bool = False,
     ) -> None:  # fmt: skip
         self.name = name
         self.help = help
@@ -79,6 +81,7 @@ class Option:
         self.multiple = multiple
         self.o_names = o_names
         self.o_words = o_words or {}
+        self.of_process = of_process
 
     @property
     def key(self) -> str:
@@ -350,12 +353,13 @@ SERVE_OPTIONS = (
     Option(
         "--rlimit-nofile", "The limit of open descriptors (ulimit -n); 0 leaves it alone. As high as"
         " is allowed, up to 1000000, unless given.",
-        check_number(0, NOFILE_MAX), "N",
+        check_number(0, NOFILE_MAX), "N", of_process=True,
     ),
     Option(
         "--log-level", "How much to say.",
         check_choice(*LOG_LEVELS, err="error", warn="warning", trace="debug"), "|".join(LOG_LEVELS),
         default="info", o_names=("loglevel", "log_level"), o_words={"debug": "debug"},
+        of_process=True,
     ),
-    Option("--syslog", "Log to syslog(3) instead of stderr."),
+    Option("--syslog", "Log to syslog(3) instead of stderr.", of_process=True),
 )  # fmt: skip

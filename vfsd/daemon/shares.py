@@ -1,0 +1,144 @@
+"""The shares of a configuration file: opened together, and changed when it is read again."""
+
+import logging
+import signal
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import NamedTuple
+
+from vfsd.daemon.process import (
+    STOP_SIGNALS,
+    Signals,
+    drop_process_wide,
+    grow_descriptor_table,
+    notify_ready,
+    notify_reloading,
+    set_descriptor_limit,
+)
+from vfsd.daemon.share import Share, open_share
+from vfsd.daemon.sockets import Listener, open_socket
+from vfsd.daemon.supervisor import Supervisor
+from vfsd.errors import ConfigError
+from vfsd.options.config_file import Config, ShareTable, in_file, read_config, socket_place
+from vfsd.options.o_list import Given
+
+log = logging.getLogger("vfsd")
+
+
+class Served(NamedTuple):
+    """One share that is listened for."""
+
+    table: ShareTable
+    listener: Listener
+    share: Share
+
+
+def serve(path: str, config: Config, outweighing: Mapping[str, Given]) -> int:
+    """Serve them until a stop signal: the exit status. SIGHUP has the file read again.
+
+    ConfigError before anything is made. outweighing: as of read_config().
+    """
+    first = next(iter(config.shares.values())).options
+    set_descriptor_limit(first.rlimit_nofile)
+    shares = Shares(path, config, outweighing)
+    with (
+        Signals(signal.SIGCHLD, signal.SIGHUP) as caught,
+        Supervisor(shares.pairs(), caught, on_hangup=lambda: shares.reload(supervisor)) as supervisor,
+    ):
+        drop_process_wide()
+        shares.tell_ready()
+        notify_ready()
+        supervisor.run()
+    log.info("ended by a signal")
+    return supervisor.status
+
+
+class Shares:
+    """By name. Who serves them closes them."""
+
+    def __init__(self, path: str, config: Config, outweighing: Mapping[str, Given]) -> None:
+        self._path = path
+        self._of_process = config.of_process
+        self._outweighing = outweighing
+        self._served = open_shares(path, config, {})
+
+    def pairs(self) -> list[tuple[Listener, Share]]:
+        return [(one.listener, one.share) for one in self._served.values()]
+
+    def tell_ready(self) -> None:
+        for name in self._served:
+            self._tell(name)
+
+    def reload(self, supervisor: Supervisor) -> None:
+        """Read the file again. If anything is wrong with it, all stays."""
+        notify_reloading()
+        # A process forked to try a sandbox would take them for the supervisor.
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        try:
+            self._change(supervisor)
+        except ConfigError as problem:
+            log.error("%s; everything stays as it is", problem)
+        except (OSError, MemoryError) as problem:
+            log.error("%s can't be followed now (%s); everything stays as it is", self._path, problem)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+            notify_ready()
+
+    def _change(self, supervisor: Supervisor) -> None:
+        config = read_config(self._path, self._outweighing)
+        before, self._served = self._served, open_shares(self._path, config, self._served)
+        supervisor.change(self.pairs())
+        for name in before.keys() - self._served.keys():
+            log.info("the share %s is removed; its guests keep it until they leave", name)
+        for name, one in self._served.items():
+            if one is not before.get(name):
+                self._tell(name)
+        if config.of_process != self._of_process:
+            log.warning("%s: [daemon] is followed from the next start on", self._path)
+
+    def _tell(self, name: str) -> None:
+        options = self._served[name].table.options
+        log.info("READY: %s is served on %s (share %s)", options.shared_dir, options.socket, name)
+
+
+def open_shares(path: str, config: Config, running: Mapping[str, Served]) -> dict[str, Served]:
+    """All of a file's, or ConfigError and nothing has changed. Those of the same words stay as they run."""
+    stay = {
+        name: running[name] for name, table in config.shares.items()
+        if name in running and running[name].table.given == table.given
+    }  # fmt: skip
+    sockets = {address(one.table): one.listener for one in running.values()}
+    by_place = {place: listener for (place, _), listener in sockets.items()}
+    served = {}
+    with ExitStack() as undo:
+        opened = {}
+        for name, table in config.shares.items():
+            if name not in stay:
+                try:
+                    opened[name] = open_share(table.options)
+                    undo.callback(opened[name].close)
+                    opened[name].prepare()
+                except ConfigError as problem:
+                    raise in_file(path, f"[share.{name}]", problem) from problem
+        for name, table in config.shares.items():
+            if name in stay:
+                served[name] = stay[name]
+                continue
+            listener = sockets.get(address(table))
+            if listener is None:
+                try:
+                    listener = open_socket(table.options, by_place.get(address(table)[0]))
+                except ConfigError as problem:
+                    raise in_file(path, f"[share.{name}]", problem) from problem
+                undo.callback(listener.close)
+            served[name] = Served(table, listener, opened[name])
+        for share in opened.values():
+            grow_descriptor_table(share.settings.fd_budget)
+        undo.pop_all()
+    return served
+
+
+def address(table: ShareTable) -> tuple[str, int | None]:
+    """Where it is listened for, and for whom."""
+    assert table.options.socket is not None
+    return socket_place(table.options.socket), table.options.socket_group
