@@ -215,6 +215,32 @@ def test_a_wrong_file_changes_nothing(place: Path, wrong: str) -> None:
             (place / "three.sock").rmdir()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
+def test_a_directory_that_does_not_answer_holds_nobody(place: Path) -> None:
+    fuse = os.open("/dev/fuse", os.O_RDWR)
+    hung = place / "two"
+    options = f"fd={fuse},rootmode=40000,user_id=0,group_id=0"
+    subprocess.run(
+        ["mount", "-i", "-t", "fuse", "-o", options, "hung", str(hung)],
+        check=True,
+        pass_fds=[fuse],
+        timeout=30,
+    )
+    try:
+        with serving(place, share(place, "one"), 1) as daemon:
+            daemon.reload(share(place, "one") + share(place, "two"))
+            os.read(fuse, 1 << 18)  # INIT, which nobody answers
+            with mount(place / "one.sock") as one:
+                assert one.listdir("/") == ["of-one"]
+            assert STAYS not in daemon.log
+            assert daemon.says(STAYS), daemon.log
+            daemon.reload(share(place, "one") + share(place, "three"))
+            assert daemon.says("READY", 2), daemon.log
+    finally:
+        os.close(fuse)
+        subprocess.run(["umount", "-l", str(hung)], check=True, timeout=30)
+
+
 def test_a_file_without_mistakes_is_checked_and_not_served(place: Path) -> None:
     file = place / "vfsd.toml"
     file.write_text(

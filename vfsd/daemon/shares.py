@@ -1,11 +1,14 @@
 """The shares of a configuration file: opened together, and changed when it is read again."""
 
 import logging
+import os
 import signal
 from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import NamedTuple
+from functools import partial
+from typing import Final, NamedTuple
 
+from vfsd.daemon._prctl import die_with_parent
 from vfsd.daemon.process import (
     STOP_SIGNALS,
     Signals,
@@ -15,7 +18,7 @@ from vfsd.daemon.process import (
     notify_reloading,
     set_descriptor_limit,
 )
-from vfsd.daemon.share import Share, open_share
+from vfsd.daemon.share import Share, open_root, open_share
 from vfsd.daemon.sockets import Listener, open_socket
 from vfsd.daemon.supervisor import Supervisor
 from vfsd.errors import ConfigError
@@ -23,6 +26,15 @@ from vfsd.options.config_file import Config, ShareTable, in_file, read_config, s
 from vfsd.options.o_list import Given
 
 log = logging.getLogger("vfsd")
+
+TRY_S: Final = 5.0  # for a file, and what it names, to be read
+
+
+class Trying(NamedTuple):
+    """A process that reads the file. ended: a descriptor that can be read when it has."""
+
+    pid: int
+    ended: int
 
 
 class Served(NamedTuple):
@@ -61,6 +73,8 @@ class Shares:
         self._of_process = config.of_process
         self._outweighing = outweighing
         self._served = open_shares(path, config, {})
+        self._trying: Trying | None = None
+        self._again = False  # once that has ended
 
     def pairs(self) -> list[tuple[Listener, Share]]:
         return [(one.listener, one.share) for one in self._served.values()]
@@ -70,19 +84,50 @@ class Shares:
             self._tell(name)
 
     def reload(self, supervisor: Supervisor) -> None:
-        """Read the file again. If anything is wrong with it, all stays."""
+        """Read the file again. If anything is wrong with it, all stays.
+
+        A process of its own does so first: a file system that does not answer would hold the supervisor.
+        """
+        self._again = self._trying is not None
+        if self._again:
+            return
         notify_reloading()
+        try:
+            self._trying = try_file(self._path, self._outweighing)
+        except OSError as problem:
+            self._stay(f"{self._path} can't be read now ({problem.strerror})")
+            return
+        supervisor.wait_for(self._trying.ended, TRY_S, partial(self._on_tried, supervisor))
+
+    def _on_tried(self, supervisor: Supervisor, in_time: bool) -> None:
+        assert self._trying is not None
+        os.close(self._trying.ended)
+        if in_time:
+            self._follow(supervisor)
+        else:
+            os.kill(self._trying.pid, signal.SIGKILL)  # the supervisor reaps it
+            self._stay(f"{self._path}: what it names does not answer within {TRY_S:g} s")
+        self._trying = None
+        if self._again:
+            self.reload(supervisor)
+
+    def _stay(self, why: str) -> None:
+        log.error("%s; everything stays as it is", why)
+        notify_ready()
+
+    def _follow(self, supervisor: Supervisor) -> None:
         # A process forked to try a sandbox would take them for the supervisor.
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
             self._change(supervisor)
         except ConfigError as problem:
-            log.error("%s; everything stays as it is", problem)
+            self._stay(str(problem))
         except (OSError, MemoryError) as problem:
-            log.error("%s can't be followed now (%s); everything stays as it is", self._path, problem)
+            self._stay(f"{self._path} can't be followed now ({problem})")
+        else:
+            notify_ready()
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-            notify_ready()
 
     def _change(self, supervisor: Supervisor) -> None:
         config = read_config(self._path, self._outweighing)
@@ -99,6 +144,29 @@ class Shares:
     def _tell(self, name: str) -> None:
         options = self._served[name].table.options
         log.info("READY: %s is served on %s (share %s)", options.shared_dir, options.socket, name)
+
+
+def try_file(path: str, outweighing: Mapping[str, Given]) -> Trying:
+    """Read it and open what it names, in a process forked for it. OSError."""
+    ended, end = os.pipe()
+    supervisor = os.getpid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                die_with_parent(supervisor)
+                for table in read_config(path, outweighing).shares.values():
+                    os.close(open_root(table.options.shared_dir))
+            finally:
+                os._exit(0)
+    except OSError:
+        os.close(ended)
+        raise
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        os.close(end)
+    return Trying(pid, ended)
 
 
 def open_shares(path: str, config: Config, running: Mapping[str, Served]) -> dict[str, Served]:

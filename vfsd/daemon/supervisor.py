@@ -132,6 +132,7 @@ class Supervisor:
         self._met = False  # a front end, once
         self._shares = shares
         self._removed: list[Share] = []  # which still have servers
+        self._awaited: dict[int, tuple[float, Callable[[bool], None]]] = {}  # by descriptor
         self._caught = caught
         self._epoll = select.epoll()
         self._sources: dict[int, Callable[[], None]] = {}
@@ -177,6 +178,15 @@ class Supervisor:
                 silent.share = heir
         self._close_removed()
 
+    def wait_for(self, fd: int, seconds: float, then: Callable[[bool], None]) -> None:
+        """Have it called once: whether that descriptor can be read within that time."""
+        self._awaited[fd] = (time.monotonic() + seconds, then)
+        self._watch(fd, partial(self._call_awaited, fd, True))
+
+    def _call_awaited(self, fd: int, ready: bool) -> None:
+        self._unwatch(fd)
+        self._awaited.pop(fd)[1](ready)
+
     def run(self) -> None:
         """Until a stop signal or the end of the one front end; then until every server has ended or can't
         be ended."""
@@ -211,6 +221,7 @@ class Supervisor:
     def _timeout(self) -> float | None:
         deadlines = [s.until for s in self._silent.values() if not s.whole and s.until is not None]
         deadlines += [guest.until for guest in self._guests.values() if guest.until is not None]
+        deadlines += [until for until, _ in self._awaited.values()]
         if self._paused_until is not None:
             deadlines.append(self._paused_until)
         return max(0, min(deadlines) - time.monotonic()) if deadlines else None
@@ -244,6 +255,8 @@ class Supervisor:
                 continue
             self._drop(silent)
             log.warning("a front end said nothing for %g s, its connection is closed", SILENT_S)
+        for fd in [fd for fd, (until, _) in self._awaited.items() if now >= until]:
+            self._call_awaited(fd, False)
         for guest in [g for g in self._guests.values() if g.until is not None and now >= g.until]:
             self._too_late(guest)
 
@@ -325,8 +338,11 @@ class Supervisor:
         self._start_servers()
 
     def _stop_listening(self) -> None:
-        """Idempotent."""
+        """Idempotent. What would change the shares is not waited for any more."""
         self._paused_until = None
+        for fd in self._awaited:
+            self._unwatch(fd)
+        self._awaited.clear()
         for listener, _ in self._shares:
             self._unwatch(listener.sock.fileno())
             listener.close()
