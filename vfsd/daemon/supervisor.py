@@ -45,7 +45,8 @@ EXIT_LEFT_BEHIND: Final = 1
 EXIT_SIGNALLED: Final = 1  # where the front end's leaving is the end that is looked for; virtiofsd's
 ACCEPTS_PER_TURN: Final = 64
 SILENT_MAX: Final = 128  # front ends that have not said their first message
-SILENT_S: Final = 10.0  # how long they may take for it
+SILENT_S: Final = 300.0  # until it begins: a VMM connects before it has all of its memory
+PARTIAL_S: Final = 10.0  # for the rest of it
 STARTING_MAX: Final = 16  # servers that have not answered it yet
 STARTING_S: Final = 10.0
 END_S: Final = 5.0  # for a server to end in order; then SIGKILL
@@ -92,7 +93,8 @@ class Silent:
         self.sock = sock
         self.share = share
         self.until = until
-        self.whole = False  # the message has come, it waits for a server
+        self.begun = False  # a part of the message has come
+        self.whole = False  # all of it has, it waits for a server
 
 
 class Guest:
@@ -254,7 +256,10 @@ class Supervisor:
             if silent.until is None or now < silent.until:
                 continue
             self._drop(silent)
-            log.warning("a front end said nothing for %g s, its connection is closed", SILENT_S)
+            if silent.begun:
+                log.warning("a front end said half a message for %g s, its connection is closed", PARTIAL_S)
+            else:
+                log.warning("a front end said nothing for %g s, its connection is closed", SILENT_S)
         for fd in [fd for fd, (until, _) in self._awaited.items() if now >= until]:
             self._call_awaited(fd, False)
         for guest in [g for g in self._guests.values() if g.until is not None and now >= g.until]:
@@ -289,7 +294,7 @@ class Supervisor:
         sock.setblocking(False)
         self._met = True
         self._make_room()
-        # A VMM connects before it has all of its memory, which may take minutes: the only one is waited for.
+        # The only one is waited for.
         silent = Silent(sock, share, None if self._once else time.monotonic() + SILENT_S)
         self._silent[sock.fileno()] = silent
         # Edge triggered: half a message is looked at once.
@@ -313,6 +318,9 @@ class Supervisor:
         elif there:
             silent.whole = True
             self._start_servers()
+        elif not silent.begun and pending(silent.sock):
+            silent.begun = True
+            silent.until = time.monotonic() + PARTIAL_S
 
     def _drop(self, silent: Silent) -> None:
         del self._silent[silent.sock.fileno()]
@@ -491,6 +499,11 @@ class Supervisor:
             self.status = self.status or int(self._once)
 
 
+def pending(sock: socket.socket) -> int:
+    """Bytes that have come."""
+    return int.from_bytes(ioctl(sock, FIONREAD, bytes(4)), "little")
+
+
 def heard(sock: socket.socket) -> bool | None:
     """Whether a server would not have to wait for the first message; None when nobody will send one."""
     try:
@@ -506,7 +519,7 @@ def heard(sock: socket.socket) -> bool | None:
     poll.register(sock, select.POLLRDHUP)
     if poll.poll(0):
         return True
-    size = int.from_bytes(ioctl(sock, FIONREAD, bytes(4)), "little")
+    size = pending(sock)
     if len(head) < HEADER.size:
         return size >= HEADER.size
     payload: int = HEADER.unpack(head)[2]
