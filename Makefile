@@ -173,5 +173,5 @@ deb: sdist
 clean:
 	rm -rf $(venv) build dist .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find vfsd bench tools tests -name __pycache__ -prune -exec rm -rf {} +
-	rm -rf man/*.1 man/bash man/fish man/zsh
+	rm -rf man/*.1 man/*.5 man/bash man/fish man/zsh
 	find vfsd bench '(' -name '*.so' -o -name '*.c' ')' -delete

@@ -94,6 +94,7 @@ def outdated(path: Path) -> bool:
 # What `make man` has written, where it has.
 DATA = {
     "share/man/man1": "man/*.1",
+    "share/man/man5": "man/*.5",
     "share/man/man7": "man/*.7",
     "share/bash-completion/completions": "man/bash/*",
     "share/zsh/site-functions": "man/zsh/*",

@@ -1,7 +1,7 @@
 """Writes the manual pages of the commands and their completions for shells: manpages.py FOLDER.
 
 Everything is what the commands say of themselves; man/ has the pages that no command could say.
-FOLDER/COMMAND.1, FOLDER/bash/vfsd, FOLDER/zsh/_vfsd, FOLDER/fish/vfsd.fish.
+FOLDER/COMMAND.1, FOLDER/vfsd.toml.5, FOLDER/bash/vfsd, FOLDER/zsh/_vfsd, FOLDER/fish/vfsd.fish.
 """
 
 from __future__ import annotations
@@ -18,11 +18,30 @@ import click
 from click.shell_completion import get_completion_class
 
 from vfsd import __version__, cli
+from vfsd.options import config_file
+from vfsd.options.table import Option
 from vfsd.options.virtiofsd import PROGRAM
 from vfsd.virtiofsd import usage
 
 COMPLETIONS = {"bash": "vfsd", "zsh": "_vfsd", "fish": "vfsd.fish"}
 WRITTEN = ("vfsd-xattrmap(7)",)  # in man/
+FILE_ABOUT = """
+A TOML file with a table [share.NAME] for each share, which needs shared-dir and a socket of its own; a table
+[defaults] for all shares, which a share's own keys outweigh; and a table [daemon] for the whole process. Keys
+are the options of vfsd serve without the dashes.
+
+SIGHUP has the file read again: new shares are served, removed ones take no more guests, changed ones are for
+guests that connect from then on. If anything is wrong, one line in the log says so and everything stays.
+"vfsd config check FILE" names each mistake.
+"""
+FILE_EXAMPLE = """
+[defaults]
+cache = "metadata"
+
+[share.projects]
+shared-dir = "/srv/projects"
+socket = "/run/vfsd/projects.sock"
+"""
 EXIT_STATUS = re.compile(r"^Exit status.*?(?=\n\n|\Z)", re.M | re.S)
 
 
@@ -85,18 +104,45 @@ def reference(name: str) -> str:
     return f"\\fB{escaped(name[:-3])}\\fR{name[-3:]}"
 
 
-def header(name: str, does: str) -> str:
+def header(name: str, does: str, section: int = 1) -> str:
     stamp = time.gmtime(int(os.environ.get("SOURCE_DATE_EPOCH", time.time())))
     date = time.strftime("%Y-%m-%d", stamp)
     return (
-        f'.TH {escaped(name.upper())} 1 "{date}" "vfsd {__version__}" vfsd\n'
+        f'.TH {escaped(name.upper())} {section} "{date}" "vfsd {__version__}" vfsd\n'
         f".SH NAME\n{escaped(name)} \\- {escaped(does[:1].lower() + does[1:].rstrip('.'))}"
     )
 
 
 def see_also(name: str, others: Iterable[str]) -> str:
-    listed = ",\n".join(reference(other) for other in (*others, *WRITTEN) if other != f"{name}(1)")
+    listed = ",\n".join(reference(other) for other in (*others, *WRITTEN) if other[:-3] != name)
     return f".SH SEE ALSO\n{listed}\n"
+
+
+def key_entry(key: str, option: Option) -> str:
+    """What a configuration file's key stands for."""
+    value = "true|false" if option.check is None else f'"{option.metavar}"'
+    shown = f"[{value}, ...]" if option.multiple else value
+    default = ("true" if option.on else "false") if option.check is None else option.default
+    text = f"{option.help}  [default: {default}]" if default else option.help
+    return f".TP\n\\fB{escaped(key)}\\fR = {escaped(shown)}\n{escaped(text)}"
+
+
+def file_page(others: list[str]) -> str:
+    """The configuration file's, from the table of options."""
+    return "\n".join(
+        [
+            header("vfsd.toml", "shares of vfsd serve --config", 5),
+            f".SH DESCRIPTION\n{prose(paragraphs(FILE_ABOUT))}",
+            ".SH EXAMPLE\n.nf",
+            escaped(FILE_EXAMPLE.strip()),
+            ".fi",
+            ".SH KEYS OF SHARES AND DEFAULTS",
+            *(key_entry(key, option) for key, option in config_file.OF_SHARE.items()),
+            ".SH KEYS OF DAEMON",
+            *(key_entry(key, option) for key, option in config_file.OF_PROCESS.items()),
+            see_also("vfsd.toml", others),
+        ]
+    )
 
 
 def page(context: click.Context, below: list[click.Context], others: list[str]) -> str:
@@ -140,8 +186,9 @@ def pages() -> dict[str, str]:
     whole, *inner = contexts(cli.vfsd, None, "vfsd")
     commands = [context for context in inner if context.parent is whole]
     names = [f"{context.command_path.replace(' ', '-')}(1)" for context in (whole, *commands)]
-    names.append(f"{PROGRAM}(1)")
+    names += [f"{PROGRAM}(1)", "vfsd.toml(5)"]
     made = {"vfsd.1": page(whole, [], names), f"{PROGRAM}.1": virtiofsd_page(names)}
+    made["vfsd.toml.5"] = file_page(names)
     for command in commands:
         below = [context for context in inner if context.parent is command]
         made[f"{command.command_path.replace(' ', '-')}.1"] = page(command, below, names)

@@ -35,7 +35,7 @@ def entries(page: Path) -> list[str]:
 
 
 def pages(made: Path) -> list[Path]:
-    return [*made.glob("*.1"), *MAN.glob("*.7")]
+    return [*made.glob("*.[15]"), *MAN.glob("*.7")]
 
 
 def test_each_command_has_a_page(made: Path) -> None:
@@ -51,6 +51,11 @@ def test_each_option_is_on_its_page(made: Path, page: str, options: Sequence[Opt
     for option in options:
         negated = {f"--no-{option.name[2:]}"} if option.on else set()
         assert {option.name, *option.aliases} | negated <= words
+
+
+def test_each_key_of_a_file_is_on_its_page(made: Path) -> None:
+    keys = {entry.partition(" = ")[0] for entry in entries(made / "vfsd.toml.5")}
+    assert keys == {option.name[2:] for option in SERVE_OPTIONS} - {"fd"}
 
 
 def test_each_word_of_a_rule_is_on_the_page_of_rules() -> None:

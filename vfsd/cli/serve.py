@@ -34,7 +34,7 @@ def with_options(command: click.Command) -> click.Command:
         click.Option(
             ["config", "--config"],
             metavar="FILE",
-            help="Serve all shares of this file (docs/config.md), and read it again at SIGHUP. Only options"
+            help="Serve all shares of this file (vfsd.toml(5)), and read it again at SIGHUP. Only options"
             f" of the process may be given too: {', '.join(o.name for o in SERVE_OPTIONS if o.of_process)}.",
         )
     )
