@@ -26,6 +26,7 @@ from vfsd.hostfs.lock._locks cimport locks_flush, locks_release
 from vfsd.hostfs.table._nodes cimport inode_forget, inode_get, inode_put, room_for_inode
 from vfsd.hostfs.table._slots cimport (
     NAME_BYTES, load_acquire_u64, load_relaxed_u8, store_relaxed_u8, store_release_u64, tables_t,
+    never_blocks, on_root_file_system,
 )
 from vfsd.hostfs.table._tables cimport Tables
 
@@ -57,7 +58,7 @@ cdef int host_flags(tables_t *t, uint32_t flags) noexcept nogil:
 cdef bint close_reports_nothing(tables_t *t, uint32_t index, int fd) noexcept nogil:
     """Whether closing fd, a file of that inode, has nothing to report."""
     cdef h.statfs_t st
-    if t.inodes[index].dev == t.inodes[w.FUSE_ROOT_ID].dev:
+    if on_root_file_system(t, index):
         return t.close_never_fails
     return h.fstatfs(fd, &st) == 0 and close_never_fails(st.f_type)
 
@@ -348,7 +349,7 @@ cdef int op_read(void *fs, request_t *r) noexcept nogil:
         return fd
     note_cached(t, t.handles[index].inode)
     span_limit(&r.reply, arg.size)
-    if r.mode != TRY or t.in_memory:
+    if r.mode != TRY or never_blocks(t, r.header.nodeid):
         done = transfer(read_at, fd, &r.reply, arg.offset, 0)
     else:
         # What the page cache holds: EAGAIN where it holds nothing, EOPNOTSUPP where that can't be asked.
@@ -401,6 +402,7 @@ cdef int op_write(void *fs, request_t *r) noexcept nogil:
     cdef w.fuse_write_out out
     cdef int64_t index, done
     cdef uint64_t began_ms = 0
+    cdef bint blocks = not never_blocks(t, r.header.nodeid)
     cdef int fd = -1
     memset(&arg, 0, sizeof(arg))
     if (request_args(r, &arg, sizeof(arg)) < 0 or arg.size > r.body.bytes or <int64_t>arg.offset < 0
@@ -408,7 +410,7 @@ cdef int op_write(void *fs, request_t *r) noexcept nogil:
         return -EINVAL
     if arg.flags & t.write_waits and r.mode == TRY:
         return WOULD_BLOCK
-    if not t.in_memory:
+    if blocks:
         began_ms = ticks_ms()
         if began_ms < load_acquire_u64(&t.writes_slow_until) and r.mode == TRY:
             return WOULD_BLOCK
@@ -418,7 +420,7 @@ cdef int op_write(void *fs, request_t *r) noexcept nogil:
     span_limit(&r.body, arg.size)
     done = write_file(t, r, &arg, <uint32_t>index)
     handle_put(t, index)
-    if not (t.in_memory or arg.flags & t.write_waits):
+    if blocks and not arg.flags & t.write_waits:
         expect_slow(t, began_ms)
     if done < 0:
         return <int>done
@@ -491,7 +493,7 @@ cdef int op_fsync(void *fs, request_t *r) noexcept nogil:
     cdef w.fuse_fsync_in arg
     cdef int64_t index
     cdef int fd = -1, rc
-    if not (r.mode != TRY or t.in_memory):
+    if r.mode == TRY and not never_blocks(t, r.header.nodeid):
         return WOULD_BLOCK
     memset(&arg, 0, sizeof(arg))
     if span_read(&r.body, &arg, sizeof(arg)) < 0:

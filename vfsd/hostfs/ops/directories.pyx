@@ -17,6 +17,7 @@ from vfsd.hostfs.table._inodes cimport CACHED_ONLY, WAIT, WAIT_COLD, entry_at, o
 from vfsd.hostfs.table._nodes cimport is_anchored
 from vfsd.hostfs.table._slots cimport (
     LISTINGS, add_u64, cas_int, inode_t, listing_t, store_release_int, tables_t,
+    believes_names, walk_may_wait,
 )
 from vfsd.hostfs.table._tables cimport Tables
 
@@ -68,7 +69,7 @@ cdef int entry_on_disk(tables_t *t, const place_t *parent, const h.linux_dirent6
     """entry_at where the name may have to be read. -EAGAIN: it has, and may_wait is false."""
     cdef const inode_t *inode = &t.inodes[parent.index]
     # Who is known is in memory. What is mounted over it has another number, and is opened first.
-    cdef bint open_first = opens_first(t, False, is_anchored(t, inode.dev, entry.d_ino, inode.mnt_id))
+    cdef bint open_first = opens_first(t, parent.index, False, is_anchored(t, inode.dev, entry.d_ino, inode.mnt_id))
     cdef int rc = entry_at(t, parent, name, open_first, CACHED_ONLY, out)
     if rc == -EAGAIN and may_wait:
         rc = entry_at(t, parent, name, open_first, WAIT_COLD, out)
@@ -85,7 +86,7 @@ cdef bint add_entry(tables_t *t, const place_t *parent, const h.linux_dirent64 *
     cdef int rc
     if is_dot(name):
         rc = -1
-    elif t.walks_wait:
+    elif walk_may_wait(t, parent.index):
         rc = entry_on_disk(t, parent, entry, name, may_wait, out)
         if rc == -EAGAIN and not may_wait:
             return False
@@ -153,12 +154,12 @@ cdef void begin_listing(tables_t *t, uint64_t fh) noexcept nogil:
     store_release_int(&l.busy, 0)
 
 
-cdef inline bint was_last(const tables_t *t, const listing_t *l) noexcept nogil:
+cdef inline bint was_last(const tables_t *t, uint32_t directory, const listing_t *l) noexcept nogil:
     """Whether another entry would have come with the last ones, if there were one.
 
     Local file systems fill the buffer. The guest asks once more anyhow: only an empty reply is the end.
     """
-    return t.never_revalidates and 0 < l.n <= sizeof(l.entries) - sizeof(h.linux_dirent64) - NAME_BYTES - 8
+    return believes_names(t, directory) and 0 < l.n <= sizeof(l.entries) - sizeof(h.linux_dirent64) - NAME_BYTES - 8
 
 
 cdef int read_entries(listing_t *l, int fd) noexcept nogil:
@@ -217,7 +218,7 @@ cdef int list_from(tables_t *t, request_t *r, const place_t *p, listing_t *l, in
         l.offset = offset
     while True:
         if l.at >= l.n:
-            if r.reply_bytes and was_last(t, l):
+            if r.reply_bytes and was_last(t, p.index, l):
                 return 0
             rc = next_entries(l, p.fd)
             if rc < 0:

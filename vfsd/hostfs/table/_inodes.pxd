@@ -1,6 +1,6 @@
 """Names to inodes, and their attributes."""
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from vfsd.fuse._wire cimport fuse_attr, fuse_attr_out, fuse_entry_out
 from vfsd.sys._syscalls cimport statx_t
@@ -15,7 +15,7 @@ cdef enum walk_t:
 # Whether to open a name first and ask what it is then, not the other way round: where its inode is likely to
 # be new, or the name may have to be read from a disk, which only openat2(2) can tell beforehand. likely_new:
 # as the last one found there was. in_memory: it led to what is anchored, or to nothing lately.
-cdef bint opens_first(const tables_t *t, bint likely_new, bint in_memory) noexcept nogil
+cdef bint opens_first(const tables_t *t, uint32_t directory, bint likely_new, bint in_memory) noexcept nogil
 # The entry of a checked name in a directory; adds one to its lookup count. open_first: see opens_first.
 # Whether its inode was new, 0 or 1, or -errno.
 cdef int entry_at(tables_t *t, const place_t *parent, const char *name, bint open_first, walk_t walk,

@@ -15,6 +15,7 @@ from vfsd.hostfs.table._notes cimport note_drop, note_name
 from vfsd.hostfs.table._slots cimport (
     BY_NAME, DIRTY_NOTHING, DIRTY_PAGES, SEEN_NAMES, generation_of, inode_t, load_acquire_int, load_acquire_u64,
     named_t, note_t, place_t, store_release_u64,
+    believes_names, walk_may_wait,
 )
 
 
@@ -204,8 +205,8 @@ cdef inline void note_seen(tables_t *t, uint64_t hash, uint32_t index) noexcept 
     store_release_u64(&t.seen_names[hash % SEEN_NAMES], (hash >> 32 << 32) | index)
 
 
-cdef bint opens_first(const tables_t *t, bint likely_new, bint in_memory) noexcept nogil:
-    return likely_new or (t.walks_wait and not (in_memory and t.never_revalidates))
+cdef bint opens_first(const tables_t *t, uint32_t directory, bint likely_new, bint in_memory) noexcept nogil:
+    return likely_new or (walk_may_wait(t, directory) and not (in_memory and believes_names(t, directory)))
 
 
 cdef int lookup(tables_t *t, const place_t *p, const char *name, bint may_wait,
@@ -214,18 +215,19 @@ cdef int lookup(tables_t *t, const place_t *p, const char *name, bint may_wait,
     cdef uint64_t hash = 0
     cdef walk_t walk = WAIT
     cdef bint in_memory = True
+    cdef bint may_wait_for_disk = walk_may_wait(t, p.index)
     cdef int rc
-    if t.walks_wait:
+    if may_wait_for_disk:
         walk = WAIT_COLD if may_wait else CACHED_ONLY
         hash = hash_of(p.index, name)
         in_memory = was_seen(t, hash)
-    rc = entry_at(t, p, name, opens_first(t, t.inodes[p.index].finds_new, in_memory), walk, out)
+    rc = entry_at(t, p, name, opens_first(t, p.index, t.inodes[p.index].finds_new, in_memory), walk, out)
     if rc >= 0:
         t.inodes[p.index].finds_new = rc
-        if t.walks_wait:
+        if may_wait_for_disk:
             note_seen(t, hash, <uint32_t>out.nodeid)
         rc = 0
-    elif rc == -ENOENT and t.walks_wait:
+    elif rc == -ENOENT and may_wait_for_disk:
         note_seen(t, hash, ABSENT)
     return rc
 

@@ -8,6 +8,7 @@ never make an operation reach a descriptor that has become something else.
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+from vfsd.fuse._wire cimport FUSE_ROOT_ID
 from vfsd.sys._threads cimport pthread_mutex_t, sched_yield
 
 cdef extern from "_atomics.h" nogil:
@@ -226,10 +227,11 @@ cdef struct tables_t:
     uint64_t dax_size_mask     # and with none of these bits in it
     bint dax_marked            # and for those with FS_XFLAG_DAX
     bint submounts             # mark directories that are mounts of their own
-    bint in_memory             # the share lies on a file system without a disk: nothing blocks
-    bint walks_wait            # it does not, and the kernel can tell of a name that it would have to wait
+    # Of the root's file system; what is mounted below may be another: see on_root_file_system().
+    bint in_memory             # it has no disk: nothing blocks
     bint never_revalidates     # it believes the names in its memory
     bint close_never_fails
+    bint walks_tell            # the kernel can tell of a name that it would have to wait for it
     id_map_t uid_to_host
     id_map_t gid_to_host
     id_map_t uid_to_guest
@@ -282,3 +284,22 @@ cdef inline bint reference(uint64_t *state, uint64_t generation, uint64_t wanted
             sched_yield()
         elif cas_u64(state, seen, seen + 1):
             return True
+
+
+cdef inline bint on_root_file_system(const tables_t *t, uint64_t nodeid) noexcept nogil:
+    """Whether what is known of the root's file system is known of that inode's, by nodeid or index."""
+    return t.inodes[<uint32_t>nodeid & (INODES_MAX - 1)].dev == t.inodes[FUSE_ROOT_ID].dev
+
+
+cdef inline bint never_blocks(const tables_t *t, uint64_t nodeid) noexcept nogil:
+    return t.in_memory and on_root_file_system(t, nodeid)
+
+
+cdef inline bint walk_may_wait(const tables_t *t, uint32_t index) noexcept nogil:
+    """Whether a name in that directory may have to be read from a disk, and the kernel can tell so beforehand."""
+    return t.walks_tell and not never_blocks(t, index)
+
+
+cdef inline bint believes_names(const tables_t *t, uint32_t index) noexcept nogil:
+    """Whether a name of that directory that is in the host's memory is looked up without asking anybody."""
+    return t.never_revalidates and on_root_file_system(t, index)

@@ -152,7 +152,7 @@ cdef class Tables:
         self.t.in_memory = in_memory(fs.f_type)
         self.t.close_never_fails = close_never_fails(fs.f_type)
         self.t.never_revalidates = never_revalidates(fs.f_type)
-        self.t.walks_wait = not self.t.in_memory and can_open_cached(root_fd)
+        self.t.walks_tell = can_open_cached(root_fd)
         root.fd = h.c_dup(root_fd)
         if root.fd < 0:
             raise OSError(errno, os.strerror(errno))
