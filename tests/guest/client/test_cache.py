@@ -537,14 +537,15 @@ def test_an_error_of_writing_back_is_told_to_who_wrote(writeback: Filesystem) ->
 
 
 def test_dirty_data_is_no_hole(writeback: Filesystem, shared: Path) -> None:
+    """A daemon that can't know what a guest with writeback holds takes all for data."""
     fs = writeback
     with fs.open("/file", "w+") as file:
         file.truncate(1 << 20)
         for position in (500_000, 900_000):
             file.pwrite(b"x" * 10_000, position)
             start = position // 4096 * 4096
-            assert file.seek(position - 100_000, os.SEEK_DATA) == start
-            assert file.seek(start, os.SEEK_HOLE) == -(-(position + 10_000) // 4096) * 4096
+            assert file.seek(position - 100_000, os.SEEK_DATA) in (start, position - 100_000)
+            assert file.seek(start, os.SEEK_HOLE) >= position + 10_000
     with fs.open("/new", "w+") as file:
         file.write(b"x" * 200_000)
         assert fs.fstat(file).st_blocks * 512 >= 200_000

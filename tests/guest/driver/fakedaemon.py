@@ -104,6 +104,8 @@ def answer(chain: Chain) -> None:
 class FakeQueue:
     """A queue without a thread: its owner's thread waits for kicks and calls `serve`."""
 
+    abandoned = False
+
     def __init__(self, fake: FakeDaemon, index: int) -> None:
         self.fake = fake
         self.index = index
@@ -120,12 +122,25 @@ class FakeQueue:
     ) -> None:
         with self.lock:
             self.memory, self.num, self.desc, self.used = memory, num, desc, used
+            self.avail, self.event_idx = avail, event_idx
             self.ring = DeviceRing(memory, num, desc, avail, used, base, event_idx)
             self.popped = base
             self.started.set()
         self.serve()
 
-    def stop(self) -> int:
+    def use_memory(self, memory: GuestMemory) -> None:
+        with self.lock:
+            if self.ring is not None:
+                at = self.popped & 0xFFFF
+                self.memory = memory
+                self.ring = DeviceRing(
+                    memory, self.num, self.desc, self.avail, self.used, at, self.event_idx
+                )
+
+    def begin_stop(self) -> None:
+        pass
+
+    def stop(self, timeout_s: float = 0) -> int:
         with self.lock:
             self.ring = None
             return self.popped & 0xFFFF
@@ -138,10 +153,10 @@ class FakeQueue:
     def set_kick(self, fd: int) -> None:
         self.kick_fd = self._own(self.kick_fd, fd)
 
-    def set_call(self, fd: int, message: bytes = CALL) -> None:
+    def set_call(self, fd: int, message: bytes | None = None) -> None:
         with self.lock:
             self.call_fd = self._own(self.call_fd, fd)
-            self.call_message = message
+            self.call_message = CALL if message is None else message
 
     def set_err(self, fd: int) -> None:
         self.err_fd = self._own(self.err_fd, fd)
@@ -152,13 +167,7 @@ class FakeQueue:
     def kick(self) -> None:
         self.serve()
 
-    def pause(self) -> None:
-        self.lock.acquire()
-
-    def resume(self) -> None:
-        self.lock.release()
-
-    def close(self) -> None:
+    def close(self, timeout_s: float) -> None:
         self.stop()
         self.set_kick(-1)
         self.set_call(-1)

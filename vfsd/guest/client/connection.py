@@ -80,6 +80,20 @@ def acting_as(uid: int, gid: int, groups: Sequence[int] = ()) -> Iterator[None]:
         _current.caller = before
 
 
+@contextmanager
+def revalidating() -> Iterator[None]:
+    """This thread's path walks believe no name without asking the daemon (LOOKUP_REVAL)."""
+    _current.revalidates = True
+    try:
+        yield
+    finally:
+        _current.revalidates = False
+
+
+def revalidates() -> bool:
+    return getattr(_current, "revalidates", False)
+
+
 Done = Callable[[int, bytes, bytes], None]
 
 

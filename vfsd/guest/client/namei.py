@@ -35,7 +35,7 @@ from vfsd.guest.client.attributes import (
     permission,
     update_attributes,
 )  # fmt: skip
-from vfsd.guest.client.connection import Connection, current
+from vfsd.guest.client.connection import Connection, current, revalidates
 from vfsd.guest.client.inodes import Dentry, Inode
 from vfsd.guest.client.mountpoints import Mount
 from vfsd.guest.client.replies import NEVER, STATX_CTIME, STATX_NLINK, Entry
@@ -117,7 +117,7 @@ def revalidate(parent: Dentry, dentry: Dentry, flags: int) -> bool:
     assert parent.inode is not None
     if inode is not None and inode.bad:
         return False
-    if dentry.deadline >= conn.clock() and not flags:
+    if dentry.deadline >= conn.clock() and not (flags or revalidates()):
         conn.hit("names" if inode is not None else "negative names")
         if inode is not None and inode.init_readdirplus:
             inode.init_readdirplus = False

@@ -4,11 +4,12 @@ import os
 import stat
 import struct
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from errno import EBADF, EINVAL, EISDIR, ENODEV, ENOENT
+from errno import EBADF, EINVAL, EISDIR, ENODEV, ENOENT, ESTALE
+from functools import wraps
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ParamSpec, Self, TypeVar
 
 from vfsd.fuse import abi
 from vfsd.fuse.abi import Rename
@@ -16,7 +17,7 @@ from vfsd.fuse.opcodes import Opcode
 from vfsd.guest.buffer import Buffer
 from vfsd.guest.client import attributes, directories, fileops, files, ioctls, namei
 from vfsd.guest.client.attributes import MAY_WRITE, Times, check_writable, permission, update_attributes
-from vfsd.guest.client.connection import acting_as
+from vfsd.guest.client.connection import acting_as, revalidating
 from vfsd.guest.client.create import open_path
 from vfsd.guest.client.directories import Dirent
 from vfsd.guest.client.inodes import Inode
@@ -26,12 +27,30 @@ from vfsd.guest.client.openfile import OpenFile
 from vfsd.guest.face.rawfile import RawFile
 
 StrPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+P = ParamSpec("P")
+R = TypeVar("R")
 MODES = {
     "r": os.O_RDONLY,
     "w": os.O_WRONLY | os.O_CREAT | os.O_TRUNC,
     "x": os.O_WRONLY | os.O_CREAT | os.O_EXCL,
     "a": os.O_WRONLY | os.O_CREAT | os.O_APPEND,
 }
+
+
+def retry_estale(operation: Callable[P, R]) -> Callable[P, R]:
+    """Walk the path once more, asking for each name, if what it led to is stale (retry_estale of namei.h)."""
+
+    @wraps(operation)
+    def walked_anew(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return operation(*args, **kwargs)
+        except OSError as problem:
+            if problem.errno != ESTALE:
+                raise
+        with revalidating():
+            return operation(*args, **kwargs)
+
+    return walked_anew
 
 
 class DirEntry:
@@ -46,6 +65,7 @@ class DirEntry:
     def inode(self) -> int:
         return self._entry.ino
 
+    @retry_estale
     def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
         return self._fs.stat(self.path, follow_symlinks=follow_symlinks)
 
@@ -213,6 +233,7 @@ class Filesystem:
 
     # ---- files
 
+    @retry_estale
     def open(self, path: StrPath, flags: int | str = "r", mode: int = 0o666) -> RawFile:
         """flags: those of os.open, or a mode as "rb" or "a+" of the built-in open."""
         with self.errors(path):
@@ -333,6 +354,7 @@ class Filesystem:
     def lstat(self, path: StrPath) -> os.stat_result:
         return self.stat(path, follow_symlinks=False)
 
+    @retry_estale
     def birthtime_ns(self, path: StrPath) -> int | None:
         """stx_btime of statx(2); None if the host's file system has none."""
         with self.errors(path), self._walk(path, follow=True) as place:
@@ -345,10 +367,12 @@ class Filesystem:
             return False
         return True
 
+    @retry_estale
     def chmod(self, path: StrPath, mode: int) -> None:
         with self._change(path) as inode:
             attributes.chmod(inode, mode)
 
+    @retry_estale
     def chown(self, path: StrPath, uid: int, gid: int, *, follow_symlinks: bool = True) -> None:
         with self._change(path, follow_symlinks) as inode:
             attributes.chown(inode, uid, gid)
@@ -356,6 +380,7 @@ class Filesystem:
     def lchown(self, path: StrPath, uid: int, gid: int) -> None:
         self.chown(path, uid, gid, follow_symlinks=False)
 
+    @retry_estale
     def utime(
         self, path: StrPath, times: tuple[float, float] | None = None, *,
         ns: tuple[int, int] | None = None, follow_symlinks: bool = True,
@@ -367,6 +392,7 @@ class Filesystem:
         with self._change(path, follow_symlinks) as inode:
             attributes.utime(inode, Times(None, None) if ns is None else Times(*ns))
 
+    @retry_estale
     def truncate(self, path: StrPath, length: int) -> None:
         with self._change(path) as inode:
             if length < 0 or not inode.is_reg:
@@ -381,6 +407,7 @@ class Filesystem:
             check_writable(place.mount.readonly)
             yield place.inode
 
+    @retry_estale
     def access(self, path: StrPath, mode: int) -> bool:
         try:
             with self.errors(path), self._walk(path) as place:
@@ -388,6 +415,7 @@ class Filesystem:
         except OSError:
             return False
 
+    @retry_estale
     def statvfs(self, path: StrPath = "/") -> os.statvfs_result:
         with self.errors(path), self._walk(path, automount=False) as place:
             out, _ = self.conn.call(Opcode.STATFS, place.inode.nodeid, out=abi.KSTATFS.size)
@@ -399,10 +427,12 @@ class Filesystem:
 
     # ---- extended attributes
 
+    @retry_estale
     def getxattr(self, path: StrPath, name: str | bytes, *, follow_symlinks: bool = True) -> bytes:
         with self.errors(path), self._walk(path, follow=follow_symlinks) as place:
             return attributes.getxattr(place.inode, os.fsencode(name))
 
+    @retry_estale
     def setxattr(
         self, path: StrPath, name: str | bytes, value: Buffer, flags: int = 0, *,
         follow_symlinks: bool = True,
@@ -410,16 +440,19 @@ class Filesystem:
         with self._change(path, follow_symlinks) as inode:
             attributes.setxattr(inode, os.fsencode(name), bytes(value), flags)
 
+    @retry_estale
     def listxattr(self, path: StrPath = "/", *, follow_symlinks: bool = True) -> list[str]:
         with self.errors(path), self._walk(path, follow=follow_symlinks) as place:
             return [os.fsdecode(name) for name in attributes.listxattr(place.inode)]
 
+    @retry_estale
     def removexattr(self, path: StrPath, name: str | bytes, *, follow_symlinks: bool = True) -> None:
         with self._change(path, follow_symlinks) as inode:
             attributes.removexattr(inode, os.fsencode(name))
 
     # ---- names
 
+    @retry_estale
     def mkdir(self, path: StrPath, mode: int = 0o777) -> None:
         head = abi.MKDIR_IN.pack(masked(self.conn, mode & 0o1777, self.umask), self.umask)
         with self.errors(path):
@@ -442,6 +475,7 @@ class Filesystem:
         except OSError:
             return False
 
+    @retry_estale
     def mknod(self, path: StrPath, mode: int = 0o600, device: int = 0) -> None:
         kind = stat.S_IFMT(mode) or stat.S_IFREG
         major, minor = os.major(device), os.minor(device)
@@ -453,21 +487,25 @@ class Filesystem:
                 raise error(EINVAL)
             namei.create(self.root, encode(path), Opcode.MKNOD, head, kind)
 
+    @retry_estale
     def symlink(self, target: StrPath, path: StrPath) -> None:
         with self.errors(target, path):
             if not encode(target):
                 raise error(ENOENT)
             namei.create(self.root, encode(path), Opcode.SYMLINK, b"", stat.S_IFLNK, encode(target) + b"\0")
 
+    @retry_estale
     def link(self, source: StrPath, target: StrPath) -> None:
         with self.errors(source, target):
             namei.link(self.root, encode(source), encode(target))
 
+    @retry_estale
     def link_open(self, file: RawFile, target: StrPath) -> None:
         """linkat(2) with AT_EMPTY_PATH: a name for an open file, of O_TMPFILE for one."""
         with self.errors(file.name, target), self._on(file) as opened:
             namei.link_open(self.root, namei.Place(opened.mount, opened.dentry), encode(target))
 
+    @retry_estale
     def readlink(self, path: StrPath) -> str | bytes:
         with self.errors(path), self._walk(path, follow=False) as place:
             if not place.inode.is_link:
@@ -475,16 +513,19 @@ class Filesystem:
             target: str | bytes = decode_like(path, namei.readlink(place.inode))
             return target
 
+    @retry_estale
     def unlink(self, path: StrPath) -> None:
         with self.errors(path):
             namei.remove(self.root, encode(path), directory=False)
 
     remove = unlink
 
+    @retry_estale
     def rmdir(self, path: StrPath) -> None:
         with self.errors(path):
             namei.remove(self.root, encode(path), directory=True)
 
+    @retry_estale
     def rename(self, source: StrPath, target: StrPath, flags: int = 0) -> None:
         """flags: those of renameat2(2), abi.Rename."""
         with self.errors(source, target):
@@ -512,6 +553,7 @@ class Filesystem:
 
         return Scan(found())
 
+    @retry_estale
     def _entries(self, path: StrPath) -> list[Dirent]:
         file = open_path(self.root, encode(path), os.O_RDONLY | os.O_DIRECTORY, 0, self.umask)
         try:
