@@ -221,7 +221,8 @@ words = ["serve", "--socket", sys.argv[1], "--shared-dir", sys.argv[2]]
 child = subprocess.Popen([sys.executable, "-m", "vfsd", *words])
 while not list(directory.glob("stalls/*/source/*")):
     time.sleep(0.001)
-child.send_signal(signal.SIGSTOP)
+for server in Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split():
+    os.kill(int(server), signal.SIGSTOP)
 time.sleep(600)
 """
 )

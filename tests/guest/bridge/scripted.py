@@ -42,6 +42,8 @@ Answer = Callable[[Frame], bytes | int | None]
 class Queue:
     """In the place of vfsd.queue._queue.Queue."""
 
+    abandoned = False
+
     def __init__(self, device: Scripted, index: int) -> None:
         self.device = device
         self.index = index
@@ -108,7 +110,12 @@ class Queue:
 
         self.device.take(frame, reply)
 
-    def stop(self) -> int:
+    def use_memory(self, memory: GuestMemory) -> None:
+        raise AssertionError("memory came while the queue ran")
+
+    def begin_stop(self) -> None: ...
+
+    def stop(self, timeout_s: float = 0) -> int:
         if self.thread is not None:
             os.eventfd_write(self.wake_fd, 1)
             self.thread.join()
@@ -122,7 +129,7 @@ class Queue:
     def set_kick(self, fd: int) -> None:
         self.kick_fd = self.replaced(self.kick_fd, fd)
 
-    def set_call(self, fd: int, message: bytes = b"") -> None:
+    def set_call(self, fd: int, message: bytes | None = None) -> None:
         self.call_fd = self.replaced(self.call_fd, fd)
 
     def set_err(self, fd: int) -> None:
@@ -137,11 +144,7 @@ class Queue:
     def kick(self) -> None:
         raise AssertionError("in-band notifications were not offered")
 
-    def pause(self) -> None: ...
-
-    def resume(self) -> None: ...
-
-    def close(self) -> None:
+    def close(self, timeout_s: float) -> None:
         self.stop()
         self.set_kick(-1)
         self.set_call(-1)
