@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -31,14 +32,19 @@ def uml_module(
 ) -> Iterator[Share]:
     """A directory of the test disk, shared with a user-mode Linux guest."""
     host = tmp_path_factory.mktemp("shared")
+    # What is mounted below it while a guest runs is to be seen in the server's own namespace.
+    subprocess.run(["mount", "--bind", host, host], check=True)
+    subprocess.run(["mount", "--make-shared", host], check=True)
     with Share(
         host,
         module_daemon,
         lambda daemon: UmlGuest(
             daemon.socket, memory=UML_MEMORY, files=WORKLOADS
         ),
+        options=["--modcaps=+linux_immutable"],
     ) as share:
         yield share
+    subprocess.run(["umount", "--lazy", host], check=True)
 
 
 @pytest.fixture

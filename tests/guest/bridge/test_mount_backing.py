@@ -100,6 +100,9 @@ def backing(request: pytest.FixtureRequest) -> Iterator[Backing]:
 
 @contextlib.contextmanager
 def front(backing: Backing, at: Path, *options: str) -> Iterator[tuple[Daemon, Path]]:
+    # In a user namespace that is not its own the daemon can't make any for its servers.
+    if "unshare" in backing.before:
+        options = (*options, "--sandbox", "none")
     daemon = Daemon(backing.share, options=options, before=backing.before, owner=backing.owner)
     with daemon, mounted(daemon, at) as root:
         yield daemon, root
