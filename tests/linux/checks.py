@@ -65,7 +65,8 @@ def all_true(share: Share, workload: str) -> Path:
     host, guest = share.directory(workload.removesuffix(".py"))
     answers = share.workload(workload, guest)
     assert answers
-    assert [question for question, answer in answers.items() if answer is not True] == []
+    wrong = [question for question, answer in answers.items() if answer is not True]
+    assert not wrong, wrong
     return host
 
 
