@@ -14,8 +14,8 @@ from posixcases import QUICK_GROUPS, SUITE, assert_alike, on_host
 ALL = ("one_path", "two_paths", "rights", "special_bits", "files", "local")  # minutes: VFSD_CONFORMANCE=all
 SUITE_TAKES_AT_MOST_S = 180
 
-# Immutable files and file capabilities are among the cases, and take what a guest is not given.
-OPTIONS = ("--xattr", "--flock", "--posix-lock", "--modcaps=+linux_immutable:+setfcap")
+# Immutable files, file capabilities and trusted.* are among the cases, and take what a guest is not given.
+OPTIONS = ("--xattr", "--flock", "--posix-lock", "--modcaps=+linux_immutable:+setfcap:+sys_admin")
 
 # Of a kind of file system.
 EXCEPTIONS = {
