@@ -378,8 +378,8 @@ class Running:
                     found[task] = Path(f"/proc/{pid}/task/{task}/comm").read_text().strip()
         return found
 
-    def expect_threads(self) -> None:
-        """The first time: note which there are. Later: Failed when one of them has died.
+    def expect_threads(self, when: str) -> None:
+        """The first time: note which there are. Later: Failed when one of them, or the daemon, has died.
 
         Threads of vfsd come as requests are slow, and go: of it each process has to live.
         """
@@ -390,6 +390,10 @@ class Running:
             self._threads = now
         lost = sorted({name for task, name in self._threads.items() if task not in now})
         if lost:
+            # The threads of a process that ends are gone before it can be waited for.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(1)
+            self.expect_alive(when)
             raise Failed(f"its threads {', '.join(lost)} died")
 
     def cpu(self) -> float:

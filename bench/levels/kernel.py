@@ -171,7 +171,7 @@ class KernelSession(ABC):
         used = self.running.cpu() - cpu
         share = others.share(used)
         after = self.counts()
-        self.running.expect_threads()
+        self.running.expect_threads(f"in the middle of {task.name}")
         sample = task.finish(work, self._followed(task, work, found))
         sample.requests, sample.kicks, sample.calls = (b - a for a, b in zip(before, after, strict=True))
         sample.daemon_cpu, sample.foreign = used, share

@@ -41,7 +41,7 @@ class WireSession:
             with self.asking("while it was set up"):
                 self.client.init(setting.writeback)
                 self.client.file  # noqa: B018 - looked up, which makes its threads
-            running.expect_threads()
+            running.expect_threads("while it was set up")
         except BaseException:
             self.close()
             raise
@@ -91,7 +91,7 @@ class WireSession:
         sample = self._measure(load, cell, seconds)
         with self.asking(f"at the end of {cell.workload}"):
             self.client.close_all()
-        self.running.expect_threads()
+        self.running.expect_threads(f"in the middle of {cell.workload}")
         return sample
 
     def _measure(self, load: Load, cell: Cell, seconds: float) -> Sample:

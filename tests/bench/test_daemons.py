@@ -178,13 +178,13 @@ def test_a_thread_that_dies_is_noticed(tmp_path: Path) -> None:
     script = HANGS.replace("listening.listen", waits).replace("time.sleep(600)", "e.set()\ntime.sleep(600)")
     found = running(tmp_path, script)
     try:
-        found.expect_threads()
+        found.expect_threads("while it waits")
         assert len(found.threads()) == 2
         with socket.socket(socket.AF_UNIX) as front_end:
             front_end.connect(str(found.socket))
             with pytest.raises(Failed, match=r"its threads .* died"):
                 for _ in range(1000):
-                    found.expect_threads()
+                    found.expect_threads("while it waits")
     finally:
         found.end()
     assert not found.socket.parent.exists()

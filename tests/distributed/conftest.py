@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "guest" / "bridge"))
 
-from gluster import Cluster, missing
+from gluster import Cluster, StartGuest, missing
 from guests import Daemon
 from mounts import MountCommand, Mounted
-
-StartGuest = Callable[..., AbstractContextManager[Mounted]]
 
 
 @pytest.fixture(scope="session")

@@ -11,10 +11,16 @@ import re
 import shutil
 import signal
 import subprocess
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from xml.etree import ElementTree
 
 from guests import eventually
+from mounts import Mounted
+
+# A daemon on one of the two hosts, and the kernel's FUSE client on it: (host, *the daemon's options).
+StartGuest = Callable[..., AbstractContextManager[Mounted]]
 
 ADDRESS = "127.0.1.1"  # glusterd takes no localhost for a server's name
 OWN_DIRECTORIES = ("/var/lib/glusterd", "/var/log/glusterfs", "/run/gluster")

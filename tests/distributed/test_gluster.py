@@ -10,8 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import StartGuest
-from gluster import Cluster
+from gluster import Cluster, StartGuest
 from guests import eventually
 from posixcases import SUITE, assert_alike, on_host
 

@@ -23,7 +23,8 @@ def fails(number: int, call: Callable[..., object], *arguments: object) -> None:
 
 
 def test_what_only_a_local_file_system_can_do(tmp_path: Path) -> None:
-    with mounting(tmp_path, "vfsd", ("--num-request-queues", "2"), ("--queues", "2")) as it:
+    options = ("--num-request-queues", "2", "--modcaps=+linux_immutable")
+    with mounting(tmp_path, "vfsd", options, ("--queues", "2")) as it:
         answers = json.loads(it.run(sys.executable, HOSTOPS, it.root))
         assert [question for question, answer in answers.items() if answer is not True] == []
         assert (it.share / "named").read_bytes() == b"data"

@@ -38,7 +38,8 @@ def differences(found: Any, expected: Any) -> dict[str, tuple[object, object]]:
 
 @pytest.fixture(scope="module")
 def acl_mounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounted]:
-    with mounting(tmp_path_factory.mktemp("acl"), "vfsd", ("--posix-acl", "--security-label=auto")) as it:
+    options = ("--posix-acl", "--security-label=auto", "--modcaps=+setfcap")
+    with mounting(tmp_path_factory.mktemp("acl"), "vfsd", options) as it:
         os.chmod(it.share, 0o755)
         yield it
 
