@@ -7,7 +7,8 @@ from errno import ECONNREFUSED
 
 import click
 
-from vfsd.daemon.process import Signals, notify_ready, raise_descriptor_limit
+from vfsd.daemon.process import Signals, raise_descriptor_limit
+from vfsd.daemon.systemd import notify_ready
 from vfsd.errors import ConfigError
 from vfsd.guest.bridge.device_mount import UNMOUNTED, DeviceMount
 from vfsd.guest.bridge.mounting import DEVICE, mount_flags

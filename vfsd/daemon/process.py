@@ -1,18 +1,14 @@
-"""What a command that stays in the foreground has to do as a process: limits, signals, readiness."""
+"""What a command that stays in the foreground has to do as a process: limits and signals."""
 
 import fcntl
-import logging
 import os
 import resource
 import signal
 import socket
-import time
 from types import FrameType
 from typing import Self
 
 from vfsd.errors import ConfigError, HostError
-
-log = logging.getLogger("vfsd")
 
 # Of a process's descriptors, those for its guest's inodes and open files; queues and memory need the rest.
 GUEST_SHARE = 0.75
@@ -86,30 +82,6 @@ def drop_process_wide() -> None:
         allowed = file.read().strip() == "allow"
     if allowed:
         os.setgroups([])
-
-
-def notify_ready() -> None:
-    notify(b"READY=1")
-
-
-def notify_reloading() -> None:
-    """To be followed by notify_ready() (Type=notify-reload of systemd.service(5))."""
-    notify(b"RELOADING=1\nMONOTONIC_USEC=%d" % (time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000))
-
-
-def notify(state: bytes) -> None:
-    """Tell systemd, if it asked (sd_notify(3))."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    if address.startswith("@"):
-        address = "\0" + address[1:]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
-        try:
-            notify.connect(address)
-            notify.sendall(state)
-        except OSError as problem:
-            log.warning("NOTIFY_SOCKET %s: %s", address, problem.strerror)
 
 
 class Signals:

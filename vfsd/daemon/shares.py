@@ -14,15 +14,15 @@ from vfsd.daemon.process import (
     Signals,
     drop_process_wide,
     grow_descriptor_table,
-    notify_ready,
-    notify_reloading,
     set_descriptor_limit,
 )
 from vfsd.daemon.share import Share, open_root, open_share
-from vfsd.daemon.sockets import Listener, open_socket
+from vfsd.daemon.sockets import Listener, check_all_used, open_socket
 from vfsd.daemon.supervisor import Supervisor
+from vfsd.daemon.systemd import notify_ready, notify_reloading, sockets_handed_over
 from vfsd.errors import ConfigError
-from vfsd.options.config_file import Config, ShareTable, in_file, read_config, socket_place
+from vfsd.options.checks import socket_place
+from vfsd.options.config_file import Config, ShareTable, in_file, read_config
 from vfsd.options.o_list import Given
 
 log = logging.getLogger("vfsd")
@@ -72,7 +72,9 @@ class Shares:
         self._path = path
         self._of_process = config.of_process
         self._outweighing = outweighing
-        self._served = open_shares(path, config, {})
+        self._handed = sockets_handed_over()
+        self._served = open_shares(path, config, {}, self._handed)
+        check_all_used(self._handed, [one.table.options for one in self._served.values()])
         self._trying: Trying | None = None
         self._again = False  # once that has ended
 
@@ -131,7 +133,7 @@ class Shares:
 
     def _change(self, supervisor: Supervisor) -> None:
         config = read_config(self._path, self._outweighing)
-        before, self._served = self._served, open_shares(self._path, config, self._served)
+        before, self._served = self._served, open_shares(self._path, config, self._served, self._handed)
         supervisor.change(self.pairs())
         for name in before.keys() - self._served.keys():
             log.info("the share %s is removed; its guests keep it until they leave", name)
@@ -169,8 +171,13 @@ def try_file(path: str, outweighing: Mapping[str, Given]) -> Trying:
     return Trying(pid, ended)
 
 
-def open_shares(path: str, config: Config, running: Mapping[str, Served]) -> dict[str, Served]:
-    """All of a file's, or ConfigError and nothing has changed. Those of the same words stay as they run."""
+def open_shares(
+    path: str, config: Config, running: Mapping[str, Served], handed: Mapping[str, int]
+) -> dict[str, Served]:
+    """All of a file's, or ConfigError and nothing has changed. Those of the same words stay as they run.
+
+    handed: as of open_socket().
+    """
     stay = {
         name: running[name] for name, table in config.shares.items()
         if name in running and running[name].table.given == table.given
@@ -195,7 +202,7 @@ def open_shares(path: str, config: Config, running: Mapping[str, Served]) -> dic
             listener = sockets.get(address(table))
             if listener is None:
                 try:
-                    listener = open_socket(table.options, by_place.get(address(table)[0]))
+                    listener = open_socket(table.options, by_place.get(address(table)[0]), handed)
                 except ConfigError as problem:
                     raise in_file(path, f"[share.{name}]", problem) from problem
                 undo.callback(listener.close)

@@ -10,11 +10,12 @@ import errno
 import os
 import stat
 
-from vfsd.errors import HostError
-from vfsd.options.checks import SOCKET_PATH_BYTES
+from vfsd.errors import ConfigError, HostError
+from vfsd.options.checks import SOCKET_PATH_BYTES, socket_place
 
 TYPE_CHECKING = False  # see hostfs/choices.py
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
     from socket import socket
 
     from vfsd.options.table import ServeOptions
@@ -79,12 +80,30 @@ class Listener:
             getLogger("vfsd").warning("%s stays: its directory is not this daemon's", path)
 
 
-def open_socket(options: ServeOptions, replaced: Listener | None = None) -> Listener:
-    """Of --socket or --fd. ConfigError. replaced: this daemon's own of the same path."""
+def open_socket(
+    options: ServeOptions, replaced: Listener | None = None, handed: Mapping[str, int] | None = None
+) -> Listener:
+    """Of --socket or --fd. ConfigError.
+
+    replaced: this daemon's own of the same path. handed: descriptors of sockets that others listen on for it,
+    by socket_place(); they stay open, as a share may come back.
+    """
     if options.fd is not None:
         return Listener(adopt(options.fd))
     assert options.socket is not None
+    fd = (handed or {}).get(socket_place(options.socket))
+    if fd is not None:
+        if options.socket_group is not None:
+            raise ConfigError("--socket-group", "systemd made the socket; use SocketGroup= of its unit")
+        return Listener(adopt(os.dup(fd)))
     return listen(options.socket, options.socket_group, replaced)
+
+
+def check_all_used(handed: Mapping[str, int], served: Iterable[ServeOptions]) -> None:
+    """ConfigError: a socket was handed over that nobody would answer at."""
+    used = {socket_place(options.socket) for options in served if options.socket is not None}
+    for path in handed.keys() - used:
+        raise ConfigError("LISTEN_FDS", f"{path} is no share's socket; give it to a share, or end its unit")
 
 
 def listen(path: str, group: int | None = None, replaced: Listener | None = None) -> Listener:

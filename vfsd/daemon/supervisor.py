@@ -28,11 +28,11 @@ from vfsd.daemon.process import (
     Signals,
     drop_process_wide,
     grow_descriptor_table,
-    notify_ready,
     set_descriptor_limit,
 )
 from vfsd.daemon.share import Share, open_share
-from vfsd.daemon.sockets import Listener, open_socket
+from vfsd.daemon.sockets import Listener, check_all_used, open_socket
+from vfsd.daemon.systemd import feed_watchdog, notify_ready, notify_status, sockets_handed_over, watchdog_s
 from vfsd.errors import EXIT_BUG
 from vfsd.fuse.opcodes import NAME as OPCODE_NAME
 from vfsd.options.table import ServeOptions
@@ -66,7 +66,10 @@ def serve(
     share = open_share(options)
     try:
         share.prepare()
-        listener = listener or open_socket(options)
+        if listener is None:
+            handed = sockets_handed_over() if options.fd is None else {}
+            listener = open_socket(options, handed=handed)
+            check_all_used(handed, [options])
     except BaseException:
         share.close()
         raise
@@ -142,6 +145,8 @@ class Supervisor:
         self._guests: dict[int, Guest] = {}  # by process id
         self._paused_until: float | None = None
         self._short_of = ""  # what could not be had, until it could again
+        self._watchdog_s = watchdog_s()
+        self._fed_at = 0.0  # the watchdog, time.monotonic()
         self._watch(caught.fileno(), self._on_signals)
         for listener, share in shares:
             if listener.connected:
@@ -226,6 +231,8 @@ class Supervisor:
         deadlines += [until for until, _ in self._awaited.values()]
         if self._paused_until is not None:
             deadlines.append(self._paused_until)
+        if self._watchdog_s is not None:
+            deadlines.append(self._fed_at + self._watchdog_s)
         return max(0, min(deadlines) - time.monotonic()) if deadlines else None
 
     def _listen_on(self, listener: Listener, share: Share) -> None:
@@ -250,6 +257,9 @@ class Supervisor:
             self._epoll.unregister(fd)
 
     def _look_at_deadlines(self, now: float) -> None:
+        if self._watchdog_s is not None and now >= self._fed_at + self._watchdog_s:
+            self._fed_at = now
+            feed_watchdog()
         if self._paused_until is not None and now >= self._paused_until:
             self._resume()
         for silent in [s for s in self._silent.values() if not s.whole]:
@@ -398,6 +408,7 @@ class Supervisor:
         self._guests[pid] = guest
         self._watch(ours.fileno(), partial(self._hear, guest))
         self._drop(silent)
+        self._tell_status()
 
     def _close_in_server(self, served: Silent, own: Channel) -> None:
         """In the process forked for a front end: what is the supervisor's."""
@@ -481,6 +492,7 @@ class Supervisor:
         guest.share.locks.segment.release(guest.partition)
         self._close_removed()
         self._tell_end(guest, status)
+        self._tell_status()
         guest.latest.close()
         if CHECKED and status in (EXIT_BUG, -signal.SIGABRT):
             self.status = EXIT_BUG
@@ -488,6 +500,9 @@ class Supervisor:
             self._resume()  # what it had can be had again
         else:
             self._start_servers()
+
+    def _tell_status(self) -> None:
+        notify_status(f"guests: {len(self._guests)}, shares: {len(self._shares)}")
 
     def _tell_end(self, guest: Guest, status: int) -> None:
         if status == 0 and guest.why is not None:

@@ -158,3 +158,8 @@ def check_id_ranges(option: str, texts: Sequence[str]) -> tuple[IdRange, ...]:
     from vfsd.sandbox.userns import parse_ranges
 
     return parse_ranges(option, texts)
+
+
+def socket_place(path: str) -> str:
+    """The same for two paths of one socket."""
+    return os.path.join(os.path.realpath(os.path.dirname(path) or "."), os.path.basename(path))

@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from typing import Any, Final, NamedTuple
 
 from vfsd.errors import ConfigError
+from vfsd.options.checks import socket_place
 from vfsd.options.o_list import Given
 from vfsd.options.resolve import check_options, check_value
 from vfsd.options.table import SERVE_OPTIONS, Option, ServeOptions
@@ -239,8 +240,3 @@ def as_text(option: Option, value: Any) -> Any:
     if option.multiple:
         return tuple(value) if isinstance(value, list) else (str(value),)
     return str(value)
-
-
-def socket_place(path: str) -> str:
-    """The same for two paths of one socket."""
-    return os.path.join(os.path.realpath(os.path.dirname(path) or "."), os.path.basename(path))

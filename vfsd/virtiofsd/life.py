@@ -4,8 +4,8 @@ import logging
 from collections.abc import Callable, Sequence
 
 from vfsd.daemon import logs, supervisor
-from vfsd.daemon.process import notify_ready
 from vfsd.daemon.sockets import Listener
+from vfsd.daemon.systemd import notify_ready
 from vfsd.options.table import ServeOptions
 from vfsd.options.virtiofsd import PROGRAM
 
