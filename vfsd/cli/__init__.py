@@ -15,6 +15,12 @@ from vfsd.errors import EXIT_BUG, EXIT_USAGE, ConfigError
 COMMANDS = ("bench", "config", "doctor", "guest", "mount", "serve")  # each in the module of its name
 
 
+# Says the help. Debian 12's click (8.1) has it not: it prints the help itself.
+WITHOUT_ARGUMENTS: tuple[type[click.ClickException], ...] = tuple(
+    getattr(click.exceptions, name) for name in ("NoArgsIsHelpError",) if hasattr(click.exceptions, name)
+)
+
+
 class Commands(click.Group):
     """Imports a command only when it is asked for: the daemon loads nothing of the guest's."""
 
@@ -41,10 +47,10 @@ def main(arguments: list[str] | None = None) -> None:
         status = vfsd.main(arguments, prog_name="vfsd", standalone_mode=False)
     except ConfigError as problem:
         fail(str(problem))
-    except click.exceptions.NoArgsIsHelpError as problem:
-        problem.show()
-        sys.exit(EXIT_USAGE)
     except click.ClickException as problem:
+        if isinstance(problem, WITHOUT_ARGUMENTS):
+            problem.show()
+            sys.exit(EXIT_USAGE)
         fail(problem.format_message())
     except Exception:
         traceback.print_exc()
