@@ -13,7 +13,7 @@ from vfsd.fuse.dispatch cimport request_t
 from vfsd.sys cimport _syscalls as h
 from vfsd.sys._syscalls cimport FD_BYTES, PATH_BYTES, fd_name
 from vfsd.hostfs.ops._caller cimport ticks_ms
-from vfsd.hostfs.table._slots cimport ALIVE_MAX, TOLD_MAX, load_acquire_u64, store_release_u64, tables_t
+from vfsd.hostfs.table._slots cimport ALIVE_MAX, ORIGIN_TMPFILE, TOLD_MAX, load_acquire_u64, store_release_u64, tables_t
 
 cdef enum:
     ASKS_AGAIN_MS = 10000  # who was told has asked again by then, or has got no further
@@ -71,11 +71,14 @@ cdef inline bint keeps_names(const tables_t *t) noexcept nogil:
 
 
 cdef inline int check_linked(tables_t *t, const request_t *r, uint32_t index, int fd) noexcept nogil:
-    """Before a file is written to by its name: 0, or -ESTALE if it has none on the host."""
+    """Before a file is written to by its name: 0, or -ESTALE if it has none on the host.
+
+    But one that the guest made without a name: overlayfs truncates it so while it copies up.
+    """
     cdef int links = count_links(fd) if keeps_names(t) else 1
     if links < 0:
         return links
-    if links == 0:
+    if links == 0 and t.inodes[index].origin != ORIGIN_TMPFILE:
         return tell_once(t, r, index, 0)
     if is_told(t, r):
         store_release_u64(&t.told[r.header.pid % TOLD_MAX], 0)

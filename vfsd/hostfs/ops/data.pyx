@@ -25,7 +25,7 @@ from vfsd.hostfs.table._kinds cimport close_never_fails
 from vfsd.hostfs.lock._locks cimport locks_flush, locks_release
 from vfsd.hostfs.table._nodes cimport inode_forget, inode_get, inode_put, room_for_inode
 from vfsd.hostfs.table._slots cimport (
-    NAME_BYTES, load_acquire_u64, load_relaxed_u8, store_relaxed_u8, store_release_u64, tables_t,
+    NAME_BYTES, ORIGIN_TMPFILE, load_acquire_u64, load_relaxed_u8, store_relaxed_u8, store_release_u64, tables_t,
     never_blocks, on_root_file_system,
 )
 from vfsd.hostfs.table._tables cimport Tables
@@ -252,6 +252,7 @@ cdef int op_tmpfile(void *fs, request_t *r) noexcept nogil:
             h.close(fd)
         descriptor_put(t)
         return rc
+    t.inodes[<uint32_t>entry.nodeid].origin = ORIGIN_TMPFILE
     return reply_created(t, r, &entry, arg.flags, fd)
 
 

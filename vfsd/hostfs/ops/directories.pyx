@@ -16,7 +16,7 @@ from vfsd.hostfs.table._handles cimport descriptor_put, handle_get, handle_open,
 from vfsd.hostfs.table._inodes cimport CACHED_ONLY, WAIT, WAIT_COLD, entry_at, opens_first
 from vfsd.hostfs.table._nodes cimport is_anchored
 from vfsd.hostfs.table._slots cimport (
-    LISTINGS, add_u64, cas_int, inode_t, listing_t, store_release_int, tables_t,
+    LISTINGS, ORIGIN_ANY, ORIGIN_DISK, add_u64, cas_int, inode_t, listing_t, store_release_int, tables_t,
     believes_names, walk_may_wait,
 )
 from vfsd.hostfs.table._tables cimport Tables
@@ -224,7 +224,7 @@ cdef int list_from(tables_t *t, request_t *r, const place_t *p, listing_t *l, in
             if rc < 0:
                 return rc if r.reply_bytes == 0 else 0
             if l.n == 0:
-                t.inodes[p.index].cold_listing = 0
+                t.inodes[p.index].origin = ORIGIN_ANY
                 return 0
         entry = <h.linux_dirent64 *>(l.entries + l.at)
         rc = add_record(t, r, p, entry, plus, &likely_new)
@@ -254,7 +254,7 @@ cdef int read_directory(void *fs, request_t *r, bint plus) noexcept nogil:
     if index < 0:
         return <int>index
     p.index = t.handles[index].inode
-    if t.inodes[p.index].cold_listing and r.mode == TRY:
+    if t.inodes[p.index].origin == ORIGIN_DISK and r.mode == TRY:
         handle_put(t, index)
         return WOULD_BLOCK
     span_limit(&r.reply, arg.size)

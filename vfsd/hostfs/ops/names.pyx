@@ -16,7 +16,7 @@ from vfsd.hostfs.ops._creation cimport make_file, make_name, make_t
 from vfsd.hostfs.ops._gone cimport count_links, explain, explain_lookup, note_found, tell_once
 from vfsd.hostfs.table._inodes cimport lookup
 from vfsd.hostfs.table._nodes cimport inode_file_system, inode_forget, room_for_inode
-from vfsd.hostfs.table._slots cimport NAME_BYTES, tables_t
+from vfsd.hostfs.table._slots cimport NAME_BYTES, ORIGIN_ANY, tables_t
 from vfsd.hostfs.table._tables cimport Tables
 
 from vfsd.fuse.opcodes import NUMBER
@@ -209,6 +209,8 @@ cdef int op_link(void *fs, request_t *r) noexcept nogil:
     if rc == 0:
         # Through the link in /proc: AT_EMPTY_PATH would need CAP_DAC_READ_SEARCH.
         rc = h.linkat(t.proc_fd, fd_name(old.fd, old_name), p.fd, name, h.AT_SYMLINK_FOLLOW)
+        if rc == 0:
+            t.inodes[old.index].origin = ORIGIN_ANY
         rc = -errno if rc < 0 else reply_entry(t, r, &p, name, False)
         if rc == -ENOENT and count_links(old.fd) == 0:
             rc = tell_once(t, r, old.index, rc)

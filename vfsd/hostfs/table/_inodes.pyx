@@ -13,7 +13,7 @@ from vfsd.hostfs.table._nodes cimport (
 )
 from vfsd.hostfs.table._notes cimport note_drop, note_name
 from vfsd.hostfs.table._slots cimport (
-    BY_NAME, DIRTY_NOTHING, DIRTY_PAGES, SEEN_NAMES, generation_of, inode_t, load_acquire_int, load_acquire_u64,
+    BY_NAME, DIRTY_NOTHING, DIRTY_PAGES, ORIGIN_DISK, SEEN_NAMES, generation_of, inode_t, load_acquire_int, load_acquire_u64,
     named_t, note_t, place_t, store_release_u64,
     believes_names, walk_may_wait,
 )
@@ -176,8 +176,8 @@ cdef int entry_at(tables_t *t, const place_t *parent, const char *name, bint ope
     if t.submounts and is_mount(&t.inodes[parent.index], &t.inodes[index]):
         out.attr.flags |= FUSE_ATTR_SUBMOUNT
     rc = t.inodes[index].nlookup == 1
-    if rc and walk == WAIT_COLD:
-        t.inodes[index].cold_listing = t.inodes[index].mode == h.S_IFDIR
+    if rc and walk == WAIT_COLD and t.inodes[index].mode == h.S_IFDIR:
+        t.inodes[index].origin = ORIGIN_DISK
     inode_put(t, index)
     return rc
 

@@ -10,7 +10,7 @@ from vfsd.fuse.dispatch cimport FILE_SYSTEMS
 from vfsd.hostfs.table._handles cimport unopened_drop
 from vfsd.hostfs.table._notes cimport note_drop
 from vfsd.hostfs.table._slots cimport (
-    BUSY, BY_NAME, INODES_MAX, REFERENCES, SHARDS, add_u64, cas_int, clear_bits_u64, generation_of, inode_t,
+    BUSY, BY_NAME, INODES_MAX, ORIGIN_ANY, REFERENCES, SHARDS, add_u64, cas_int, clear_bits_u64, generation_of, inode_t,
     load_acquire_int, load_acquire_u64, note_t, reference, set_bits_u64, store_release_int, store_release_u64, tables_t,
 )
 
@@ -209,7 +209,8 @@ cdef uint32_t insert(tables_t *t, int fd, const h.statx_t *st, note_t *note) noe
     inode.mode = <uint16_t>(st.stx_mode & h.S_IFMT)
     inode.fd = fd
     inode.used = DIRECTORY_LIVES if inode.mode == h.S_IFDIR else 1
-    inode.finds_new = inode.cold_listing = inode.mapped = 0
+    inode.finds_new = inode.mapped = 0
+    inode.origin = ORIGIN_ANY
     inode.kill = inode.cached = 0
     inode.nlookup = 1
     pthread_mutex_lock(shard_of(t, bucket))

@@ -45,6 +45,12 @@ cdef enum:
     DIRTY_PAGES                # stores through shared mappings
     DIRTY_SIZES                # what was written, and so the size (writeback cache)
 
+# Where an inode came from, as long as that counts.
+cdef enum:
+    ORIGIN_ANY
+    ORIGIN_DISK                # a directory whose inode was not in memory, until it is listed
+    ORIGIN_TMPFILE             # a file that the guest made without a name, until it gives it one
+
 cdef enum:
     XATTR_PREFIX, XATTR_OK, XATTR_BAD, XATTR_UNSUPPORTED
 
@@ -106,7 +112,7 @@ cdef struct inode_t:           # 128 bytes
     uint8_t used               # how often the evictor's hand passes before it takes the anchor
     uint8_t mapped             # a file with parts in the DAX window
     uint8_t finds_new          # a directory in which the last name looked up led to a new inode
-    uint8_t cold_listing       # a directory that came from the disk and has not been listed since
+    uint8_t origin             # ORIGIN_*
     note_t note                # written by the evictor alone
 
 
