@@ -262,7 +262,7 @@ class GuestQueue:
         poll.register(self.guest.sock, 0)
         left = deadline - time.monotonic()
         events = dict(poll.poll(max(0, left) * 1000))
-        if self.guest.sock.fileno() in events:
+        if self.guest.sock.fileno() in events and self.call_fd not in events:
             raise ConnectionError("the daemon has closed the connection")
         if not events:
             raise TimeoutError(f"queue {self.index}: {len(self._pending)} chains without an answer")

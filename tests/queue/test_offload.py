@@ -233,6 +233,7 @@ def test_no_more_requests_wait_at_once_than_the_operator_allows(disk: Path, daem
     assert threads_below(served.pid) <= before + 2 + 1  # the queue's second one comes too
     command("fsfreeze", "-u", disk)
     assert eventually(lambda: share.ended == [0] * 20, WAIT_S)
+    assert eventually(lambda: threads_below(served.pid) <= before + 1, WAIT_S)  # the pool's end when idle
     share.device.remove()
 
 

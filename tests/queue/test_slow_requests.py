@@ -40,6 +40,7 @@ class Served(NamedTuple):
     local: int
     below: int  # nodeid of the slow file system's root
     held: Held
+    pid: int  # of the server
 
 
 def hold(guest: Guest, mount: SlowMount, flags: int = os.O_RDWR) -> Held:
@@ -55,16 +56,16 @@ def hold(guest: Guest, mount: SlowMount, flags: int = os.O_RDWR) -> Held:
 
 
 @contextmanager
-def served(start: StartDaemon, base: Path) -> Iterator[Served]:
+def served(start: StartDaemon, base: Path, *options: str) -> Iterator[Served]:
     share = base / "share"
     share.mkdir()
     (share / "local").touch()
     with slow_mount(base / "source", share / "slow", 0) as mount:
-        daemon = start(share, options=OPTIONS)
+        daemon = start(share, options=[*OPTIONS, *options])
         guest = Guest(daemon.socket)
         try:
             guest.init()
-            yield Served(guest, mount, guest.walk("local"), guest.walk("slow"), hold(guest, mount))
+            yield Served(guest, mount, guest.walk("local"), guest.walk("slow"), hold(guest, mount), daemon.server)
         finally:
             mount.set_delay("ALL", 0)
             guest.close()
@@ -95,3 +96,22 @@ def beside(place: Served, name: str) -> None:
 @pytest.mark.parametrize("name", sorted(REQUESTS.keys() - ELSEWHERE))
 def test_nobody_waits_for_a_slow(name: str, place: Served) -> None:
     beside(place, name)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_there_are_no_more_threads_than_the_operator_allows(size: int, daemon: StartDaemon, tmp_path: Path) -> None:
+    with served(daemon, tmp_path, "--thread-pool-size", str(size)) as place:
+        before = threads_of(place.pid)
+        queue = place.guest.queues[1]
+        place.mount.set_delay("GETATTR", SLOW_US // 4)
+        tokens = [queue.submit("GETATTR", place.below, bytes(abi.GETATTR_IN.size)) for _ in range(4 * size)]
+        seen = 0
+        for token in tokens:
+            seen = max(seen, threads_of(place.pid))
+            assert queue.wait(token).error == 0
+            seen = max(seen, threads_of(place.pid))
+        assert seen <= before + size + 1  # the one that stands by is the queue's own
+
+
+def threads_of(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/task"))

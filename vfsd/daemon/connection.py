@@ -15,10 +15,12 @@ from vfsd.hostfs.fs import HostFs
 from vfsd.queue._pool import Pool
 from vfsd.queue._queue import Queue
 from vfsd.queue._watcher import Watcher
-from vfsd.vhost.backend import CLOSE_TIMEOUT_S, Backend
+from vfsd.vhost.backend import Backend
 from vfsd.vhost.shmem import SharedMemory
 
 log = logging.getLogger("vfsd.daemon")
+
+CLOSE_STEPS = 5  # more than there are in close(), each with its part of --stop-timeout
 
 PAGE_SHIFT = PAGESIZE.bit_length() - 1
 
@@ -45,6 +47,7 @@ class Connection:
         settings = share.settings
         self.queues_max = 1 + settings.num_request_queues
         self.inband = settings.inband
+        self._close_s = settings.stop_timeout_s / CLOSE_STEPS
         self.config = None if settings.tag is None else CONFIG.pack(settings.tag, settings.num_request_queues)
         self._queues: dict[int, Queue] = {}
         self._told: Counter[str] = Counter()  # requests of sessions that have ended
@@ -82,11 +85,11 @@ class Connection:
         As far as that can be done in a moment: what a request that hangs still works with goes when the
         process does.
         """
-        self.backend.close()
+        self.backend.close(self._close_s)
         self._watcher.close()
         self._dispatch.shut()
-        if self._pool.close(CLOSE_TIMEOUT_S) and not any(queue.abandoned for queue in self._known_queues()):
-            within(CLOSE_TIMEOUT_S, self._forget)
+        if self._pool.close(self._close_s) and not any(queue.abandoned for queue in self._known_queues()):
+            within(self._close_s, self._forget)
 
     def _forget(self) -> None:
         self._session.end()

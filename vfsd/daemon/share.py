@@ -21,7 +21,7 @@ from vfsd.options.table import ServeOptions
 from vfsd.sandbox import capabilities
 from vfsd.sandbox.sandbox import Sandbox, Walls
 
-OFFLOAD_THREADS = 64  # unless the operator says; they come only as requests block
+OFFLOAD_THREADS = 128  # unless the operator says; they come only as requests block
 
 
 class ShareSettings(NamedTuple):
@@ -32,6 +32,7 @@ class ShareSettings(NamedTuple):
     fd_budget: descriptors that a guest's inodes and open files together may have.
     poll_us: the longest a request queue polls before it sleeps.
     offload_threads: how many of a guest's requests may wait at once, each on a thread.
+    stop_timeout_s: until a server is killed that is to end.
     """
 
     path: str
@@ -43,6 +44,7 @@ class ShareSettings(NamedTuple):
     fd_budget: int
     poll_us: int
     offload_threads: int
+    stop_timeout_s: float
     dax_window: int = 0
 
 
@@ -96,6 +98,7 @@ def open_share(options: ServeOptions) -> Share:
         fd_budget=guest_descriptors(options.fd_budget),
         poll_us=options.poll_us,
         offload_threads=options.thread_pool_size or OFFLOAD_THREADS,
+        stop_timeout_s=options.stop_timeout,
         dax_window=options.dax_window or 0,
     )
     try:

@@ -49,7 +49,6 @@ SILENT_S: Final = 300.0  # until it begins: a VMM connects before it has all of 
 PARTIAL_S: Final = 10.0  # for the rest of it
 STARTING_MAX: Final = 16  # servers that have not answered it yet
 STARTING_S: Final = 10.0
-END_S: Final = 5.0  # for a server to end in order; then SIGKILL
 KILLED_S: Final = 1.0  # for one to be gone after that
 PAUSE_S: Final = 0.1  # before the next try to accept or fork where something can't be had
 
@@ -445,7 +444,7 @@ class Supervisor:
         elif kind in (Kind.ENDING, Kind.FAULT) and guest.why is None:
             guest.why = (logging.INFO if kind is Kind.ENDING else logging.WARNING, text)
             if guest.until is None:
-                guest.until = time.monotonic() + END_S
+                guest.until = time.monotonic() + guest.share.settings.stop_timeout_s
         elif kind is Kind.ENDED:
             guest.summary = text
         elif kind is Kind.REFUSED and text.isascii() and text.isdigit():
@@ -453,7 +452,7 @@ class Supervisor:
 
     def _end(self, guest: Guest) -> None:
         os.kill(guest.pid, signal.SIGTERM)
-        guest.until = time.monotonic() + END_S
+        guest.until = time.monotonic() + guest.share.settings.stop_timeout_s
 
     def _kill(self, guest: Guest) -> None:
         if not guest.killed:

@@ -143,6 +143,7 @@ class ServeOptions:
     dax_window: int | None
     dax_policy: DaxPolicy | None
     thread_pool_size: int
+    stop_timeout: float
     rlimit_nofile: int | None
     log_level: str
     syslog: bool
@@ -349,6 +350,11 @@ SERVE_OPTIONS = (
         "--thread-pool-size", "At most this many threads for each guest's requests that have to wait, for a"
         " disk or so; they come as they are needed. 0: as many as there is use for.",
         check_number(0, THREAD_POOL_MAX), "N", default="0",
+    ),
+    Option(
+        "--stop-timeout", "At SIGTERM, and when a front end leaves, what is still under way has this long to"
+        " end; then the guest's server is killed.",
+        check_seconds, "SECONDS", default="5",
     ),
     Option(
         "--rlimit-nofile", "The limit of open descriptors (ulimit -n); 0 leaves it alone. As high as"

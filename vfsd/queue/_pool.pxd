@@ -15,6 +15,7 @@ cdef struct pool_t:
     unsigned int waiting   # tasks nobody has taken
     unsigned int idle      # threads with nothing to do
     unsigned int threads
+    unsigned int borrowed  # threads of queues, which count as well
     unsigned int threads_max
     bint stop
     void *owner            # the Pool: borrowed
@@ -26,6 +27,11 @@ cdef struct pool_t:
 # Have a thread run the task, a new one if all are busy and there may be more. Never waits for it. False: there is
 # no thread, and none can be had.
 cdef bint pool_submit(pool_t *p, task_t *task) noexcept nogil
+
+# For a thread that a queue adds to its two: False when there are as many as there may be, one of them the pool's own.
+cdef bint pool_borrow(pool_t *p) noexcept nogil
+# It has ended, or could not be had.
+cdef void pool_return(pool_t *p) noexcept nogil
 
 
 cdef class Pool:

@@ -1,4 +1,4 @@
-"""The offload pool: threads come as they are needed, up to a limit, and stay."""
+"""The offload pool: threads come as they are needed, up to a limit, and end when they are not needed."""
 
 cimport cython
 
@@ -6,9 +6,8 @@ from libc.stdint cimport uint64_t
 
 from vfsd.sys._clock cimport clock_ns
 from vfsd.sys._threads cimport (
-    cond_init_monotonic, cond_wait_ns, pthread_cond_broadcast, pthread_cond_destroy, pthread_cond_init, pthread_cond_signal,
-    pthread_cond_wait, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock,
-    pthread_mutex_unlock,
+    cond_init_monotonic, cond_wait_ns, pthread_cond_broadcast, pthread_cond_destroy, pthread_cond_signal,
+    pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
 )
 
 import logging
@@ -17,6 +16,9 @@ import threading
 __all__ = ("Pool",)
 
 log = logging.getLogger("vfsd.queue")
+
+cdef enum:
+    IDLE_S = 5  # after which a thread ends
 
 cdef bint pool_submit(pool_t *p, task_t *task) noexcept nogil:
     cdef bint grow, taken = True
@@ -28,7 +30,7 @@ cdef bint pool_submit(pool_t *p, task_t *task) noexcept nogil:
         p.last.next = task
     p.last = task
     p.waiting += 1
-    grow = p.waiting > p.idle and p.threads < p.threads_max
+    grow = p.waiting > p.idle and p.threads + p.borrowed < p.threads_max
     if grow:
         p.threads += 1
     pthread_cond_signal(&p.work)
@@ -39,6 +41,21 @@ cdef bint pool_submit(pool_t *p, task_t *task) noexcept nogil:
         taken = p.threads > 0 or not take_back(p, task)
         pthread_mutex_unlock(&p.lock)
     return taken
+
+
+cdef bint pool_borrow(pool_t *p) noexcept nogil:
+    cdef bint there
+    pthread_mutex_lock(&p.lock)
+    there = max(p.threads, 1) + p.borrowed < p.threads_max
+    p.borrowed += there
+    pthread_mutex_unlock(&p.lock)
+    return there
+
+
+cdef void pool_return(pool_t *p) noexcept nogil:
+    pthread_mutex_lock(&p.lock)
+    p.borrowed -= 1
+    pthread_mutex_unlock(&p.lock)
 
 
 cdef bint take_back(pool_t *p, task_t *task) noexcept nogil:
@@ -70,12 +87,14 @@ cdef bint add_thread(pool_t *p) noexcept with gil:
 
 cdef void work(pool_t *p) noexcept nogil:
     cdef task_t *task
+    cdef bint idle = False
     pthread_mutex_lock(&p.lock)
     while True:
-        while p.first == NULL and not p.stop:
+        while p.first == NULL and not p.stop and not idle:
             p.idle += 1
-            pthread_cond_wait(&p.work, &p.lock)
+            idle = cond_wait_ns(&p.work, &p.lock, IDLE_S * <uint64_t>1000000000)
             p.idle -= 1
+        idle = False
         task = p.first
         if task == NULL:
             p.threads -= 1
@@ -99,8 +118,8 @@ cdef class Pool:
         self.p.owner = <void *>self
         self.p.threads_max = threads_max
         pthread_mutex_init(&self.p.lock, NULL)
-        pthread_cond_init(&self.p.work, NULL)
         cond_init_monotonic(&self.p.ended)
+        cond_init_monotonic(&self.p.work)
 
     def __dealloc__(self):
         pthread_cond_destroy(&self.p.work)

@@ -19,7 +19,7 @@ from vfsd.queue._notify cimport (
 )
 from vfsd.queue._parked cimport cancel_parked, complete_ready, park, parks_free, parks_init
 from vfsd.queue._polling cimport adapt, look_for_more
-from vfsd.queue._pool cimport Pool, pool_submit
+from vfsd.queue._pool cimport Pool, pool_borrow, pool_return, pool_submit
 from vfsd.queue._replies cimport (
     NOT_ON_RING, begin_on_ring, call_guest, call_if_wanted, complete_request, complete_unanswered, end_on_ring,
 )
@@ -66,7 +66,7 @@ cdef extern from "_syscalls.h" nogil:
 
 cdef enum:
     CALL_EVERY = 1 << 19  # bytes in the middle of a batch: the guest has work while the rest is copied
-    THREADS_MAX = 64  # of a queue: each may be caught in a request
+    OWN_THREADS = 2  # of a queue: one serves the ring and one stands by; further ones count as the pool's
     IOV_SLACK = 1024  # iovecs beyond one per element: a batch, and elements that cross regions
 
 # Who has the ring after a chain.
@@ -207,7 +207,7 @@ cdef bint take_ring(queue_t *q) noexcept nogil:
     cdef bint caught = False
     pthread_mutex_lock(&q.gate)
     w = q.holder
-    if w != NULL and not q.stop and (q.sleepers or q.threads < THREADS_MAX):
+    if w != NULL and not q.stop:
         store_relaxed_int(&w.taken, 1)
         heavy_fence()
         caught = load_acquire_int(&w.in_request) and load_relaxed_u16(&q.next_avail) == q.seen_avail
@@ -245,8 +245,19 @@ cdef bint lend(queue_t *q) noexcept nogil:
     return True
 
 
-cdef bint add_standby(queue_t *q) noexcept with gil:
-    """False: no thread can be had, so that what blocks goes to the pool."""
+cdef bint add_standby(queue_t *q) noexcept nogil:
+    """False: there are as many threads as may be, or none can be had."""
+    cdef bint borrows = q.threads >= OWN_THREADS
+    if borrows and not pool_borrow(q.pool):
+        return False
+    if start_standby(q):
+        return True
+    if borrows:
+        pool_return(q.pool)
+    return False
+
+
+cdef bint start_standby(queue_t *q) noexcept with gil:
     try:
         (<Run>q.owner).add_thread()
     except (RuntimeError, MemoryError) as problem:
@@ -530,6 +541,8 @@ cdef class Run:
         free(w)
         pthread_mutex_lock(&self.q.gate)
         self.q.threads -= 1
+        if self.q.threads >= OWN_THREADS:
+            pool_return(self.q.pool)
         pthread_cond_broadcast(&self.q.gate_changed)
         pthread_mutex_unlock(&self.q.gate)
 
