@@ -38,7 +38,7 @@ def test_a_tmpfile_is_a_file_without_a_name(guest: Guest, served: Daemon, share:
 
 
 def test_it_is_no_file_that_the_host_has_removed(guest: Guest, share: Path) -> None:
-    """overlayfs works on it without an open file while it copies up, and does not look up again upon ESTALE."""
+    """overlayfs truncates it by its inode while it copies up, and does not look up again upon ESTALE."""
     entry, fh = guest.tmpfile(ROOT)
     guest.write(entry.nodeid, fh, 0, b"data")
     assert guest.truncate(entry.nodeid, 2).size == 2

@@ -65,7 +65,8 @@ def served(start: StartDaemon, base: Path, *options: str) -> Iterator[Served]:
         guest = Guest(daemon.socket)
         try:
             guest.init()
-            yield Served(guest, mount, guest.walk("local"), guest.walk("slow"), hold(guest, mount), daemon.server)
+            local, below = guest.walk("local"), guest.walk("slow")
+            yield Served(guest, mount, local, below, hold(guest, mount), daemon.server)
         finally:
             mount.set_delay("ALL", 0)
             guest.close()
@@ -99,7 +100,7 @@ def test_nobody_waits_for_a_slow(name: str, place: Served) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_there_are_no_more_threads_than_the_operator_allows(size: int, daemon: StartDaemon, tmp_path: Path) -> None:
+def test_there_are_no_more_threads_than_allowed(size: int, daemon: StartDaemon, tmp_path: Path) -> None:
     with served(daemon, tmp_path, "--thread-pool-size", str(size)) as place:
         before = threads_of(place.pid)
         queue = place.guest.queues[1]
