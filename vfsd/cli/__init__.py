@@ -12,7 +12,7 @@ import click
 from vfsd import __version__
 from vfsd.errors import EXIT_BUG, EXIT_USAGE, ConfigError
 
-COMMANDS = ("bench", "config", "doctor", "guest", "mount", "serve")  # each in the module of its name
+COMMANDS = ("bench", "config", "ctl", "doctor", "guest", "mount", "serve")  # each in the module of its name
 
 
 # Says the help. Debian 12's click (8.1) has it not: it prints the help itself.

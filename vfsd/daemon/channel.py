@@ -1,4 +1,4 @@
-"""What a server tells its supervisor: one packet for each thing, of which the supervisor believes none.
+"""What a server tells its supervisor, which believes none of it, and the other way: a packet for each thing.
 
 A server that a guest has taken over can send anything; it can't make the supervisor wait or grow.
 """
@@ -19,6 +19,8 @@ class Kind(StrEnum):
     FAULT = "fault"  # the same, when it is something to look into
     ENDED = "ended"  # what it did, in numbers
     REFUSED = "refused"  # the number of a system call that its sandbox does not allow
+    REPORT = "report"  # what it has done so far, when the supervisor has asked with the same
+    LOG_LEVEL = "log-level"  # of the supervisor: what to log from now on
 
 
 KINDS: Final = {str(kind): kind for kind in Kind}
@@ -35,12 +37,12 @@ class Channel:
         return self.sock.fileno()
 
     def tell(self, kind: Kind, text: str = "") -> None:
-        """Of a server: to a supervisor that may have ended, or is behind."""
+        """To one that may have ended, or is behind."""
         with suppress(OSError):
             self.sock.send(f"{kind} {text}".encode(errors="backslashreplace")[:PACKET_MAX])
 
     def told(self) -> Iterator[tuple[Kind, str]]:
-        """Of the supervisor: what has come. EOFError when the server has closed its end."""
+        """What has come. EOFError when the other end is closed."""
         for _ in range(PACKETS_PER_CALL):
             try:
                 packet = self.sock.recv(PACKET_MAX)

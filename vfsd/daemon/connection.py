@@ -96,8 +96,14 @@ class Connection:
         self._dispatch.close()
         self._fs.tables.close()
 
-    def summary(self) -> str:
-        """One line: requests and errors so far, and what went wrong with rings."""
+    def report(self) -> str:
+        """FUSE version, requests and errors so far, for the control socket."""
+        agreed = self._session.agreed
+        requests, errors, _ = self._count()
+        return f"{'-' if agreed is None else f'7.{agreed.minor}'} {requests} {errors}"
+
+    def _count(self) -> tuple[int, int, Counter[str]]:
+        """Requests, those answered with an error, and what went wrong with rings."""
         requests = errors = 0
         troubles: Counter[str] = Counter()
         for queue in self._known_queues():
@@ -106,6 +112,11 @@ class Connection:
             troubles.update({k: n for k, n in ring.items() if n and k not in ("kicks", "calls")})
             requests += sum(op["requests"] for op in counters.values())
             errors += sum(op["errors"] for op in counters.values())
+        return requests, errors, troubles
+
+    def summary(self) -> str:
+        """One line: requests and errors so far, and what went wrong with rings."""
+        requests, errors, troubles = self._count()
         text = f"{requests} requests, {errors} answered with an error"
         left_out = self._fs.tables.counts()["names_left_out"]
         if left_out:

@@ -188,21 +188,29 @@ def polled(fd: int) -> Output:
 
 def start(level: str, syslog: str | None = None) -> None:
     """Log to stderr, or to syslog as that program; as the supervisor. level: one of LOG_LEVELS."""
-    rate = DEBUG_RATE if level == "debug" else SUPERVISOR_RATE
     if syslog is None:
-        handler = Handler(without_waiting(sys.stderr.fileno()), rate)
+        handler = Handler(without_waiting(sys.stderr.fileno()), SUPERVISOR_RATE)
     else:
-        handler = SyslogHandler(syslog, rate)
+        handler = SyslogHandler(syslog, SUPERVISOR_RATE)
     handler.setFormatter(logging.Formatter(FORMAT))
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(logging.CRITICAL + 1 if level == "off" else level.upper())
+    logging.getLogger().handlers[:] = [handler]
+    set_level(level)
 
 
 def note(lines: Sequence[str]) -> None:
     """What the operator should know of options."""
     for line in lines:
         logging.getLogger("vfsd").warning("%s", line)
+
+
+def set_level(level: str) -> None:
+    """One of LOG_LEVELS, from now on."""
+    root = logging.getLogger()
+    root.setLevel(logging.CRITICAL + 1 if level == "off" else level.upper())
+    (handler,) = root.handlers
+    assert isinstance(handler, Handler)
+    usual = SERVER_RATE if handler.sandboxed else SUPERVISOR_RATE
+    handler.begin(DEBUG_RATE if level == "debug" else usual)
 
 
 def become_server() -> set[int]:

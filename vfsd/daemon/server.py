@@ -113,7 +113,7 @@ def serve(connection: Connection, caught: Signals, channel: Channel) -> str:
             caught.take()
             if caught.stops:
                 return "the daemon stops"
-        if channel.fileno() in ready:
+        if channel.fileno() in ready and not heed(channel, connection):
             return "the supervisor has ended"
         if connection.backend.fileno() in ready:
             try:
@@ -128,6 +128,19 @@ def serve(connection: Connection, caught: Signals, channel: Channel) -> str:
             if not served:
                 channel.tell(Kind.SERVED)
                 served = True
+
+
+def heed(channel: Channel, connection: Connection) -> bool:
+    """What the supervisor asks for. False: it has ended."""
+    try:
+        for kind, text in channel.told():
+            if kind is Kind.REPORT:
+                channel.tell(Kind.REPORT, connection.report())
+            elif kind is Kind.LOG_LEVEL:
+                logs.set_level(text)
+    except EOFError:
+        return False
+    return True
 
 
 def shortage_behind(problem: BaseException | None) -> OSError | None:

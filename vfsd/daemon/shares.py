@@ -17,7 +17,7 @@ from vfsd.daemon.process import (
     set_descriptor_limit,
 )
 from vfsd.daemon.share import Share, open_root, open_share
-from vfsd.daemon.sockets import Listener, check_all_used, open_socket
+from vfsd.daemon.sockets import Listener, check_all_used, open_control, open_socket
 from vfsd.daemon.supervisor import Supervisor
 from vfsd.daemon.systemd import notify_ready, notify_reloading, sockets_handed_over
 from vfsd.errors import ConfigError
@@ -53,9 +53,16 @@ def serve(path: str, config: Config, outweighing: Mapping[str, Given]) -> int:
     first = next(iter(config.shares.values())).options
     set_descriptor_limit(first.rlimit_nofile)
     shares = Shares(path, config, outweighing)
+    try:
+        control = open_control(first)
+    except BaseException:
+        shares.close()
+        raise
     with (
         Signals(signal.SIGCHLD, signal.SIGHUP) as caught,
-        Supervisor(shares.pairs(), caught, on_hangup=lambda: shares.reload(supervisor)) as supervisor,
+        Supervisor(
+            shares.pairs(), caught, on_hangup=lambda: shares.reload(supervisor), control=control
+        ) as supervisor,
     ):
         drop_process_wide()
         shares.tell_ready()
@@ -80,6 +87,11 @@ class Shares:
 
     def pairs(self) -> list[tuple[Listener, Share]]:
         return [(one.listener, one.share) for one in self._served.values()]
+
+    def close(self) -> None:
+        for listener, share in self.pairs():
+            listener.close()
+            share.close()
 
     def tell_ready(self) -> None:
         for name in self._served:

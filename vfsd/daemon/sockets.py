@@ -35,6 +35,7 @@ class Listener:
         opened.setblocking(False)
         self._opened = opened
         self._sock: socket | None = None
+        self.path = opened.getsockname() if path is None else path
         self._path = path
         self._inode = None if path is None else os.lstat(path).st_ino
 
@@ -99,6 +100,13 @@ def open_socket(
     return listen(options.socket, options.socket_group, replaced)
 
 
+def open_control(options: ServeOptions) -> Listener | None:
+    """Of --control-socket. ConfigError."""
+    if options.control_socket is None:
+        return None
+    return listen(options.control_socket, option="--control-socket")
+
+
 def check_all_used(handed: Mapping[str, int], served: Iterable[ServeOptions]) -> None:
     """ConfigError: a socket was handed over that nobody would answer at."""
     used = {socket_place(options.socket) for options in served if options.socket is not None}
@@ -106,19 +114,20 @@ def check_all_used(handed: Mapping[str, int], served: Iterable[ServeOptions]) ->
         raise ConfigError("LISTEN_FDS", f"{path} is no share's socket; give it to a share, or end its unit")
 
 
-def listen(path: str, group: int | None = None, replaced: Listener | None = None) -> Listener:
+def listen(
+    path: str, group: int | None = None, replaced: Listener | None = None, option: str = "--socket"
+) -> Listener:
     """On a socket at that path, for the daemon's user or for that group too.
 
     A stale one there is replaced, a live or foreign file is not. HostError.
     """
     if replaced is None or not replaced.has_file():
-        remove_stale(path)
+        remove_stale(path, option)
     # Who sees the path can connect: it gets its name once it listens.
     staged = f"{path}.{os.getpid()}"
     if len(os.fsencode(staged)) > SOCKET_PATH_BYTES:
         staged = path
     sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
-    option = "--socket"
     mask = os.umask(OWNER_ONLY if group is None else GROUP_TOO)
     try:
         sock.bind(staged)
@@ -131,7 +140,7 @@ def listen(path: str, group: int | None = None, replaced: Listener | None = None
         if sock.getsockname():
             os.unlink(staged)
         sock.close()
-        advice = "choose another path" if option == "--socket" else "name a group of yours"
+        advice = "name a group of yours" if option == "--socket-group" else "choose another path"
         raise HostError(option, f"can't listen on {path} ({problem.strerror}); {advice}") from problem
     finally:
         os.umask(mask)
@@ -165,20 +174,20 @@ def is_connected(sock: _socket.socket) -> bool:
     return True
 
 
-def remove_stale(path: str) -> None:
+def remove_stale(path: str, option: str) -> None:
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise HostError("--socket", f"{path} is no socket; remove it or choose another path")
+        raise HostError(option, f"{path} is no socket; remove it or choose another path")
     probe = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     # A daemon whose backlog is full is alive too.
     probe.setblocking(False)
     problem = probe.connect_ex(path)
     probe.close()
     if problem != errno.ECONNREFUSED:
-        raise HostError("--socket", f"a daemon listens on {path}; stop it or choose another path")
+        raise HostError(option, f"a daemon listens on {path}; stop it or choose another path")
     try:
         os.unlink(path)
     except FileNotFoundError:

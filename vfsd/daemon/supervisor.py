@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from errno import ENOMEM
 from fcntl import ioctl
 from functools import partial
@@ -31,13 +31,17 @@ from vfsd.daemon.process import (
     set_descriptor_limit,
 )
 from vfsd.daemon.share import Share, open_share
-from vfsd.daemon.sockets import Listener, check_all_used, open_socket
+from vfsd.daemon.sockets import Listener, check_all_used, open_control, open_socket
 from vfsd.daemon.systemd import feed_watchdog, notify_ready, notify_status, sockets_handed_over, watchdog_s
 from vfsd.errors import EXIT_BUG
 from vfsd.fuse.opcodes import NAME as OPCODE_NAME
 from vfsd.options.table import ServeOptions
 from vfsd.sandbox.seccomp import name_of
 from vfsd.vhost.messages import HEADER, PAYLOAD_MAX
+
+TYPE_CHECKING = False  # see hostfs/choices.py
+if TYPE_CHECKING:
+    from vfsd.daemon.controlled import Controlled
 
 log = logging.getLogger("vfsd")
 
@@ -74,7 +78,16 @@ def serve(
         raise
     grow_descriptor_table(share.settings.fd_budget)
     once = once or listener.connected
-    with Signals(signal.SIGCHLD) as caught, Supervisor([(listener, share)], caught, once) as supervisor:
+    try:
+        control = open_control(options)
+    except BaseException:
+        listener.close()
+        share.close()
+        raise
+    with (
+        Signals(signal.SIGCHLD) as caught,
+        Supervisor([(listener, share)], caught, once, control=control) as supervisor,
+    ):
         drop_process_wide()
         ready()
         if not os.path.isdir(options.shared_dir):
@@ -114,6 +127,8 @@ class Guest:
         self.starting = True
         self.killed = False
         self.reported = False  # that it could not be ended
+        self.since = time.time()
+        self.report = ""  # what it has done, once it was asked
         self.why: tuple[int, str] | None = None  # its own words for its end, with their level
         self.summary = ""
         self.refused = ""  # what it was ended for by seccomp
@@ -123,12 +138,12 @@ class Supervisor:
     """Closing it ends every server.
 
     once: it takes one front end, waits for it as long as that takes, and ends when it leaves.
-    on_hangup: called for SIGHUP, unless that stops.
+    on_hangup: called for SIGHUP, unless that stops. control: what --control-socket listens on.
     """
 
     def __init__(
         self, shares: list[tuple[Listener, Share]], caught: Signals, once: bool = False,
-        on_hangup: Callable[[], None] | None = None,
+        on_hangup: Callable[[], None] | None = None, control: Listener | None = None,
     ) -> None:  # fmt: skip
         self.status = 0
         self._on_hangup = on_hangup
@@ -146,7 +161,12 @@ class Supervisor:
         self._short_of = ""  # what could not be had, until it could again
         self._watchdog_s = watchdog_s()
         self._fed_at = 0.0  # the watchdog, time.monotonic()
-        self._watch(caught.fileno(), self._on_signals)
+        self.watch(caught.fileno(), self._on_signals)
+        self._controlled: "Controlled | None" = None
+        if control is not None:
+            from vfsd.daemon import controlled  # most daemons have no use for it
+
+            self._controlled = controlled.Controlled(self, control)
         for listener, share in shares:
             if listener.connected:
                 self._meet(listener.sock.dup(), share)
@@ -159,9 +179,24 @@ class Supervisor:
 
     def __exit__(self, *_exception: object) -> None:
         self._stop_listening()
+        if self._controlled is not None:
+            self._controlled.close()
         self._epoll.close()
         for share in self._all_shares():
             share.close()
+
+    @property
+    def guests(self) -> Mapping[int, Guest]:
+        """By the process id of their server."""
+        return self._guests
+
+    @property
+    def shares(self) -> Collection[tuple[Listener, Share]]:
+        return self._shares
+
+    def end_guest(self, pid: int) -> None:
+        """End its server."""
+        self._end(self._guests[pid])
 
     def change(self, shares: list[tuple[Listener, Share]]) -> None:
         """Have these shares from now on. Servers of others go on until their guests leave."""
@@ -169,7 +204,7 @@ class Supervisor:
         inherited = dict(shares)
         heirs = {share: inherited.get(listener) for listener, share in before}
         for listener, share in before:
-            self._unwatch(listener.sock.fileno())
+            self.unwatch(listener.sock.fileno())
             if listener not in inherited:
                 listener.close()
             if all(share is not kept for _, kept in shares):
@@ -187,10 +222,10 @@ class Supervisor:
     def wait_for(self, fd: int, seconds: float, then: Callable[[bool], None]) -> None:
         """Have it called once: whether that descriptor can be read within that time."""
         self._awaited[fd] = (time.monotonic() + seconds, then)
-        self._watch(fd, partial(self._call_awaited, fd, True))
+        self.watch(fd, partial(self._call_awaited, fd, True))
 
     def _call_awaited(self, fd: int, ready: bool) -> None:
-        self._unwatch(fd)
+        self.unwatch(fd)
         self._awaited.pop(fd)[1](ready)
 
     def run(self) -> None:
@@ -230,13 +265,15 @@ class Supervisor:
         deadlines += [until for until, _ in self._awaited.values()]
         if self._paused_until is not None:
             deadlines.append(self._paused_until)
+        if self._controlled is not None and (until := self._controlled.deadline()) is not None:
+            deadlines.append(until)
         if self._watchdog_s is not None:
             deadlines.append(self._fed_at + self._watchdog_s)
         return max(0, min(deadlines) - time.monotonic()) if deadlines else None
 
     def _listen_on(self, listener: Listener, share: Share) -> None:
         events = select.EPOLLIN if self._paused_until is None else 0
-        self._watch(listener.sock.fileno(), partial(self._accept, listener, share), events)
+        self.watch(listener.sock.fileno(), partial(self._accept, listener, share), events)
 
     def _all_shares(self) -> list[Share]:
         return [*(share for _, share in self._shares), *self._removed]
@@ -247,11 +284,11 @@ class Supervisor:
                 self._removed.remove(share)
                 share.close()
 
-    def _watch(self, fd: int, source: Callable[[], None], events: int = select.EPOLLIN) -> None:
+    def watch(self, fd: int, source: Callable[[], None], events: int = select.EPOLLIN) -> None:
         self._epoll.register(fd, events)
         self._sources[fd] = source
 
-    def _unwatch(self, fd: int) -> None:
+    def unwatch(self, fd: int) -> None:
         if self._sources.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
@@ -259,6 +296,8 @@ class Supervisor:
         if self._watchdog_s is not None and now >= self._fed_at + self._watchdog_s:
             self._fed_at = now
             feed_watchdog()
+        if self._controlled is not None:
+            self._controlled.look(now)
         if self._paused_until is not None and now >= self._paused_until:
             self._resume()
         for silent in [s for s in self._silent.values() if not s.whole]:
@@ -294,7 +333,7 @@ class Supervisor:
                 return
             self._meet(sock, share)
             if self._once:
-                self._unwatch(listener.sock.fileno())
+                self.unwatch(listener.sock.fileno())
                 listener.stop()
                 return
 
@@ -308,7 +347,7 @@ class Supervisor:
         self._silent[sock.fileno()] = silent
         # Edge triggered: half a message is looked at once.
         look = partial(self._listen_to, silent)
-        self._watch(sock.fileno(), look, select.EPOLLIN | select.EPOLLET)
+        self.watch(sock.fileno(), look, select.EPOLLIN | select.EPOLLET)
         self._listen_to(silent)
 
     def _make_room(self) -> None:
@@ -333,7 +372,7 @@ class Supervisor:
 
     def _drop(self, silent: Silent) -> None:
         del self._silent[silent.sock.fileno()]
-        self._unwatch(silent.sock.fileno())
+        self.unwatch(silent.sock.fileno())
         silent.sock.close()
 
     def _pause(self, what: str, problem: OSError | MemoryError) -> None:
@@ -358,10 +397,10 @@ class Supervisor:
         """Idempotent. What would change the shares is not waited for any more."""
         self._paused_until = None
         for fd in self._awaited:
-            self._unwatch(fd)
+            self.unwatch(fd)
         self._awaited.clear()
         for listener, _ in self._shares:
-            self._unwatch(listener.sock.fileno())
+            self.unwatch(listener.sock.fileno())
             listener.close()
         for silent in list(self._silent.values()):
             self._drop(silent)
@@ -405,13 +444,15 @@ class Supervisor:
             theirs.close()
         guest = Guest(pid, silent.share, partition, latest, ours, time.monotonic() + STARTING_S)
         self._guests[pid] = guest
-        self._watch(ours.fileno(), partial(self._hear, guest))
+        self.watch(ours.fileno(), partial(self._hear, guest))
         self._drop(silent)
         self._tell_status()
 
     def _close_in_server(self, served: Silent, own: Channel) -> None:
         """In the process forked for a front end: what is the supervisor's."""
         own.close()
+        if self._controlled is not None:
+            self._controlled.socket.close_in_server()
         self._epoll.close()
         self._caught.close()
         for listener, _ in self._shares:
@@ -432,7 +473,7 @@ class Supervisor:
             for kind, text in guest.channel.told():
                 self._note(guest, kind, text)
         except EOFError:
-            self._unwatch(guest.channel.fileno())
+            self.unwatch(guest.channel.fileno())
 
     def _note(self, guest: Guest, kind: Kind, text: str) -> None:
         if kind is Kind.SERVED and guest.starting:
@@ -447,6 +488,9 @@ class Supervisor:
                 guest.until = time.monotonic() + guest.share.settings.stop_timeout_s
         elif kind is Kind.ENDED:
             guest.summary = text
+        elif kind is Kind.REPORT and self._controlled is not None:
+            guest.report = text
+            self._controlled.on_report(guest.pid)
         elif kind is Kind.REFUSED and text.isascii() and text.isdigit():
             guest.refused = f" when it made a system call that --seccomp refuses: {name_of(int(text))}"
 
@@ -486,10 +530,12 @@ class Supervisor:
     def _bury(self, guest: Guest, status: int) -> None:
         """A server has ended: say why."""
         self._hear(guest)
-        self._unwatch(guest.channel.fileno())
+        self.unwatch(guest.channel.fileno())
         guest.channel.close()
         guest.share.locks.segment.release(guest.partition)
         self._close_removed()
+        if self._controlled is not None:
+            self._controlled.on_report(guest.pid)
         self._tell_end(guest, status)
         self._tell_status()
         guest.latest.close()

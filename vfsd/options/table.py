@@ -143,6 +143,7 @@ class ServeOptions:
     dax_window: int | None
     dax_policy: DaxPolicy | None
     thread_pool_size: int
+    control_socket: str | None
     stop_timeout: float
     rlimit_nofile: int | None
     log_level: str
@@ -350,6 +351,10 @@ SERVE_OPTIONS = (
         "--thread-pool-size", "At most this many threads for each guest's requests that have to wait, for a"
         " disk or so; they come as they are needed. 0: as many as there is use for.",
         check_number(0, THREAD_POOL_MAX), "N", default="0",
+    ),
+    Option(
+        "--control-socket", "Listen here for vfsd ctl, of the daemon's own user and of root.",
+        check_socket, "PATH", of_process=True,
     ),
     Option(
         "--stop-timeout", "At SIGTERM, and when a front end leaves, what is still under way has this long to"
