@@ -137,8 +137,8 @@ def test_what_can_be_asked_is_told(served: Controlled) -> None:
         (b'{"jsonrpc": "2.0", "method": "status", "id": [1]}', INVALID_REQUEST, "id"),
         (b'{"jsonrpc": "2.0", "method": "quota", "id": 1}', METHOD_NOT_FOUND, "there are status, stop"),
         (b'{"jsonrpc": "2.0", "method": "stop", "params": [1], "id": 1}', INVALID_PARAMS, "names"),
-        (b'{"jsonrpc": "2.0", "method": "stop", "params": {"guest": "1"}}', INVALID_PARAMS, "no number"),
-        (b'{"jsonrpc": "2.0", "method": "stop", "params": {"gust": 1}}', INVALID_PARAMS, "no parameter"),
+        (b'{"jsonrpc": "2.0", "method": "stop", "params": {"guest": ""}, "id": 1}', INVALID_PARAMS, "number"),
+        (b'{"jsonrpc": "2.0", "method": "stop", "params": {"gust": 1}, "id": 1}', INVALID_PARAMS, "gust"),
         (b'{"jsonrpc": "2.0", "method": "log-level", "id": 1}', INVALID_PARAMS, "needs level"),
     ],
 )  # fmt: skip
@@ -149,6 +149,12 @@ def test_a_mistake_is_answered_and_the_connection_goes_on(
         error = said(sock, line)["error"]
         assert error["code"] == code and says in error["message"]
         assert said(sock, b'{"jsonrpc": "2.0", "method": "status", "id": "x"}')["id"] == "x"
+
+
+def test_a_notification_has_no_answer(served: Controlled) -> None:
+    with served.connect() as sock:
+        sock.sendall(b'{"jsonrpc": "2.0", "method": "quota"}\n{"jsonrpc": "2.0", "method": "status"}\n')
+        assert said(sock, b'{"jsonrpc": "2.0", "method": "status", "id": 7}')["id"] == 7
 
 
 def test_a_request_without_end_is_cut_off(served: Controlled) -> None:

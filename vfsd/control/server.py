@@ -147,18 +147,21 @@ class ControlSocket:
             self._answer(client, bytes(line))
 
     def _answer(self, client: Client, line: bytes) -> None:
-        number = None
         try:
             request = rpc.parse(line)
-            number = request.id
+        except rpc.RpcError as problem:
+            self._reply(client, rpc.error(None, problem))
+            return
 
-            def done(value: Any) -> None:
-                if request.id is not None:
-                    self._reply(client, rpc.result(request.id, value))
+        def done(value: Any) -> None:
+            if request.id is not None:
+                self._reply(client, rpc.result(request.id, value))
 
+        try:
             methods.call(self._daemon, request, done)
         except rpc.RpcError as problem:
-            self._reply(client, rpc.error(number, problem))
+            if request.id is not None:
+                self._reply(client, rpc.error(request.id, problem))
 
     def _reply(self, client: Client, message: bytes, last: bool = False) -> None:
         """last: the connection ends when it has been taken."""

@@ -162,7 +162,7 @@ class Supervisor:
         self._watchdog_s = watchdog_s()
         self._fed_at = 0.0  # the watchdog, time.monotonic()
         self.watch(caught.fileno(), self._on_signals)
-        self._controlled: "Controlled | None" = None
+        self._controlled: Controlled | None = None
         if control is not None:
             from vfsd.daemon import controlled  # most daemons have no use for it
 
