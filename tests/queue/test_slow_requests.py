@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from errno import ESTALE
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from fuse.ops import refused
 from fuse.rawguest import Guest
 from fuse.requests import REQUESTS, Held, request_for
 from fuse.wire import ROOT
@@ -112,6 +114,28 @@ def test_there_are_no_more_threads_than_allowed(size: int, daemon: StartDaemon, 
             assert queue.wait(token).error == 0
             seen = max(seen, threads_of(place.pid))
         assert seen <= before + size + 1  # the one that stands by is the queue's own
+
+
+def test_entries_of_a_listing_are_looked_up_by_several_threads(place: Served) -> None:
+    names = [f"{number:03}" for number in range(100)]
+    directory = place.guest.mkdir(place.below, b"many").nodeid
+    for name in names:
+        (place.mount.source / "many" / name).touch()
+    before = threads_of(place.pid)
+    place.mount.set_delay("LOOKUP", 5000)
+    entries = place.guest.listing(directory, plus=True)
+    place.mount.set_delay("LOOKUP", 0)
+    assert threads_of(place.pid) > before + 2
+    assert sorted(entry.name for entry in entries) == [name.encode() for name in names]
+    plain = place.guest.listing(directory)
+    assert [(entry.name, entry.off) for entry in entries] == [(entry.name, entry.off) for entry in plain]
+    for entry in entries:
+        assert entry.entry is not None
+        known = place.guest.lookup(directory, entry.name)
+        assert known.nodeid == entry.entry.nodeid
+        place.guest.forget(known.nodeid, 2)  # one lookup of the listing, one of just now
+        with refused(ESTALE):
+            place.guest.getattr(known.nodeid)
 
 
 def threads_of(pid: int) -> int:

@@ -46,7 +46,11 @@ cdef struct parked_t:
     void *waiter
 
 
+cdef struct dispatch_t
+
+
 cdef struct request_t:
+    const dispatch_t *dispatch
     fuse_in_header header   # private copy
     span_t body             # after the header, ends at header.len
     span_t reply            # room after the out header
@@ -73,7 +77,14 @@ ctypedef int (*hot_op_t)(void *fs, request_t *r) noexcept nogil
 ctypedef uint32_t (*file_system_of_t)(void *fs, uint64_t nodeid) noexcept nogil
 
 
+# A part of an operation that several threads may run at a time, each until there is nothing left to do.
+ctypedef void (*part_t)(void *work) noexcept nogil
+
+
 cdef struct dispatch_t:
+    # Runs it in this thread and in up to n - 1 others that are free, and returns when all have. NULL: there are none.
+    void (*spread)(void *threads, part_t part, void *work, unsigned int n) noexcept nogil
+    void *threads
     hot_op_t hot[OPCODES_MAX]
     void *hot_fs
     file_system_of_t file_system_of    # NULL: there is one
@@ -108,6 +119,13 @@ cdef int request_run(dispatch_t *d, request_t *r) noexcept nogil
 cdef uint32_t request_reply(request_t *r, int rc) noexcept nogil
 # Take the next arguments of a fixed size, also when run again. 0 or -EINVAL.
 cdef int request_args(request_t *r, void *to, uint32_t n) noexcept nogil
+
+
+cdef inline void spread(const dispatch_t *d, part_t part, void *work, unsigned int n) noexcept nogil:
+    if d.spread == NULL:
+        part(work)
+    else:
+        d.spread(d.threads, part, work, n)
 
 
 cdef inline uint32_t file_system_of(const dispatch_t *d, uint64_t nodeid) noexcept nogil:

@@ -128,6 +128,7 @@ cdef void take_head(request_t *r) noexcept nogil:
 
 cdef bint request_parse(dispatch_t *d, span_t readable, span_t writable, request_t *r) noexcept nogil:
     cdef uint32_t opcode
+    r.dispatch = d
     r.body = readable
     r.reply = writable
     r.reply_bytes = 0

@@ -1,5 +1,6 @@
 """Threads for what may block, so that no queue waits for it (docs/architecture.md, "Threads")."""
 
+from vfsd.fuse.dispatch cimport part_t
 from vfsd.sys._threads cimport pthread_cond_t, pthread_mutex_t
 
 
@@ -22,11 +23,15 @@ cdef struct pool_t:
     pthread_mutex_t lock
     pthread_cond_t work
     pthread_cond_t ended   # by CLOCK_MONOTONIC
+    pthread_cond_t helped
 
 
 # Have a thread run the task, a new one if all are busy and there may be more. Never waits for it. False: there is
 # no thread, and none can be had.
 cdef bint pool_submit(pool_t *p, task_t *task) noexcept nogil
+
+# See dispatch_t.spread. pool: a pool_t.
+cdef void pool_spread(void *pool, part_t part, void *work, unsigned int n) noexcept nogil
 
 # For a thread that a queue adds to its two: False when there are as many as there may be, one of them the pool's own.
 cdef bint pool_borrow(pool_t *p) noexcept nogil

@@ -6,8 +6,8 @@ from libc.stdint cimport uint64_t
 
 from vfsd.sys._clock cimport clock_ns
 from vfsd.sys._threads cimport (
-    cond_init_monotonic, cond_wait_ns, pthread_cond_broadcast, pthread_cond_destroy, pthread_cond_signal,
-    pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
+    cond_init_monotonic, cond_wait_ns, pthread_cond_broadcast, pthread_cond_destroy, pthread_cond_init,
+    pthread_cond_signal, pthread_cond_wait, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
 )
 
 import logging
@@ -19,6 +19,17 @@ log = logging.getLogger("vfsd.queue")
 
 cdef enum:
     IDLE_S = 5  # after which a thread ends
+    HELPERS_MAX = 31
+
+cdef struct spreading_t:  # work that several threads do
+    pool_t *pool
+    part_t part
+    void *work
+    unsigned int left     # helpers that have not ended; under the pool's lock
+
+cdef struct helper_t:
+    task_t task
+    spreading_t *of
 
 cdef bint pool_submit(pool_t *p, task_t *task) noexcept nogil:
     cdef bint grow, taken = True
@@ -55,6 +66,43 @@ cdef bint pool_borrow(pool_t *p) noexcept nogil:
 cdef void pool_return(pool_t *p) noexcept nogil:
     pthread_mutex_lock(&p.lock)
     p.borrowed -= 1
+    pthread_mutex_unlock(&p.lock)
+
+
+cdef void help(task_t *task) noexcept nogil:
+    cdef spreading_t *s = (<helper_t *>task).of
+    cdef pool_t *p = s.pool
+    s.part(s.work)
+    pthread_mutex_lock(&p.lock)
+    s.left -= 1
+    if s.left == 0:
+        pthread_cond_broadcast(&p.helped)
+    pthread_mutex_unlock(&p.lock)
+
+
+cdef void pool_spread(void *pool, part_t part, void *work, unsigned int n) noexcept nogil:
+    cdef pool_t *p = <pool_t *>pool
+    cdef helper_t helpers[HELPERS_MAX]
+    cdef spreading_t s
+    cdef unsigned int i, n_helpers = min(max(n, 1) - 1, <unsigned int>HELPERS_MAX)
+    s.pool, s.part, s.work = p, part, work
+    s.left = n_helpers
+    for i in range(n_helpers):
+        helpers[i].task.run = help
+        helpers[i].of = &s
+        if not pool_submit(p, &helpers[i].task):
+            break
+    else:
+        i = n_helpers
+    part(work)
+    pthread_mutex_lock(&p.lock)
+    s.left -= n_helpers - i
+    n_helpers = i
+    for i in range(n_helpers):
+        if take_back(p, &helpers[i].task):
+            s.left -= 1
+    while s.left:
+        pthread_cond_wait(&p.helped, &p.lock)
     pthread_mutex_unlock(&p.lock)
 
 
@@ -120,10 +168,12 @@ cdef class Pool:
         pthread_mutex_init(&self.p.lock, NULL)
         cond_init_monotonic(&self.p.ended)
         cond_init_monotonic(&self.p.work)
+        pthread_cond_init(&self.p.helped, NULL)
 
     def __dealloc__(self):
         pthread_cond_destroy(&self.p.work)
         pthread_cond_destroy(&self.p.ended)
+        pthread_cond_destroy(&self.p.helped)
         pthread_mutex_destroy(&self.p.lock)
 
     cdef int add_thread(self) except -1:

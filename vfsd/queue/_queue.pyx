@@ -19,7 +19,7 @@ from vfsd.queue._notify cimport (
 )
 from vfsd.queue._parked cimport cancel_parked, complete_ready, park, parks_free, parks_init
 from vfsd.queue._polling cimport adapt, look_for_more
-from vfsd.queue._pool cimport Pool, pool_borrow, pool_return, pool_submit
+from vfsd.queue._pool cimport Pool, pool_borrow, pool_return, pool_spread, pool_submit
 from vfsd.queue._replies cimport (
     NOT_ON_RING, begin_on_ring, call_guest, call_if_wanted, complete_request, complete_unanswered, end_on_ring,
 )
@@ -643,6 +643,8 @@ cdef class Queue:
         self.name = name
         self.dispatch = dispatch
         self.pool = pool
+        dispatch.table.spread = pool_spread
+        dispatch.table.threads = &pool.p
         self.watcher = watcher
         self.poll_ns = 1000 * poll_us
         self.gathers = gathers

@@ -7,17 +7,18 @@ from libc.string cimport memcpy, memset, strlen
 from vfsd.fuse cimport _wire as w
 from vfsd.fuse._wire cimport FUSE_ROOT_ID
 from vfsd.fuse.dispatch cimport (
-    NAME_MAX, TRY, WOULD_BLOCK, Dispatch, request_args, request_t, span_limit, span_write,
+    NAME_MAX, TRY, WOULD_BLOCK, Dispatch, request_args, request_t, span_limit, span_write, spread,
 )
 from vfsd.sys cimport _syscalls as h
+from vfsd.sys._clock cimport clock_ns
 from vfsd.hostfs.ops._caller cimport NAME_BYTES, place_get, place_put, place_t, reopen, room_for_handle
 from vfsd.hostfs.ops._gone cimport check_directory
 from vfsd.hostfs.table._handles cimport descriptor_put, handle_get, handle_open, handle_put
 from vfsd.hostfs.table._inodes cimport CACHED_ONLY, WAIT, WAIT_COLD, entry_at, opens_first
 from vfsd.hostfs.table._nodes cimport is_anchored
 from vfsd.hostfs.table._slots cimport (
-    LISTINGS, ORIGIN_ANY, ORIGIN_DISK, add_u64, cas_int, inode_t, listing_t, store_release_int, tables_t,
-    believes_names, walk_may_wait,
+    LISTINGS, ORIGIN_ANY, ORIGIN_DISK, add_int, add_u64, cas_int, inode_t, listing_t, store_release_int,
+    tables_t, believes_names, never_blocks, walk_may_wait,
 )
 from vfsd.hostfs.table._tables cimport Tables
 
@@ -60,6 +61,20 @@ cdef struct record_t:  # struct fuse_direntplus; without `entry` a struct fuse_d
     char name[NAME_BYTES]  # padded with zeros to a multiple of 8
 
 
+cdef enum:
+    AHEAD = 32        # entries that are looked up at a time
+    SLOW_NS = 100000  # a lookup that takes as long waits for a disk or a network
+
+
+cdef struct ahead_t:  # entries of a listing that several threads look up
+    tables_t *t
+    const place_t *parent
+    int n
+    int begun         # by any of them
+    const h.linux_dirent64 *entries[AHEAD]
+    w.fuse_entry_out found[AHEAD]
+
+
 cdef inline bint is_dot(const char *name) noexcept nogil:
     return name[0] == c'.' and (name[1] == 0 or (name[1] == c'.' and name[2] == 0))
 
@@ -99,11 +114,17 @@ cdef bint add_entry(tables_t *t, const place_t *parent, const h.linux_dirent64 *
     return True
 
 
+cdef inline uint32_t record_bytes(uint32_t name_bytes, bint plus) noexcept nogil:
+    """In the reply."""
+    return sizeof(w.fuse_dirent) + ((name_bytes + 7) & ~<uint32_t>7) + (sizeof(w.fuse_entry_out) if plus else 0)
+
+
 cdef int add_record(tables_t *t, request_t *r, const place_t *parent, const h.linux_dirent64 *entry,
-                    bint plus, bint *likely_new) noexcept nogil:
+                    bint plus, const w.fuse_entry_out *known, bint *likely_new) noexcept nogil:
     """One host entry as a record of the reply: 1, 0 if it does not fit, -EAGAIN if it would have to wait.
 
-    -ENAMETOOLONG: vfat, exfat, ntfs3, cifs and FUSE count characters, or have longer names.
+    -ENAMETOOLONG: vfat, exfat, ntfs3, cifs and FUSE count characters, or have longer names. known: what it
+    was looked up as, NULL: it has not been.
     """
     cdef const char *name = <const char *>(entry + 1)
     cdef record_t record
@@ -111,10 +132,12 @@ cdef int add_record(tables_t *t, request_t *r, const place_t *parent, const h.li
     if n > NAME_MAX:
         return -ENAMETOOLONG
     cdef uint32_t padded = (n + 7) & ~<uint32_t>7
-    cdef uint32_t size = sizeof(record.head) + padded + (sizeof(record.entry) if plus else 0)
+    cdef uint32_t size = record_bytes(n, plus)
     if size > r.reply.bytes:
         return 0
-    if plus and not add_entry(t, parent, entry, name, r.mode != TRY, likely_new, &record.entry):
+    if known != NULL:
+        record.entry = known[0]
+    elif plus and not add_entry(t, parent, entry, name, r.mode != TRY, likely_new, &record.entry):
         return -EAGAIN
     record.head.ino = entry.d_ino
     if r.header.nodeid == FUSE_ROOT_ID and is_dot(name):
@@ -129,6 +152,51 @@ cdef int add_record(tables_t *t, request_t *r, const place_t *parent, const h.li
     return 1
 
 
+cdef void look_up_ahead(void *work) noexcept nogil:
+    """By each of the threads: those that no other one has begun with."""
+    cdef ahead_t *a = <ahead_t *>work
+    cdef bint likely_new = True
+    cdef int i = add_int(&a.begun, 1) - 1
+    while i < a.n:
+        add_entry(a.t, a.parent, a.entries[i], <const char *>(a.entries[i] + 1), True, &likely_new, &a.found[i])
+        i = add_int(&a.begun, 1) - 1
+
+
+cdef int add_ahead(tables_t *t, request_t *r, const place_t *parent, listing_t *l) noexcept nogil:
+    """As many entries as fit, looked up by several threads as each takes long: their number, at least 2, or 0.
+
+    None is looked up that would not fit: the guest would not know of its lookup.
+    """
+    cdef ahead_t a
+    cdef const h.linux_dirent64 *entry
+    cdef uint64_t room = r.reply.bytes, began
+    cdef uint32_t at = l.at, size
+    cdef bint unused = False
+    cdef int i
+    a.t = t
+    a.parent = parent
+    a.n = a.begun = 0
+    while at < l.n and a.n < AHEAD:
+        entry = <const h.linux_dirent64 *>(l.entries + at)
+        size = <uint32_t>strlen(<const char *>(entry + 1))
+        if size > NAME_MAX or record_bytes(size, True) > room:
+            break
+        room -= record_bytes(size, True)
+        a.entries[a.n] = entry
+        a.n += 1
+        at += entry.d_reclen
+    if a.n < 2:
+        return 0
+    began = clock_ns()
+    spread(r.dispatch, look_up_ahead, &a, a.n)
+    l.slow = clock_ns() - began >= SLOW_NS
+    for i in range(a.n):
+        add_record(t, r, parent, a.entries[i], True, &a.found[i], &unused)
+        l.offset = a.entries[i].d_off
+    l.at = at
+    return a.n
+
+
 cdef listing_t *take_listing(tables_t *t, uint64_t fh, listing_t *own) noexcept nogil:
     """What is left of the handle's last reading; the caller's own, empty, while someone else has it."""
     cdef listing_t *l = &t.listings[<uint32_t>fh % LISTINGS]
@@ -138,7 +206,7 @@ cdef listing_t *take_listing(tables_t *t, uint64_t fh, listing_t *own) noexcept 
     if l.fh != fh:
         l.fh = fh
         l.at = l.n = 0
-        l.stands = False
+        l.stands = l.slow = False
     return l
 
 
@@ -151,6 +219,7 @@ cdef void begin_listing(tables_t *t, uint64_t fh) noexcept nogil:
     l.at = l.n = 0
     l.offset = 0
     l.stands = True
+    l.slow = False
     store_release_int(&l.busy, 0)
 
 
@@ -211,6 +280,9 @@ cdef int list_from(tables_t *t, request_t *r, const place_t *p, listing_t *l, in
     cdef h.linux_dirent64 *entry
     cdef int rc
     cdef bint likely_new = False
+    # Where a lookup may take long; not where one that would is left to another thread.
+    cdef bint timed = plus and not never_blocks(t, p.index) and (r.mode != TRY or not walk_may_wait(t, p.index))
+    cdef uint64_t began = 0
     # The beginning is read anew: rewinddir(3) shows what has changed.
     if offset == 0 or l.offset != offset:
         l.at = l.n = 0
@@ -226,8 +298,14 @@ cdef int list_from(tables_t *t, request_t *r, const place_t *p, listing_t *l, in
             if l.n == 0:
                 t.inodes[p.index].origin = ORIGIN_ANY
                 return 0
+        if timed and l.slow and add_ahead(t, r, p, l):
+            continue
         entry = <h.linux_dirent64 *>(l.entries + l.at)
-        rc = add_record(t, r, p, entry, plus, &likely_new)
+        if timed:
+            began = clock_ns()
+        rc = add_record(t, r, p, entry, plus, NULL, &likely_new)
+        if timed and not is_dot(<const char *>(entry + 1)):
+            l.slow = clock_ns() - began >= SLOW_NS
         if rc == 0 or rc == -EAGAIN:
             return WOULD_BLOCK if rc < 0 and r.reply_bytes == 0 else 0
         l.at += entry.d_reclen

@@ -133,6 +133,7 @@ cdef struct place_t:           # an inode that is referenced, and its descriptor
 # Host entries an open directory's last READDIR has read and not passed on: a reply holds fewer.
 cdef struct listing_t:
     uint64_t fh
+    bint slow                  # the last lookups of entries took long
     int64_t offset             # of the entry at `at`
     bint stands                # the directory's descriptor stands there
     uint32_t at
