@@ -67,7 +67,7 @@ def serve(o_lists: tuple[str, ...], config: str | None, **given: Any) -> int:
         return serve_config(config, by_name, o_lists)
     o_list = read_o(o_lists)
     options = check_options({**o_list.given, **by_name})
-    logs.start(options.log_level, "vfsd" if options.syslog else None)
+    logs.start(options.log_level, options.log_format, "vfsd" if options.syslog else None)
     logs.note(o_list.notes)
     return supervisor.serve(options)
 
@@ -87,5 +87,5 @@ def serve_config(path: str, given: Mapping[str, Given], o_lists: Sequence[str]) 
 
     file = read_config(path, given)
     first = next(iter(file.shares.values())).options
-    logs.start(first.log_level, "vfsd" if first.syslog else None)
+    logs.start(first.log_level, first.log_format, "vfsd" if first.syslog else None)
     return shares.serve(path, file, given)

@@ -17,6 +17,8 @@ from typing import Final, NamedTuple
 LINE_MAX: Final = 1 << 16  # bytes; a traceback is one line
 FORMAT: Final = "%(levelname)s %(name)s: %(message)s"
 SERVER_FORMAT: Final = "%(levelname)s %(name)s[{pid}]: %(message)s"
+SECONDS: Final = "%Y-%m-%dT%H:%M:%S"
+JSON_TEXT_MAX: Final = LINE_MAX // 32  # characters, of up to 12 bytes each; two such texts are in a line
 
 DEV_LOG: Final = "/dev/log"
 FACILITY_USER: Final = 1 << 3
@@ -105,6 +107,14 @@ class Handler(logging.Handler):
         return True
 
 
+class JournalHandler(Handler):
+    """Writes to systemd's journal, with each line's priority (sd-daemon(3))."""
+
+    def line(self, record: logging.LogRecord) -> bytes:
+        head = f"<{priority(record)}>".encode()
+        return head + super().line(record)[:-1].replace(b"\n", b"\n" + head) + b"\n"
+
+
 class SyslogHandler(Handler):
     """Sends to the local syslog(3), as user messages of that program; without one it says nothing."""
 
@@ -131,8 +141,42 @@ class SyslogHandler(Handler):
         super().close()
 
     def line(self, record: logging.LogRecord) -> bytes:
-        head = f"<{FACILITY_USER | PRIORITIES.get(record.levelno, 6)}>{self._program}[{self.pid}]: "
+        head = f"<{FACILITY_USER | priority(record)}>{self._program}[{self.pid}]: "
         return head.encode() + super().line(record)
+
+
+class JsonFormatter(logging.Formatter):
+    """A line is one JSON object (RFC 8259) in ASCII, its texts cut so that it is whole below LINE_MAX."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__()
+        from json import dumps  # only here, not after fork(2) into a sandbox
+
+        self._dumps = dumps
+        self._pid = pid
+
+    def format(self, record: logging.LogRecord) -> str:
+        said = {
+            "time": f"{time.strftime(SECONDS, time.gmtime(record.created))}.{int(record.msecs):03}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "pid": self._pid,
+            "message": record.getMessage()[:JSON_TEXT_MAX],
+        }
+        if record.exc_info:
+            said["traceback"] = self.formatException(record.exc_info)[-JSON_TEXT_MAX:]
+        return self._dumps(said)
+
+
+def priority(record: logging.LogRecord) -> int:
+    """Of syslog(3)."""
+    return PRIORITIES.get(record.levelno, PRIORITIES[logging.INFO])
+
+
+def is_journal(fd: int) -> bool:
+    """Whether fd is the stream to the journal that systemd gave a service (systemd.exec(5), JOURNAL_STREAM)."""
+    found = os.fstat(fd)
+    return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
 
 
 def without_waiting(fd: int) -> Output:
@@ -186,13 +230,15 @@ def polled(fd: int) -> Output:
     return Output(write, {fd})
 
 
-def start(level: str, syslog: str | None = None) -> None:
-    """Log to stderr, or to syslog as that program; as the supervisor. level: one of LOG_LEVELS."""
+def start(level: str, log_format: str, syslog: str | None = None) -> None:
+    """Log to stderr, or to syslog as that program; as the supervisor. One of LOG_LEVELS, of LOG_FORMATS."""
     if syslog is None:
-        handler = Handler(without_waiting(sys.stderr.fileno()), SUPERVISOR_RATE)
+        stderr = sys.stderr.fileno()
+        kind = JournalHandler if is_journal(stderr) else Handler
+        handler = kind(without_waiting(stderr), SUPERVISOR_RATE)
     else:
         handler = SyslogHandler(syslog, SUPERVISOR_RATE)
-    handler.setFormatter(logging.Formatter(FORMAT))
+    handler.setFormatter(JsonFormatter(handler.pid) if log_format == "json" else logging.Formatter(FORMAT))
     logging.getLogger().handlers[:] = [handler]
     set_level(level)
 
@@ -223,7 +269,9 @@ def become_server() -> set[int]:
     # The supervisor's number for it: in its own process namespace it is 1.
     handler.pid = int(os.readlink("/proc/self"))
     handler.sandboxed = True
-    handler.setFormatter(logging.Formatter(SERVER_FORMAT.format(pid=handler.pid)))
+    as_json = isinstance(handler.formatter, JsonFormatter)
+    text = SERVER_FORMAT.format(pid=handler.pid)
+    handler.setFormatter(JsonFormatter(handler.pid) if as_json else logging.Formatter(text))
     debug = logging.getLogger().isEnabledFor(logging.DEBUG)
     handler.begin(DEBUG_RATE if debug else SERVER_RATE)
     return handler.descriptors

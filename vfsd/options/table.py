@@ -47,6 +47,7 @@ POLL_US_MAX = 1000
 FD_BUDGET_MIN = 64
 FD_BUDGET_MAX = 1 << 20  # HANDLES_MAX of the tables; Linux's default fs.nr_open
 LOG_LEVELS = ("off", "error", "warning", "info", "debug")
+LOG_FORMATS = ("text", "json")
 THREAD_POOL_MAX = 1024
 NOFILE_MAX = 1 << 30  # the largest fs.nr_open
 
@@ -147,6 +148,7 @@ class ServeOptions:
     stop_timeout: float
     rlimit_nofile: int | None
     log_level: str
+    log_format: str
     syslog: bool
 
 
@@ -371,6 +373,11 @@ SERVE_OPTIONS = (
         check_choice(*LOG_LEVELS, err="error", warn="warning", trace="debug"), "|".join(LOG_LEVELS),
         default="info", o_names=("loglevel", "log_level"), o_words={"debug": "debug"},
         of_process=True,
+    ),
+    Option(
+        "--log-format", "What a line of the log is: text, or a JSON object with time, level, logger, pid,"
+        " message and, of a bug, traceback. systemd's journal is told the level in both.",
+        check_choice(*LOG_FORMATS), "|".join(LOG_FORMATS), default="text", of_process=True,
     ),
     Option("--syslog", "Log to syslog(3) instead of stderr.", of_process=True),
 )  # fmt: skip

@@ -22,7 +22,7 @@ def live(
 
     listening: told when it is there, in the background: it logs to syslog then.
     """
-    logs.start(options.log_level, PROGRAM if options.syslog or listening else None)
+    logs.start(options.log_level, options.log_format, PROGRAM if options.syslog or listening else None)
     logs.note(notes)
 
     def ready() -> None:
