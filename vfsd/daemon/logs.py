@@ -174,7 +174,7 @@ def priority(record: logging.LogRecord) -> int:
 
 
 def is_journal(fd: int) -> bool:
-    """Whether fd is the stream to the journal that systemd gave a service (systemd.exec(5), JOURNAL_STREAM)."""
+    """Whether that is the stream to the journal that a service has (systemd.exec(5), JOURNAL_STREAM)."""
     found = os.fstat(fd)
     return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
 
