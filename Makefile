@@ -1,6 +1,6 @@
 # run, test, bench: what README.md says. quick: the units, under a minute. check: linters, types, warnings.
 # test-debug, test-asan, test-dax, test-distributed, nightly: docs/architecture.md, "What is tested when".
-# man, sdist, wheel, deb: to install.
+# man, sdist, wheel, deb, rpm: to install.
 # Each target installs what it needs and reads no input. PYTHON names the interpreter to build for, PYTEST_ARGS
 # what to pass to pytest; VFSD_BUILD and VFSD_WERROR are for setup.py.
 
@@ -17,7 +17,7 @@ stubs := $(shell find vfsd bench -name '*.pyi')
 modules := $(subst /,.,$(stubs:.pyi=))
 empty := </dev/null
 
-.PHONY: build run quick test test-debug test-asan test-dax test-distributed nightly bench check wheel clean lint types stubs warnings man sdist deb
+.PHONY: build run quick test test-debug test-asan test-dax test-distributed nightly bench check wheel clean lint types stubs warnings man sdist deb rpm
 .DELETE_ON_ERROR:
 
 # Before a command that boots user-mode Linux: where Debian's does not run on this CPU, a newer one.
@@ -91,7 +91,7 @@ build/%/built: $(venv)/installed $(sources) $(shell find vfsd bench -name '*.py'
 	touch $@
 
 # Hours, as root: what changes seldom, or takes long to find.
-nightly: test-debug test-asan test-dax test-distributed wheel
+nightly: test-debug test-asan test-dax test-distributed wheel rpm
 	tools/ensure-packages cross
 	tools/try-cross
 	tools/try-debian forky quick
@@ -169,6 +169,11 @@ wheel: sdist
 deb: sdist
 	tools/ensure-packages deb
 	packaging/make-deb dist/*.tar.gz dist
+
+# RPM packages for this Python; for a distribution from the same spec and sdist.
+rpm: sdist
+	tools/ensure-packages rpm
+	PYTHON=$(python) packaging/make-rpm dist/*.tar.gz dist
 
 clean:
 	rm -rf $(venv) build dist .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -173,7 +173,7 @@ def test_groups_are_not_asked_for_where_none_can_be_set(base: Path) -> None:
 def test_root_without_the_right_to_be_others_is_told(base: Path, names: list[str]) -> None:
     less = ",".join(f"-{name}" for name in names)
     said = refusal(["setpriv", "--bounding-set", less, "--inh-caps", less, "--"], base)
-    assert said.startswith("vfsd: vfsd serve: root without ") and said.count("\n") == 1
+    assert said.startswith("vfsd: capabilities: root without ") and said.count("\n") == 1
     assert all(f"CAP_{name.upper()}" in said for name in names)
 
 

@@ -253,7 +253,7 @@ class Link:
                     break
         except ProtocolError as error:
             self.error = error
-        self.backend.close(1)
+        self.backend.close()
 
     def __enter__(self) -> "Link":
         self._thread.start()
@@ -270,7 +270,7 @@ class Link:
 
     def close(self) -> None:
         self.frontend.close()
-        self.backend.close(1)
+        self.backend.close()
 
 
 class Daemon:

@@ -482,8 +482,8 @@ def test_close_gives_everything_back(driver: Driver, device: RecordingDevice) ->
         driver.link.tell(F.SET_BACKEND_REQ_FD, fds=[theirs.fileno()])
         driver.link.tell(F.SET_BACKEND_REQ_FD, fds=[theirs.fileno()])
     backend = driver.link.backend
-    backend.close(1)
-    backend.close(1)
+    backend.close()
+    backend.close()
     assert not device.queues[1].started
     assert set(device.queues[1].fds.values()) == {-1}
     assert backend.channel is None

@@ -13,14 +13,15 @@ from vfsd.cli.output import Complaints
 from vfsd.control.client import call
 from vfsd.control.methods import METHODS, Method, Param
 from vfsd.control.rpc import RpcError
+from vfsd.errors import ConfigError
 
 EXIT_FAILED = 1
 
 
 @click.group()
-@click.option("--socket", required=True, metavar="PATH", help="The daemon's --control-socket.")
+@click.option("--socket", metavar="PATH", help="The daemon's --control-socket.  [required]")
 @click.pass_context
-def ctl(context: click.Context, socket: str) -> None:
+def ctl(context: click.Context, socket: str | None) -> None:
     """Ask a running daemon, and tell it what to do; it prints JSON.
 
     The daemon listens at its --control-socket for its own user and root. Programs may use the socket as
@@ -36,7 +37,9 @@ def option_of(param: Param) -> click.Option:
 
 def command_of(name: str, method: Method) -> click.Command:
     @click.pass_obj
-    def ask(socket: str, /, **given: Any) -> None:
+    def ask(socket: str | None, /, **given: Any) -> None:
+        if socket is None:  # not asked for --help
+            raise ConfigError("--socket", "is missing; add --socket PATH before the command")
         complaints = Complaints()
         try:
             answer = call(socket, name, {key: value for key, value in given.items() if value is not None})

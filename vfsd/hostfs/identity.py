@@ -39,8 +39,8 @@ def check_rights() -> None:
     missing = [name for name, bit in CREATOR_CAPABILITIES.items() if not effective >> bit & 1]
     if missing:
         raise HostError(
-            "vfsd serve", f"root without {' and '.join(missing)} can't make files for a guest's users; grant"
-            f" {'them' if len(missing) > 1 else 'it'}, or run as another user",
+            "capabilities", f"root without {' and '.join(missing)} can't make files for a guest's users;"
+            f" grant {'them' if len(missing) > 1 else 'it'}, or run as another user",
         )  # fmt: skip
 
 

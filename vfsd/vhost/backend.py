@@ -75,6 +75,7 @@ MAPPINGS_MAX: Final = 1 << 15
 # A request that has not come back after that time is never answered: the front end, which is a whole VM,
 # waits meanwhile. Nobody waits for those of a front end that has left.
 STOP_TIMEOUT_S: Final = 5.0
+CLOSE_TIMEOUT_S: Final = 1.0
 
 MESSAGES_PER_CALL: Final = 64  # then the control thread looks at its other connections
 REFUSED: Final = 1  # the u64 of an acknowledgement that is none
@@ -162,7 +163,7 @@ class Backend:
             return False
         return True
 
-    def close(self, timeout_s: float) -> None:
+    def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
         """Stop the queues and close every descriptor. The device is not reset. Idempotent.
 
         timeout_s: as of Queue.stop().
