@@ -10,6 +10,8 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,23 @@ def config_of(place: Path, socket_path: Path) -> Path:
     return config
 
 
+@contextmanager
+def activated(listening: Path, config: Path) -> Iterator[subprocess.Popen[str]]:
+    """The service's command, which systemd's socket starts when somebody connects."""
+    with subprocess.Popen(
+        ["systemd-socket-activate", f"--listen={listening}", *exec_start(config)],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stderr is not None
+            assert "Listening" in process.stderr.readline()
+            yield process
+        finally:
+            process.kill()
+
+
 def end(process: subprocess.Popen[str]) -> str:
     """With SIGTERM, in order: what it has said."""
     process.send_signal(signal.SIGTERM)
@@ -79,47 +98,27 @@ def end(process: subprocess.Popen[str]) -> str:
 def test_the_service_serves_what_connects_to_its_socket(tmp_path: Path) -> None:
     listening = tmp_path / "data.sock"
     config = config_of(tmp_path, listening)
-    with subprocess.Popen(
-        ["systemd-socket-activate", f"--listen={listening}", *exec_start(config)],
-        stdin=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            assert process.stderr is not None
-            assert "Listening" in process.stderr.readline()
-            with mount(str(listening)) as fs:
-                assert fs.read_bytes("greeting") == b"hello"
-                process.send_signal(signal.SIGHUP)  # systemctl reload: the socket stays systemd's
-                assert fs.read_bytes("greeting") == b"hello"
-            with mount(str(listening)) as fs:
-                assert fs.read_bytes("greeting") == b"hello"
-            end(process)
-            assert listening.is_socket()
-        finally:
-            process.kill()
+    with activated(listening, config) as process:
+        with mount(str(listening)) as fs:
+            assert fs.read_bytes("greeting") == b"hello"
+            process.send_signal(signal.SIGHUP)  # systemctl reload: the socket stays systemd's
+            assert fs.read_bytes("greeting") == b"hello"
+        with mount(str(listening)) as fs:
+            assert fs.read_bytes("greeting") == b"hello"
+        end(process)
+        assert listening.is_socket()
 
 
 @pytest.mark.skipif(shutil.which("systemd-socket-activate") is None, reason="systemd is not installed")
 def test_a_socket_of_no_share_is_refused(tmp_path: Path) -> None:
     listening = tmp_path / "other.sock"
     config = config_of(tmp_path, tmp_path / "data.sock")
-    with subprocess.Popen(
-        ["systemd-socket-activate", f"--listen={listening}", *exec_start(config)],
-        stdin=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            assert process.stderr is not None
-            assert "Listening" in process.stderr.readline()
-            with socket.socket(socket.AF_UNIX) as front_end:
-                front_end.connect(str(listening))
-                _, said = process.communicate(timeout=20)
-            assert process.returncode == 2
-            assert f"vfsd: LISTEN_FDS: {listening} is no share's socket; " in said
-        finally:
-            process.kill()
+    with activated(listening, config) as process:
+        with socket.socket(socket.AF_UNIX) as front_end:
+            front_end.connect(str(listening))
+            _, said = process.communicate(timeout=20)
+        assert process.returncode == 2
+        assert f"vfsd: LISTEN_FDS: {listening} is no share's socket; " in said
 
 
 def test_systemd_hears_of_guests_and_that_it_lives(tmp_path: Path) -> None:
