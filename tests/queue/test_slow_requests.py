@@ -106,9 +106,13 @@ def test_there_are_no_more_threads_than_allowed(size: int, daemon: StartDaemon, 
     with served(daemon, tmp_path, "--thread-pool-size", str(size)) as place:
         before = threads_of(place.pid)
         queue = place.guest.queues[1]
-        place.mount.set_delay("GETATTR", SLOW_US // 4)
+        place.mount.set_delay("GETATTR", SLOW_US)
         tokens = [queue.submit("GETATTR", place.below, bytes(abi.GETATTR_IN.size)) for _ in range(4 * size)]
         seen = 0
+        for _ in range(MEANWHILE):
+            other = queue.submit("GETATTR", place.local, bytes(abi.GETATTR_IN.size))
+            assert queue.wait(other).error == 0
+        assert not any(map(queue.answered, tokens)), "a file of another file system has waited"
         for token in tokens:
             seen = max(seen, threads_of(place.pid))
             assert queue.wait(token).error == 0

@@ -39,6 +39,11 @@ cdef bint pool_borrow(pool_t *p) noexcept nogil
 cdef void pool_return(pool_t *p) noexcept nogil
 
 
+cdef inline bint pool_lends(const pool_t *p) noexcept nogil:
+    """Whether pool_borrow() would find one. Exact under the lock alone."""
+    return max(p.threads, 1) + p.borrowed < p.threads_max
+
+
 cdef class Pool:
     cdef pool_t p
     cdef unsigned int made  # threads so far

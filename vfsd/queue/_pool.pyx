@@ -57,7 +57,7 @@ cdef bint pool_submit(pool_t *p, task_t *task) noexcept nogil:
 cdef bint pool_borrow(pool_t *p) noexcept nogil:
     cdef bint there
     pthread_mutex_lock(&p.lock)
-    there = max(p.threads, 1) + p.borrowed < p.threads_max
+    there = pool_lends(p)
     p.borrowed += there
     pthread_mutex_unlock(&p.lock)
     return there

@@ -32,9 +32,11 @@ from vfsd.sys._threads cimport (
 from vfsd.queue._state cimport (
     BATCH, REQUEST_MAX, closing, counters_t, job_t, op_count_t, queue_t, worker_t,
 )
-from vfsd.queue._watcher cimport Watcher, is_slow, run_timed, watch_add, watch_begins, watch_remove
+from vfsd.queue._watcher cimport (
+    Watcher, is_slow, run_timed, watch_add, watch_begins, watch_caught, watch_remove, watch_returned,
+)
 from vfsd.fuse.dispatch cimport (
-    OPCODES_MAX, WAIT, WOULD_BLOCK, WOULD_WAIT, Dispatch, request_blocks, request_parse, request_run,
+    OPCODES_MAX, WAIT, WOULD_BLOCK, WOULD_WAIT, Dispatch, file_system_of, request_blocks, request_parse, request_run,
     request_t, span_t,
 )
 
@@ -141,6 +143,7 @@ cdef served_t serve_chain(queue_t *q, worker_t *w, chain_t *chain, bint last) no
 cdef inline int run_in_place(queue_t *q, worker_t *w, request_t *r) noexcept nogil:
     """Run it in the thread that has the ring, which may be taken from it meanwhile."""
     cdef int rc
+    w.nodeid = r.header.nodeid
     store_release_int(&w.in_request, 1)
     if load_relaxed_int(&w.measure):
         store_relaxed_int(&w.measure, w.measure - 1)
@@ -176,6 +179,7 @@ cdef void complete_late(queue_t *q, worker_t *w, chain_t *chain, request_t *r, i
 
 cdef void end_late(queue_t *q, worker_t *w) noexcept nogil:
     """Give back what take_ring() has left to the thread."""
+    watch_returned(q.watch, w.caught_on)
     memory_drop(w.memory)
     w.memory = NULL
     pthread_mutex_lock(&q.gate)
@@ -188,6 +192,7 @@ cdef void end_late(queue_t *q, worker_t *w) noexcept nogil:
 cdef served_t run_job_in_place(queue_t *q, worker_t *w, job_t *job) noexcept nogil:
     """A job for which the pool has no thread, nor can have one."""
     call_if_wanted(q)
+    w.nodeid = job.request.header.nodeid
     store_release_int(&w.in_request, 1)
     run_job(&job.task)
     store_release_int(&w.in_request, 0)
@@ -213,6 +218,8 @@ cdef bint take_ring(queue_t *q) noexcept nogil:
         caught = load_acquire_int(&w.in_request) and load_relaxed_u16(&q.next_avail) == q.seen_avail
         if caught:
             w.memory = memory_keep(q.ring.memory)
+            w.caught_on = <int>file_system_of(q.dispatch, w.nodeid)
+            watch_caught(q.watch, w.caught_on)
             q.ring.last_avail = q.seen_avail
             store_release_int(&q.jobs_live, q.jobs_live + 1)
             q.holder = NULL

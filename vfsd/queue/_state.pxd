@@ -15,9 +15,10 @@ cdef extern from "_atomics.h" nogil:
 # What the watcher has found out. Written by it and by jobs, read by queue threads.
 cdef struct watch_t:
     int asleep                         # wake it when a ring is in use
-    int any_slow                       # some operation is
+    int any_slow                       # some operation is, or something is caught
     uint64_t now_ns                    # at its last look
     uint64_t slow_until[FILE_SYSTEMS][OPCODES_MAX]  # ns
+    int caught[FILE_SYSTEMS]           # requests under way there that the ring was taken from
     uint64_t preemptions               # of this process's threads, up to the last look
     uint64_t contended_until           # ns: CPUs are short
     void *owner                        # the Watcher: borrowed
@@ -83,6 +84,8 @@ cdef struct worker_t:
     int in_request           # a request is being run in place
     int taken                # the ring may be another's by now: to be looked at under the gate
     int measure              # so many more requests are to be timed
+    uint64_t nodeid          # of the request in place
+    int caught_on            # the file system, by number, that has kept it since the ring was taken
     memory_t *memory         # kept since the ring was taken: where the request's buffers lie
 
 

@@ -21,6 +21,7 @@ __all__ = ("Watcher",)
 log = logging.getLogger("vfsd.queue")
 
 cdef extern from "_atomics.h" nogil:
+    int add_int(int *p, int v)
     int load_acquire_int(const int *p)
     void store_release_int(int *p, int v)
     void store_relaxed_int(int *p, int v)
@@ -46,9 +47,7 @@ cdef enum:
     CONTENDED_NS = 20000000   # after a preemption: what is under way may wait for a CPU alone
     CONTENDED_LOOKS = 5       # at a request, then, before the ring is taken
 
-# What comes back later by itself, and what nobody waits for, is left in place.
 cdef set IN_PLACE = {NUMBER[name] for name in ("FORGET", "BATCH_FORGET", "INTERRUPT", "SETLKW")}
-cdef unsigned char in_place[OPCODES_MAX]
 for opcode in range(OPCODES_MAX):
     in_place[opcode] = opcode in IN_PLACE
 
@@ -77,6 +76,15 @@ cdef void watch_wake(watch_t *w) noexcept nogil:
     store_release_int(&w.asleep, 0)
     pthread_cond_signal(&w.wake)
     pthread_mutex_unlock(&w.sleep_lock)
+
+
+cdef void watch_caught(watch_t *w, int fs) noexcept nogil:
+    add_int(&w.caught[fs], 1)
+    store_release_int(&w.any_slow, 1)
+
+
+cdef void watch_returned(watch_t *w, int fs) noexcept nogil:
+    add_int(&w.caught[fs], -1)
 
 
 cdef int run_timed(queue_t *q, request_t *r) noexcept nogil:
@@ -145,6 +153,7 @@ cdef bint look(watch_t *w) noexcept nogil:
         for fs in range(FILE_SYSTEMS):
             for i in range(OPCODES_MAX):
                 slow = slow or w.slow_until[fs][i] > w.now_ns
+            slow = slow or load_acquire_int(&w.caught[fs]) > 0
         store_release_int(&w.any_slow, slow)
     return busy
 
