@@ -28,27 +28,25 @@ def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     shutil.copy(PACKAGING / "systemd/vfsd@.socket", tmp_path)
     text = (PACKAGING / "systemd/vfsd@.service").read_text()
     (tmp_path / "vfsd@.service").write_text(text.replace("/usr/bin/vfsd", "/bin/true"))
-    done = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", "vfsd@share.socket", "vfsd@share.service"],
-        cwd=tmp_path,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        env={"PATH": "/usr/bin:/bin", "SYSTEMD_UNIT_PATH": f"{tmp_path}:"},
-    )
-    assert done.returncode == 0, done.stderr
-    ours = [line for line in done.stderr.splitlines() if "vfsd" in line]
+    verified = analyze(tmp_path, "verify", "--man=no", "vfsd@share.socket", "vfsd@share.service")
+    ours = [line for line in verified.splitlines() if "vfsd" in line]
     assert ours == []
     # What would confine it further stands in the way of the sandbox that it makes for each guest.
-    judged = subprocess.run(
-        ["systemd-analyze", "security", "--offline=true", "--threshold=73", "vfsd@share.service"],
-        cwd=tmp_path,
+    analyze(tmp_path, "security", "--offline=true", "--threshold=73", "vfsd@share.service")
+
+
+def analyze(units: Path, *words: str) -> str:
+    """What systemd-analyze says on stderr of the units there, which it accepts."""
+    done = subprocess.run(
+        ["systemd-analyze", *words],
+        cwd=units,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        env={"PATH": "/usr/bin:/bin", "SYSTEMD_UNIT_PATH": f"{tmp_path}:"},
+        env={"PATH": "/usr/bin:/bin", "SYSTEMD_UNIT_PATH": f"{units}:"},
     )
-    assert judged.returncode == 0, judged.stdout + judged.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stderr
 
 
 def exec_start(config: Path) -> list[str]:
@@ -119,6 +117,7 @@ def test_a_socket_of_no_share_is_refused(tmp_path: Path) -> None:
             _, said = process.communicate(timeout=20)
         assert process.returncode == 2
         assert f"vfsd: LISTEN_FDS: {listening} is no share's socket; " in said
+        assert not (tmp_path / "data.sock").exists()
 
 
 def test_systemd_hears_of_guests_and_that_it_lives(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ class Client:
         self.unsent = bytearray()
         self.until = time.monotonic() + SILENT_S
         self.closed = False
+        self.asks = False  # its request has no result yet
         self.last = False  # it is told why, and no more
 
     def is_over(self) -> bool:
@@ -134,17 +135,22 @@ class ControlSocket:
             self._drop(client)
             return
         client.received += received
-        while not client.closed and not client.last:
+        self._answer_lines(client)
+
+    def _answer_lines(self, client: Client) -> None:
+        """Those that have come, one after the other: none before the last has its result."""
+        while not client.closed and not client.last and not client.asks:
             line, newline, rest = client.received.partition(b"\n")
             if len(line) >= rpc.LINE_MAX:
                 too_long = rpc.RpcError(rpc.INVALID_REQUEST, f"a request has at most {rpc.LINE_MAX} bytes")
                 self._reply(client, rpc.error(None, too_long), last=True)
                 return
             if not newline:
-                return
+                break
             client.received = rest
             client.until = time.monotonic() + SILENT_S
             self._answer(client, bytes(line))
+        self._wait_for(client)
 
     def _answer(self, client: Client, line: bytes) -> None:
         try:
@@ -153,13 +159,21 @@ class ControlSocket:
             self._reply(client, rpc.error(None, problem))
             return
 
+        at_once = True
+
         def done(value: Any) -> None:
+            client.asks = False
             if request.id is not None:
                 self._reply(client, rpc.result(request.id, value))
+            if not at_once:
+                self._answer_lines(client)
 
+        client.asks = True
         try:
             methods.call(self._daemon, request, done)
+            at_once = False
         except rpc.RpcError as problem:
+            client.asks = False
             if request.id is not None:
                 self._reply(client, rpc.error(request.id, problem))
 
@@ -185,8 +199,13 @@ class ControlSocket:
         del client.unsent[:sent]
         if client.is_over():
             self._drop(client)
+        else:
+            self._wait_for(client)
+
+    def _wait_for(self, client: Client) -> None:
+        """Nothing more is read from who does not take replies, or has no result yet."""
+        if client.closed:
             return
-        # Nothing more is read from who does not take replies.
+        events = select.EPOLLOUT if client.unsent else 0 if client.asks else select.EPOLLIN
         self._loop.unwatch(client.sock.fileno())
-        events = select.EPOLLOUT if client.unsent else select.EPOLLIN
         self._loop.watch(client.sock.fileno(), lambda: self._serve(client), events)

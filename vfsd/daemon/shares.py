@@ -80,8 +80,8 @@ class Shares:
         self._of_process = config.of_process
         self._outweighing = outweighing
         self._handed = sockets_handed_over()
+        check_all_used(self._handed, [table.options for table in config.shares.values()])
         self._served = open_shares(path, config, {}, self._handed)
-        check_all_used(self._handed, [one.table.options for one in self._served.values()])
         self._trying: Trying | None = None
         self._again = False  # once that has ended
 

@@ -71,8 +71,8 @@ def serve(
         share.prepare()
         if listener is None:
             handed = sockets_handed_over() if options.fd is None else {}
-            listener = open_socket(options, handed=handed)
             check_all_used(handed, [options])
+            listener = open_socket(options, handed=handed)
     except BaseException:
         share.close()
         raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from fuse.rawguest import Guest
 from fuse.wire import ROOT
 from guests import Daemon, eventually
 
+from vfsd.control import rpc
 from vfsd.control.client import call
 from vfsd.control.methods import METHODS
 from vfsd.control.rpc import (
@@ -168,6 +170,28 @@ def test_a_request_without_end_is_cut_off(served: Controlled) -> None:
                 answer += chunk
     assert not answer or "at most" in json.loads(answer)["error"]["message"]
     assert call(served.control, "status", {})["pid"] == served.daemon.pid
+
+
+def test_requests_are_answered_one_after_the_other(served: Controlled) -> None:
+    """The first has to wait for a server that stands still; those behind it are not begun meanwhile."""
+    with Guest(served.daemon.socket) as guest, served.connect() as sock:
+        guest.init()
+        (pid,) = served.daemon.servers()
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            ids = list(range(200))
+            sock.sendall(b"".join(rpc.encode({"id": n, "method": "status", "params": {}}) for n in ids[:2]))
+            sock.sendall(b"".join(rpc.encode({"id": n, "method": "methods", "params": {}}) for n in ids[2:]))
+            with sock.makefile("rb") as replies:
+                first = json.loads(replies.readline())
+                assert (first["id"], first["result"]["guests"][0]["requests"]) == (0, None)
+                os.kill(pid, signal.SIGCONT)
+                second = json.loads(replies.readline())
+                assert (second["id"], second["result"]["guests"][0]["requests"]) == (1, 1)
+                assert [json.loads(replies.readline())["id"] for _ in ids[2:]] == ids[2:]
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        guest.getattr(ROOT)
 
 
 def test_who_floods_the_socket_holds_no_guest(served: Controlled) -> None:
