@@ -77,6 +77,9 @@ cdef void ring_use_memory(ring_t *r, memory_t *m) noexcept nogil
 # Up to max chains: number taken, 0 ring empty, < 0 one of the codes above. Chains before a bad
 # one are returned first; the bad one stays at the front and is reported by the next call.
 cdef int ring_pop_batch(ring_t *r, chain_t *chains, int max) noexcept nogil
+# The chain of a head that was taken earlier and is not given back: 0, or one of the codes above. Its iovecs are as
+# those of ring_pop_batch.
+cdef int ring_chain_of(ring_t *r, chain_t *chain, uint16_t head) noexcept nogil
 # Whether the driver has made chains available that were not taken yet.
 cdef bint ring_has_chains(ring_t *r) noexcept nogil
 # One chain given back: written and published (used.idx released) at once.

@@ -318,6 +318,14 @@ cdef int ring_pop_batch(ring_t *r, chain_t *chains, int max) noexcept nogil:
     return n
 
 
+cdef int ring_chain_of(ring_t *r, chain_t *chain, uint16_t head) noexcept nogil:
+    chain.head = head
+    if head >= r.num:
+        return CHAIN_INDEX
+    read_once(&chain.first, &r.desc[head], sizeof(chain.first))
+    return ring_walk(r, chain, r.iov)
+
+
 cdef void ring_push(ring_t *r, uint16_t head, uint32_t written) noexcept nogil:
     cdef vring_used_elem elem
     elem.id = head

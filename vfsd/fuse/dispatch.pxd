@@ -7,6 +7,7 @@ Knows FUSE and byte streams, nothing of rings: element borders carry no meaning 
 from libc.stdint cimport uint32_t, uint64_t
 
 from vfsd.memory._regions cimport iovec
+from vfsd.state._journal cimport record_t
 from vfsd.fuse._wire cimport fuse_in_header
 
 cdef enum:
@@ -57,6 +58,8 @@ cdef struct request_t:
     uint64_t reply_bytes    # of the body, set by the operation
     int error               # 0 or -errno of a request that is refused before it is run
     int close_fd            # to be closed once the reply is out, -1 for none
+    record_t *record        # for the next server, should this one die; NULL: nobody keeps any
+    bint again              # one has, and may have done it
     bint in_python
     bint streams            # whoever asks for it may have asked for more meanwhile
     request_mode mode

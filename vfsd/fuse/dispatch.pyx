@@ -134,6 +134,8 @@ cdef bint request_parse(dispatch_t *d, span_t readable, span_t writable, request
     r.reply_bytes = 0
     r.error = 0
     r.close_fd = -1
+    r.record = NULL
+    r.again = False
     r.n_head = 0
     r.in_python = r.streams = False
     r.mode = TRY

@@ -5,9 +5,9 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from vfsd.memory._regions cimport iovec
 from vfsd.queue._replies cimport (
-    NOT_ON_RING, begin_on_ring, complete_unanswered, count_request, end_on_ring,
+    NOT_ON_RING, begin_on_ring, complete_unanswered, count_request, end_on_ring, push,
 )
-from vfsd._ring cimport chain_t, ring_push
+from vfsd._ring cimport chain_t
 from vfsd.queue._state cimport REQUEST_MAX, queue_t
 from vfsd.fuse.dispatch cimport WAIT, request_parse, request_reply, request_run, request_t, span_t
 
@@ -134,5 +134,5 @@ cdef void serve_bounced(queue_t *q, chain_t *chain) noexcept nogil:
         rc = -EFAULT
         written = bounce_reply(q, chain, &r, rc)
     count_request(q, &r, chain.readable_bytes, written, rc)
-    ring_push(&q.ring, chain.head, written)
+    push(q, chain.head, written)
     end_on_ring(q, how)

@@ -1,13 +1,14 @@
 """Requests that wait for a guest or a process: parked, without a thread, until they are answered."""
 
 from libc.errno cimport ENOLCK
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 from vfsd.memory._regions cimport memory_drop, memory_keep, memory_t
 from vfsd.queue._notify cimport notify_wake
 from vfsd.queue._replies cimport call_if_wanted, complete_request
 from vfsd._ring cimport chain_t
+from vfsd.state._journal cimport STAGE_PARKED
 from vfsd.sys._threads cimport pthread_mutex_lock, pthread_mutex_unlock
 from vfsd.queue._state cimport park_t, queue_t
 from vfsd.fuse.dispatch cimport PARK, WAITS, parked_t, request_run, request_t
@@ -17,6 +18,7 @@ __all__ = ()
 cdef extern from "_atomics.h" nogil:
     int load_acquire_int(const int *p)
     void store_release_int(int *p, int v)
+    void store_release_u64(uint64_t *p, uint64_t v)
 
 cdef enum:
     PARKS_KEPT = 16     # heads of a ring that no waiting request takes, at most half
@@ -70,6 +72,7 @@ cdef void park(queue_t *q, memory_t *memory, chain_t *chain, request_t *r) noexc
     p.head = chain.head
     p.readable_bytes = chain.readable_bytes
     p.taken = True
+    store_release_u64(&p.request.record.stage, STAGE_PARKED)
     rc = request_run(q.dispatch, &p.request)
     if rc != WAITS:  # else it may have been answered by now
         complete_parked(q, p, rc)

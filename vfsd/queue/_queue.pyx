@@ -1,7 +1,7 @@
 """One virtqueue and its thread (docs/architecture.md, "One request, end to end")."""
 
 cimport cython
-from libc.errno cimport EFAULT, errno
+from libc.errno cimport EFAULT, EIO, errno
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
@@ -21,9 +21,12 @@ from vfsd.queue._parked cimport cancel_parked, complete_ready, park, parks_free,
 from vfsd.queue._polling cimport adapt, look_for_more
 from vfsd.queue._pool cimport Pool, pool_borrow, pool_return, pool_spread, pool_submit
 from vfsd.queue._replies cimport (
-    NOT_ON_RING, begin_on_ring, call_guest, call_if_wanted, complete_request, complete_unanswered, end_on_ring,
+    NOT_ON_RING, begin_on_ring, call_guest, call_if_wanted, complete_request, complete_unanswered, end_on_ring, push,
 )
-from vfsd._ring cimport CHAIN_TORN, chain_t
+from vfsd._ring cimport CHAIN_TORN, chain_t, ring_t
+from vfsd.state._journal cimport (
+    STAGE_DONE, STAGE_MASK, STAGE_TAKEN, TRIES_MASK, ONE_TRY, State, journal_begin, journal_recover, journal_take, record_t,
+)
 from vfsd.sys._clock cimport clock_ns
 from vfsd.sys._threads cimport (
     cond_init_monotonic, cond_wait_ns, pthread_cond_broadcast, pthread_cond_destroy, pthread_mutex_destroy,
@@ -59,7 +62,7 @@ cdef extern from "_atomics.h" nogil:
     void store_relaxed_int(int *p, int v)
     void light_fence()
     uint16_t load_relaxed_u16(const uint16_t *p)
-    void store_relaxed_u16(uint16_t *p, uint16_t v)
+    void store_release_u64(uint64_t *p, uint64_t v)
     uint64_t load_relaxed_u64(const uint64_t *p)
     void count_u64(uint64_t *p, uint64_t v)
 
@@ -85,8 +88,8 @@ cdef list abandoned_runs = []
 
 # --- one request ---
 
-cdef served_t serve_chain(queue_t *q, worker_t *w, chain_t *chain, bint last) noexcept nogil:
-    """One request from parse to used element, or to the pool."""
+cdef served_t serve_chain(queue_t *q, worker_t *w, chain_t *chain, bint last, bint again) noexcept nogil:
+    """One request from parse to used element, or to the pool. again: a server that has died may have done it."""
     cdef request_t r
     cdef span_t readable, writable
     cdef job_t *job
@@ -106,6 +109,11 @@ cdef served_t serve_chain(queue_t *q, worker_t *w, chain_t *chain, bint last) no
         q.coalescing.others_wait = True
         complete_unanswered(q, chain.head)
         return KEPT
+    r.record = &q.journal.records[chain.head]
+    r.again = again
+    if again and r.record.stage & TRIES_MASK > ONE_TRY:
+        r.error = -EIO  # two servers have died of it
+        report_fatal(r.header.opcode)
     note_caller(&q.coalescing, &r)
     if chain.unmapped:
         r.error = -EFAULT
@@ -138,6 +146,27 @@ cdef served_t serve_chain(queue_t *q, worker_t *w, chain_t *chain, bint last) no
     else:
         complete_request(q, &r, chain.head, chain.readable_bytes, rc)
     return KEPT
+
+
+cdef served_t serve_again(queue_t *q, worker_t *w) noexcept nogil:
+    """A request that a server had taken which has died."""
+    cdef uint16_t head = q.again[q.at_again]
+    cdef record_t *record = &q.journal.records[head]
+    cdef chain_t *chain = &w.chains[0]
+    cdef int how, rc
+    q.at_again += 1
+    if record.stage & STAGE_MASK == STAGE_DONE:
+        how = begin_on_ring(q)
+        if how != NOT_ON_RING:
+            push(q, head, <uint32_t>(record.stage >> 32))
+            end_on_ring(q, how)
+        return KEPT
+    rc = ring.ring_chain_of(&q.ring, chain, head)
+    if rc < 0:
+        break_ring(q, rc)
+        return KEPT
+    store_release_u64(&record.stage, STAGE_TAKEN | ((record.stage & TRIES_MASK) + ONE_TRY))
+    return serve_chain(q, w, chain, False, True)
 
 
 cdef inline int run_in_place(queue_t *q, worker_t *w, request_t *r) noexcept nogil:
@@ -215,7 +244,7 @@ cdef bint take_ring(queue_t *q) noexcept nogil:
     if w != NULL and not q.stop:
         store_relaxed_int(&w.taken, 1)
         heavy_fence()
-        caught = load_acquire_int(&w.in_request) and load_relaxed_u16(&q.next_avail) == q.seen_avail
+        caught = load_acquire_int(&w.in_request) and load_relaxed_u16(&q.journal.next_avail) == q.seen_avail
         if caught:
             w.memory = memory_keep(q.ring.memory)
             w.caught_on = <int>file_system_of(q.dispatch, w.nodeid)
@@ -306,10 +335,17 @@ cdef served_t work(queue_t *q, worker_t *w) noexcept nogil:
     if q.call_due:
         q.call_due = False
         call_if_wanted(q)
+    if q.must_call:
+        q.must_call = False
+        call_guest(q)
     if load_acquire_int(&q.notify.call_owed):
         call_guest(q)
     nothing_pending(&q.coalescing)
     refuse_kicks(q)
+    while q.at_again < q.n_again and not closing(q):
+        served = serve_again(q, w)
+        if served != KEPT or q.broken:
+            return served
     while not closing(q):
         first = q.ring.last_avail
         n = ring.ring_pop_batch(&q.ring, w.chains, BATCH)
@@ -322,11 +358,11 @@ cdef served_t work(queue_t *q, worker_t *w) noexcept nogil:
         for i in range(n):
             if closing(q):
                 break
-            store_relaxed_u16(&q.next_avail, <uint16_t>(first + i + 1))
+            journal_take(q.journal, w.chains[i].head, <uint16_t>(first + i + 1))
             if load_acquire_int(&q.ring.memory.watched_by.torn):
                 break_ring(q, CHAIN_TORN)
                 return KEPT
-            served = serve_chain(q, w, &w.chains[i], i == n - 1)
+            served = serve_chain(q, w, &w.chains[i], i == n - 1, False)
             if served != KEPT:
                 return served
             moved += w.chains[i].readable_bytes + w.chains[i].writable_bytes
@@ -375,6 +411,11 @@ cdef void break_ring(queue_t *q, int code) noexcept nogil:
     count_u64(&q.counters.ring_errors[-code], 1)
     notify_error(q.notify)
     report_broken(q, code)
+
+
+cdef void report_fatal(uint32_t opcode) noexcept with gil:
+    log.error("a request of which two servers have died is answered with an I/O error: %s",
+              OPCODE_NAME.get(opcode, opcode))
 
 
 cdef void report_broken(queue_t *q, int code) noexcept with gil:
@@ -483,6 +524,7 @@ cdef class Run:
         self.q.polling.max_ns = self.q.polling.ns = queue.poll_ns
         self.q.polling.gathers = queue.gathers
         self.q.bounce_fd = -1
+        self.q.journal = queue.state.journal(queue.index)
         pthread_mutex_init(&self.q.gate, NULL)
         pthread_mutex_init(&self.q.park_lock, NULL)
         pthread_mutex_init(&self.q.used_lock, NULL)
@@ -490,6 +532,7 @@ cdef class Run:
 
     def __dealloc__(self):
         bounce_free(&self.q)
+        free(self.q.again)
         jobs_free(&self.q)
         parks_free(&self.q)
         memory_drop(self.q.ring.memory)
@@ -502,6 +545,9 @@ cdef class Run:
     cdef int set_up(self, memory_t *memory, uint32_t num, uint64_t desc, uint64_t avail, uint64_t used,
                     uint16_t base, bint event_idx) except -1:
         cdef uint32_t iov_max = num + IOV_SLACK
+        cdef bint taken_over = self.queue.takes_over()
+        if taken_over:
+            base = self.q.journal.next_avail
         self.q.iov_max = iov_max
         if not jobs_init(&self.q, num, iov_max) or not parks_init(&self.q, num):
             raise MemoryError
@@ -510,12 +556,26 @@ cdef class Run:
                 f"ring of {num} at descriptors {desc:#x}, avail {avail:#x}, used {used:#x}"
                 " is no power of two, unaligned or outside memory")
         memory_keep(memory)
-        self.q.next_avail = base
+        if taken_over:
+            self.take_over()
+        else:
+            journal_begin(self.q.journal, num, base)
         self.add_thread()
         if not self.q.polling.gathers:  # without it a queue works too, and what is gathered nobody waits for
             self.queue.watcher.start()
         with nogil:  # the watcher may need the GIL for a thread
             watch_add(self.q.watch, &self.q)
+        return 0
+
+    cdef int take_over(self) except -1:
+        """A server has died that served this ring."""
+        cdef ring_t *r = &self.q.ring
+        self.q.again = <uint16_t *>calloc(r.num, sizeof(uint16_t))
+        if self.q.again == NULL:
+            raise MemoryError
+        self.q.n_again = journal_recover(self.q.journal, r.num, r.used_idx, r.avail, self.queue.state.crashed, self.q.again)
+        r.last_avail = r.avail_idx = self.q.journal.next_avail
+        self.q.call_due = self.q.must_call = True
         return 0
 
     cdef int add_thread(self) except -1:
@@ -638,6 +698,8 @@ cdef class Queue:
     cdef Dispatch dispatch
     cdef Pool pool
     cdef Watcher watcher
+    cdef State state
+    cdef bint may_take_over   # from a server that has died: at the first start
     cdef uint64_t poll_ns
     cdef bint gathers
     cdef notify_t notify      # for as long as any run may use it
@@ -645,7 +707,7 @@ cdef class Queue:
     cdef Run run              # None: not started
 
     def __cinit__(self, int index, str name, Dispatch dispatch not None, Pool pool not None,
-                  Watcher watcher not None, int poll_us=0, bint gathers=False):
+                  Watcher watcher not None, int poll_us=0, bint gathers=False, State state=None):
         self.index = index
         self.name = name
         self.dispatch = dispatch
@@ -653,6 +715,8 @@ cdef class Queue:
         dispatch.table.spread = pool_spread
         dispatch.table.threads = &pool.p
         self.watcher = watcher
+        self.state = State(index + 1) if state is None else state
+        self.may_take_over = self.state.generation > 0
         self.poll_ns = 1000 * poll_us
         self.gathers = gathers
         if not notify_init(&self.notify):
@@ -660,6 +724,12 @@ cdef class Queue:
 
     def __dealloc__(self):
         notify_free(&self.notify)
+
+    cdef bint takes_over(self):
+        """Whether a start goes on with a ring that another server has served."""
+        cdef bint first = self.may_take_over
+        self.may_take_over = False
+        return first and self.state.journal(self.index).live
 
     @property
     def started(self):
@@ -724,7 +794,8 @@ cdef class Queue:
         if not run.finish_stop(deadline):
             abandoned_runs.append(run)
             log.warning("%s: a request has not come back for %g s, its ring is stopped without", self.name, timeout_s)
-        return load_relaxed_u16(&run.q.next_avail)
+        run.q.journal.stopped = 1
+        return load_relaxed_u16(&run.q.journal.next_avail)
 
     def kick(self):
         """Look at the ring (in-band kicks)."""

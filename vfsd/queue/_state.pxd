@@ -7,6 +7,7 @@ from vfsd.queue._notify cimport notify_t
 from vfsd.queue._pool cimport pool_t, task_t
 from vfsd._ring cimport RING_ERRORS, chain_t, ring_t
 from vfsd.sys._threads cimport pthread_cond_t, pthread_mutex_t
+from vfsd.state._journal cimport journal_t
 from vfsd.fuse.dispatch cimport FILE_SYSTEMS, OPCODES_MAX, dispatch_t, parked_t, request_t
 
 cdef extern from "_atomics.h" nogil:
@@ -143,7 +144,10 @@ cdef struct queue_t:
     void *owner              # the Run: borrowed
     watch_t *watch           # NULL: nobody sees to requests that keep the ring
     uint32_t iov_max         # of each worker
-    uint16_t next_avail      # the avail entry of the first chain that nobody has begun: where a restart goes on
+    journal_t *journal       # borrowed; with the avail entry of the first chain that nobody has begun
+    uint16_t *again          # heads of what a server had taken that has died, in that order
+    int n_again
+    int at_again             # the next of them
     int broken               # 0 or the ring code that stopped this queue
     # Told by the control thread.
     int stop                 # begin nothing more
@@ -158,6 +162,7 @@ cdef struct queue_t:
     int sleepers             # of those, waiting for a kick
     worker_t *holder         # which of them has the ring, NULL: none
     bint call_due            # the ring was taken from who may have had replies to call for
+    bint must_call           # nobody knows whether the guest was called for what was pushed
     bint missed              # the other thread has woken meanwhile and gone back to sleep
     int jobs_live            # made and not done: written under the gate
     # The watcher's: how it takes the ring from the holder, and its last look.

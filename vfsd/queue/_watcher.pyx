@@ -114,7 +114,7 @@ cdef bint look_at(watch_t *w, queue_t *q) noexcept nogil:
     cdef uint32_t wanted = CONTENDED_LOOKS if contended else 1
     cdef bint busy, in_request = False
     pthread_mutex_lock(&q.gate)
-    at = load_relaxed_u16(&q.next_avail)
+    at = load_relaxed_u16(&q.journal.next_avail)
     busy = q.holder != NULL
     if busy:
         in_request = load_acquire_int(&q.holder.in_request)

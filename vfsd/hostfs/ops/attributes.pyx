@@ -291,7 +291,7 @@ cdef int op_statfs(void *fs, request_t *r) noexcept nogil:
 
 def install(Dispatch dispatch, Tables tables):
     """Make these operations, on `tables`, the dispatch's."""
-    cdef tables_t *t = &tables.t
+    cdef tables_t *t = tables.t
     dispatch.set_hot(NUMBER["GETATTR"], op_getattr, t, tables)
     dispatch.set_hot(NUMBER["STATX"], op_statx, t, tables)
     dispatch.set_hot(NUMBER["SETATTR"], op_setattr, t, tables)

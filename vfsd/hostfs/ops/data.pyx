@@ -601,7 +601,7 @@ cdef int op_syncfs(void *fs, request_t *r) noexcept nogil:
 
 def install(Dispatch dispatch, Tables tables):
     """Make these operations, on `tables`, the dispatch's."""
-    cdef tables_t *t = &tables.t
+    cdef tables_t *t = tables.t
     dispatch.set_hot(NUMBER["OPEN"], op_open, t, tables)
     dispatch.set_hot(NUMBER["CREATE"], op_create, t, tables)
     dispatch.set_hot(NUMBER["READ"], op_read, t, tables)

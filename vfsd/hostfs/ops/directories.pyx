@@ -353,7 +353,7 @@ cdef int op_readdirplus(void *fs, request_t *r) noexcept nogil:
 
 def install(Dispatch dispatch, Tables tables):
     """Make these operations, on `tables`, the dispatch's."""
-    cdef tables_t *t = &tables.t
+    cdef tables_t *t = tables.t
     dispatch.set_hot(NUMBER["OPENDIR"], op_opendir, t, tables)
     dispatch.set_hot(NUMBER["READDIR"], op_readdir, t, tables)
     dispatch.set_hot(NUMBER["READDIRPLUS"], op_readdirplus, t, tables)

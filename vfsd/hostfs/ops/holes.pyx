@@ -77,4 +77,4 @@ cdef int op_lseek(void *fs, request_t *r) noexcept nogil:
 
 def install(Dispatch dispatch, Tables tables):
     """Make these operations, on `tables`, the dispatch's."""
-    dispatch.set_hot(NUMBER["LSEEK"], op_lseek, &tables.t, tables)
+    dispatch.set_hot(NUMBER["LSEEK"], op_lseek, tables.t, tables)

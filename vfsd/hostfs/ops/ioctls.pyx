@@ -118,5 +118,5 @@ cdef int op_ioctl(void *fs, request_t *r) noexcept nogil:
 
 def install(Dispatch dispatch, Tables tables):
     """Make these operations, on `tables`, the dispatch's."""
-    cdef tables_t *t = &tables.t
+    cdef tables_t *t = tables.t
     dispatch.set_hot(NUMBER["IOCTL"], op_ioctl, t, tables)

@@ -122,7 +122,7 @@ cdef int op_interrupt(void *fs, request_t *r) noexcept nogil:
 
 def install(Dispatch dispatch, Tables tables):
     """Make these operations the dispatch's, if the share has locks; else they are not there (ENOSYS)."""
-    cdef tables_t *t = &tables.t
+    cdef tables_t *t = tables.t
     if not (t.flock or t.posix_lock):
         return
     dispatch.set_hot(NUMBER["GETLK"], op_getlk, t, tables)

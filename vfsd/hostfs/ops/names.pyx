@@ -300,7 +300,7 @@ cdef int op_rename2(void *fs, request_t *r) noexcept nogil:
 
 def install(Dispatch dispatch, Tables tables):
     """Make these operations, on `tables`, the dispatch's."""
-    cdef tables_t *t = &tables.t
+    cdef tables_t *t = tables.t
     dispatch.set_file_system_of(inode_file_system)
     dispatch.set_hot(NUMBER["LOOKUP"], op_lookup, t, tables)
     dispatch.set_hot(NUMBER["FORGET"], op_forget, t, tables)

@@ -195,7 +195,7 @@ cdef int op_removexattr(void *fs, request_t *r) noexcept nogil:
 
 def install(Dispatch dispatch, Tables tables):
     """Make these operations, on `tables`, the dispatch's."""
-    cdef tables_t *t = &tables.t
+    cdef tables_t *t = tables.t
     dispatch.set_hot(NUMBER["GETXATTR"], op_getxattr, t, tables)
     dispatch.set_hot(NUMBER["LISTXATTR"], op_listxattr, t, tables)
     dispatch.set_hot(NUMBER["SETXATTR"], op_setxattr, t, tables)

@@ -3,7 +3,7 @@
 from vfsd.hostfs.table._slots cimport id_map_t, tables_t
 
 cdef class Tables:
-    cdef tables_t t
+    cdef tables_t *t  # outlives a server
     cdef list kept  # bytes that t points into
     cdef object locks
 

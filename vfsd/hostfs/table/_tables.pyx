@@ -6,6 +6,7 @@ from libc.stdint cimport UINT64_MAX, int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from vfsd.fuse._wire cimport FUSE_DAX_SZ, FUSE_ROOT_ID
+from vfsd.state._memory cimport make_empty, release, reserve
 from vfsd.sys._threads cimport pthread_mutex_init
 from vfsd.sys cimport _syscalls as h
 from vfsd.hostfs.ops._caller cimport place_get, place_put, place_t, reopen, room_for_handle
@@ -41,24 +42,9 @@ assert (ID_SHIFT, ID_SQUASH, ID_FORBID) == (SHIFT, SQUASH, FORBID)
 assert (DIRTY_NOTHING, DIRTY_PAGES, DIRTY_SIZES) == (Dirty.NOTHING, Dirty.PAGES, Dirty.SIZES)
 
 
-cdef void *reserve(size_t size) except NULL:
-    """Zeroed address space; memory is taken page by page as it is touched."""
-    cdef void *at = h.mmap(NULL, size, h.PROT_READ | h.PROT_WRITE,
-                           h.MAP_PRIVATE | h.MAP_ANONYMOUS | h.MAP_NORESERVE, -1, 0)
-    if at == h.MAP_FAILED:
-        raise OSError(errno, os.strerror(errno))
-    return at
-
-
 cdef void split_seconds(double seconds, uint64_t *whole, uint32_t *nanoseconds) noexcept:
     whole[0] = <uint64_t>seconds
     nanoseconds[0] = <uint32_t>((seconds - <double>whole[0]) * 1e9)
-
-
-cdef void release(void **at, size_t size) noexcept:
-    if at[0] != NULL:
-        h.munmap(at[0], size)
-        at[0] = NULL
 
 
 cdef bint can_open_cached(int directory) noexcept:
@@ -95,6 +81,18 @@ def file_handles_work(int fd):
     return handles_work(fd)
 
 
+cdef void init_locks(tables_t *t) noexcept nogil:
+    """All free, whoever held them."""
+    cdef int i
+    for i in range(SHARDS):
+        pthread_mutex_init(&t.shard[i], NULL)
+    for i in range(UNOPENED_MAX):
+        pthread_mutex_init(&t.unopened[i].lock, NULL)
+    pthread_mutex_init(&t.alloc, NULL)
+    pthread_mutex_init(&t.evict, NULL)
+    pthread_mutex_init(&t.mount, NULL)
+
+
 @cython.final
 cdef class Tables:
     """The inodes and handles of one guest, below the directory `root_fd`.
@@ -106,15 +104,9 @@ cdef class Tables:
     """
 
     def __cinit__(self, int root_fd, bint file_handles, int proc_fd=-1):
-        cdef tables_t *t = &self.t
-        cdef int i
-        for i in range(SHARDS):
-            pthread_mutex_init(&t.shard[i], NULL)
-        for i in range(UNOPENED_MAX):
-            pthread_mutex_init(&t.unopened[i].lock, NULL)
-        pthread_mutex_init(&t.alloc, NULL)
-        pthread_mutex_init(&t.evict, NULL)
-        pthread_mutex_init(&t.mount, NULL)
+        cdef tables_t *t
+        self.t = t = <tables_t *>reserve(sizeof(tables_t))
+        init_locks(t)
         t.proc_fd = t.selinux_proc_fd = -1
         t.inodes_top = FUSE_ROOT_ID + 1
         t.handles_top = 1
@@ -163,15 +155,16 @@ cdef class Tables:
         root.mode = st.stx_mode & h.S_IFMT
         root.nlookup = 1
         root.state = 1
-        note_root(&self.t)
+        note_root(self.t)
         return 0
 
     def __dealloc__(self):
         self.close()
+        release(<void **>&self.t, sizeof(tables_t))
 
     def set_timeouts(self, double entry_s, double attr_s, double negative_s):
         """How long the guest may keep names, attributes and the absence of names, in seconds."""
-        cdef tables_t *t = &self.t
+        cdef tables_t *t = self.t
         split_seconds(entry_s, &t.entry_valid, &t.entry_valid_nsec)
         split_seconds(attr_s, &t.attr_valid, &t.attr_valid_nsec)
         split_seconds(negative_s, &t.negative_valid, &t.negative_valid_nsec)
@@ -272,17 +265,17 @@ cdef class Tables:
 
     def set_mapped(self, uint64_t nodeid, bint mapped):
         """Whether that inode has parts in the DAX window, as far as the guest knows it still."""
-        cdef int64_t index = inode_get(&self.t, nodeid)
+        cdef int64_t index = inode_get(self.t, nodeid)
         if index >= 0:
             self.t.inodes[index].mapped = mapped
-            inode_put(&self.t, <uint32_t>index)
+            inode_put(self.t, <uint32_t>index)
 
     def knows(self, uint64_t nodeid):
         """Whether the guest has looked that inode up and not forgotten it."""
-        cdef int64_t index = inode_get(&self.t, nodeid)
+        cdef int64_t index = inode_get(self.t, nodeid)
         if index < 0:
             return False
-        inode_put(&self.t, <uint32_t>index)
+        inode_put(self.t, <uint32_t>index)
         return True
 
     def open(self, uint64_t nodeid, int flags):
@@ -290,14 +283,14 @@ cdef class Tables:
         cdef place_t p
         cdef int fd
         with nogil:
-            fd = room_for_handle(&self.t)
+            fd = room_for_handle(self.t)
             if fd == 0:
-                fd = place_get(&self.t, nodeid, &p)
+                fd = place_get(self.t, nodeid, &p)
                 if fd == 0:
-                    fd = reopen(&self.t, &p, flags)
-                    place_put(&self.t, &p)
+                    fd = reopen(self.t, &p, flags)
+                    place_put(self.t, &p)
                 if fd < 0:
-                    descriptor_put(&self.t)
+                    descriptor_put(self.t)
         if fd < 0:
             raise OSError(-fd, os.strerror(-fd))
         return fd
@@ -305,7 +298,7 @@ cdef class Tables:
     def close_file(self, int fd):
         """Close what open() gave."""
         h.close(fd)
-        descriptor_put(&self.t)
+        descriptor_put(self.t)
 
     def set_locks(self, Locks locks not None, bint flock, bint posix_lock):
         """Let the guest take locks of these kinds on the host, in the share's table."""
@@ -316,8 +309,10 @@ cdef class Tables:
 
     def close(self):
         """Close every descriptor and give the memory back. No request may come. Idempotent."""
-        cdef tables_t *t = &self.t
+        cdef tables_t *t = self.t
         cdef uint32_t i
+        if t == NULL:
+            return
         if t.buckets != NULL:
             self.clear()
             check_empty(t)
@@ -345,7 +340,7 @@ cdef class Tables:
 
     def clear(self):
         """Forget every inode but the root, release every handle and lock (DESTROY, reset)."""
-        cdef tables_t *t = &self.t
+        cdef tables_t *t = self.t
         cdef uint32_t index
         cdef uint64_t state
         with nogil:
