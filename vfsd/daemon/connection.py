@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from mmap import PAGESIZE, mmap
 from threading import Thread
+from typing import NamedTuple
 
 from vfsd.daemon.share import Share
 from vfsd.fuse.abi import CONFIG, DAX_SHMID, Init
@@ -15,6 +16,7 @@ from vfsd.hostfs.fs import HostFs
 from vfsd.queue._pool import Pool
 from vfsd.queue._queue import Queue
 from vfsd.queue._watcher import Watcher
+from vfsd.state._journal import State
 from vfsd.vhost.backend import Backend
 from vfsd.vhost.shmem import SharedMemory
 
@@ -36,14 +38,32 @@ INIT_FLAGS = (
 )
 
 
+class Kept(NamedTuple):
+    """Of a guest, what the next server finds when one has died."""
+
+    fs: HostFs
+    state: State
+
+
+def keep_of(share: Share, shmem: SharedMemory | None = None) -> Kept:
+    """Within the sandbox. OSError, MemoryError."""
+    settings, sandbox = share.settings, share.sandbox
+    fs = HostFs(
+        share.root_fd, settings.policy, share.locks, shmem,
+        proc_fd=sandbox.own_descriptors, labels_fd=sandbox.labels,
+    )  # fmt: skip
+    fs.set_budget(settings.fd_budget)
+    return Kept(fs, State(1 + settings.num_request_queues))
+
+
 class Connection:
     """One front end: the vhost-user device it drives and the file system behind it.
 
-    latest: has the opcode of the request that began last. OSError, MemoryError, RuntimeError: a descriptor,
-    memory or a thread can't be had.
+    latest: has the opcode of the request that began last. kept: of this guest, by a keeper. OSError,
+    MemoryError, RuntimeError: a descriptor, memory or a thread can't be had.
     """
 
-    def __init__(self, share: Share, sock: socket.socket, latest: mmap) -> None:
+    def __init__(self, share: Share, sock: socket.socket, latest: mmap, kept: Kept | None = None) -> None:
         settings = share.settings
         self.queues_max = 1 + settings.num_request_queues
         self.inband = settings.inband
@@ -54,18 +74,14 @@ class Connection:
         self.shmem: SharedMemory | None = None
         if settings.dax_window:
             self.shmem = SharedMemory(DAX_SHMID, settings.dax_window)
-        sandbox = share.sandbox
-        self._fs = HostFs(
-            share.root_fd, settings.policy, share.locks, self.shmem,
-            proc_fd=sandbox.own_descriptors, labels_fd=sandbox.labels,
-        )  # fmt: skip
-        self._fs.set_budget(settings.fd_budget)
+        self._fs, self._state = kept or keep_of(share, self.shmem)
+        self._fs.start()
         self._dispatch = Dispatch(self._fs, memoryview(latest)[:4])
         self._pool = Pool("offload", settings.offload_threads)
         self._watcher = Watcher()
         self._poll_us = settings.poll_us
         self._fs.install(self._dispatch)
-        self._session = Session(self._dispatch, self._offer, self._fs.agree, self._end_session)
+        self._session = Session(self._dispatch, self._offer, self._fs.agree, self._end_session, self._state)
         self.backend = Backend(sock, self)
 
     def make_queue(self, index: int) -> Queue:
@@ -73,7 +89,7 @@ class Connection:
         name = "hiprio" if hiprio else f"requests.{index - 1}"
         # Nobody waits for a forget: hiprio need not poll, and gathers them.
         poll_us = 0 if hiprio else self._poll_us
-        self._queues[index] = Queue(index, name, self._dispatch, self._pool, self._watcher, poll_us, hiprio)
+        self._queues[index] = Queue(index, name, self._dispatch, self._pool, self._watcher, poll_us, hiprio, self._state)
         return self._queues[index]
 
     def reset(self) -> None:

@@ -15,7 +15,7 @@ from typing import NoReturn
 from vfsd.daemon import logs
 from vfsd.daemon._prctl import die_with_parent, set_name
 from vfsd.daemon.channel import Channel, Kind
-from vfsd.daemon.connection import Connection
+from vfsd.daemon.connection import Connection, Kept
 from vfsd.daemon.process import STOP_SIGNALS, Signals
 from vfsd.daemon.share import Share
 from vfsd.errors import EXIT_BUG, ProtocolError
@@ -58,10 +58,14 @@ def main(assigned: Assignment, close_inherited: Callable[[], None]) -> NoReturn:
         if die_with_parent(assigned.supervisor):
             set_name(b"vfsd-server")
             # Who hangs up means the supervisor, which ends its servers or goes on.
-            with Signals(signal.SIGHUP) as caught:
+            keeper = assigned.share.settings.keeper
+            with Signals(signal.SIGHUP, *([signal.SIGCHLD] if keeper else [])) as caught:
                 keep = logs.become_server() | caught.descriptors()
                 assigned.share.locks.join(assigned.partition)
-                run(assigned, caught, keep)
+                if keeper:
+                    keep_serving(assigned, caught, keep)
+                else:
+                    run(assigned, caught, keep)
         status = 0
     except BaseException:
         log.critical("the server of a guest ends", exc_info=True)
@@ -69,17 +73,31 @@ def main(assigned: Assignment, close_inherited: Callable[[], None]) -> NoReturn:
         os._exit(status)
 
 
-def run(assigned: Assignment, caught: Signals, keep: set[int]) -> None:
+def keep_serving(assigned: Assignment, caught: Signals, keep: set[int]) -> None:
+    """By a server that another one follows when it dies."""
+    from vfsd.daemon.keeper import Keeper  # which is built on this module
+
+    try:
+        keeper = Keeper(assigned, caught, keep)
+    except (OSError, MemoryError) as problem:
+        assigned.channel.tell(Kind.FAULT, f"a front end can't be served: {lacking(problem)}")
+        return
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    keeper.run()
+
+
+def run(assigned: Assignment, caught: Signals, keep: set[int], kept: Kept | None = None) -> None:
     """Once in its sandbox it opens nothing by path but what the guest asks for, beneath the share.
 
-    keep: descriptors that it needs besides the share's and those of these objects.
+    keep: descriptors that it needs besides the share's and those of these objects. kept: by a keeper; then it is
+    in its sandbox.
     """
     channel = assigned.channel
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     connection: Connection | None = None
     kind = Kind.ENDING
     try:
-        connection = connect(assigned, keep)
+        connection = connect(assigned, keep, kept)
         why = serve(connection, caught, channel)
     except (ProtocolError, OSError) as problem:
         kind, why = Kind.FAULT, f"the front end broke the protocol: {problem}"
@@ -91,12 +109,13 @@ def run(assigned: Assignment, caught: Signals, keep: set[int]) -> None:
         channel.tell(Kind.ENDED, connection.summary())
 
 
-def connect(assigned: Assignment, keep: set[int]) -> Connection:
+def connect(assigned: Assignment, keep: set[int], kept: Kept | None) -> Connection:
     share, sock, channel = assigned.share, assigned.sock, assigned.channel
     try:
-        kept = {sys.stderr.fileno(), sock.fileno(), channel.fileno(), *keep}
-        share.sandbox.enter(kept, (channel.fileno(), f"{Kind.REFUSED} ".encode()))
-        return Connection(share, sock, assigned.latest)
+        if kept is None:
+            ours = {sys.stderr.fileno(), sock.fileno(), channel.fileno(), *keep}
+            share.sandbox.enter(ours, (channel.fileno(), f"{Kind.REFUSED} ".encode()))
+        return Connection(share, sock, assigned.latest, kept)
     except (OSError, MemoryError, RuntimeError) as problem:
         raise CannotServe(lacking(problem)) from problem
 

@@ -33,6 +33,7 @@ class ShareSettings(NamedTuple):
     poll_us: the longest a request queue polls before it sleeps.
     offload_threads: how many of a guest's requests may wait at once, each on a thread.
     stop_timeout_s: until a server is killed that is to end.
+    keeper: whether another server follows one that dies.
     """
 
     path: str
@@ -46,6 +47,7 @@ class ShareSettings(NamedTuple):
     offload_threads: int
     stop_timeout_s: float
     dax_window: int = 0
+    keeper: bool = False
 
 
 class Share:
@@ -100,6 +102,7 @@ def open_share(options: ServeOptions) -> Share:
         offload_threads=options.thread_pool_size or OFFLOAD_THREADS,
         stop_timeout_s=options.stop_timeout,
         dax_window=options.dax_window or 0,
+        keeper=options.keeper and not options.dax_window,
     )
     try:
         share = Share(settings)

@@ -23,6 +23,7 @@ from typing import Final, Self
 from vfsd.daemon import server
 from vfsd.daemon._prctl import CHECKED
 from vfsd.daemon.channel import Channel, Kind, pair
+from vfsd.daemon.ending import ending, latest_request
 from vfsd.daemon.process import (
     STOP_SIGNALS,
     Signals,
@@ -34,7 +35,6 @@ from vfsd.daemon.share import Share, open_share
 from vfsd.daemon.sockets import Listener, check_all_used, open_control, open_socket
 from vfsd.daemon.systemd import feed_watchdog, notify_ready, notify_status, sockets_handed_over, watchdog_s
 from vfsd.errors import EXIT_BUG
-from vfsd.fuse.opcodes import NAME as OPCODE_NAME
 from vfsd.options.table import ServeOptions
 from vfsd.sandbox.seccomp import name_of
 from vfsd.vhost.messages import HEADER, PAYLOAD_MAX
@@ -584,18 +584,3 @@ def heard(sock: socket.socket) -> bool | None:
         return size >= HEADER.size
     payload: int = HEADER.unpack(head)[2]
     return payload > PAYLOAD_MAX or size >= HEADER.size + payload
-
-
-def ending(status: int) -> str:
-    """How a process ended, by its exit status, or minus the signal's number."""
-    if status >= 0:
-        return f"has ended with status {status}"
-    try:
-        return f"was ended by {signal.Signals(-status).name}"
-    except ValueError:
-        return f"was ended by signal {-status}"
-
-
-def latest_request(latest: mmap) -> str:
-    opcode = int.from_bytes(latest[:4], sys.byteorder)
-    return OPCODE_NAME.get(opcode, "none" if opcode == 0 else f"opcode {opcode}")

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable
 from errno import EPROTO
 from threading import Lock, Thread
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from vfsd.fuse import abi
 from vfsd.fuse.abi import Init
@@ -84,17 +84,25 @@ def init_out(minor: int, readahead: int, flags: Init, max_pages: int, map_alignm
     )  # fmt: skip
 
 
+class Remembers(Protocol):
+    """What has been agreed, as a `vfsd.state._journal.State` does."""
+
+    agreed: tuple[int, int, int] | None
+
+
 class Session:
     """The time between INIT and DESTROY of one connection.
 
+    state: remembers what was agreed, for the next server; what it remembers holds from the beginning.
     offer: asked at each INIT. agree: told what it came to, before any other request. drop: forgets
     all that the guest held; that closes files, and may take as long as the file system likes.
     """
 
     def __init__(
         self, dispatch: Dispatch, offer: Callable[[], Offer], agree: Callable[[Init], None],
-        drop: Callable[[], None],
+        drop: Callable[[], None], state: Remembers | None = None,
     ) -> None:  # fmt: skip
+        self._state = state
         self.agreed: Agreed | None = None
         self._dispatch = dispatch
         self._offer = offer
@@ -104,6 +112,9 @@ class Session:
         self._number = 0  # sessions so far
         dispatch.set_python(NUMBER["INIT"], self.init)
         dispatch.set_python(NUMBER["DESTROY"], self.destroy)
+        if state is not None and state.agreed is not None:
+            minor, flags, max_pages = state.agreed
+            self._begin(Agreed(minor, Init(flags), max_pages))
 
     def init(self, _fs: Any, request: Request) -> bytes:
         with self._turn:
@@ -113,10 +124,16 @@ class Session:
                 log.info("session begins: FUSE 7.%d, %d pages a request",
                          self.agreed.minor, self.agreed.max_pages)  # fmt: skip
                 log.debug("agreed: %r", self.agreed.flags)
-                self._number += 1
-                self._agree(self.agreed.flags)
-                self._dispatch.open(self.agreed.max_pages * PAGE_SIZE_MAX + HEADERS_MAX)
+                self._begin(self.agreed)
             return reply
+
+    def _begin(self, agreed: Agreed) -> None:
+        self.agreed = agreed
+        self._number += 1
+        self._agree(agreed.flags)
+        if self._state is not None:
+            self._state.agreed = agreed
+        self._dispatch.open(agreed.max_pages * PAGE_SIZE_MAX + HEADERS_MAX)
 
     def destroy(self, _fs: Any, _request: Request) -> None:
         self.end()
@@ -141,4 +158,6 @@ class Session:
     def _end(self) -> None:
         self._dispatch.shut()
         self.agreed = None
+        if self._state is not None:
+            self._state.agreed = None
         self._drop()

@@ -142,7 +142,12 @@ class HostFs:
             self.tables.set_dax(policy.dax.size_min, policy.dax.whole, policy.dax.marked)
         if policy.flock or policy.posix_lock:
             self.tables.set_locks(locks, policy.flock, policy.posix_lock)
-            locks.start()
+        self._locks = locks
+
+    def start(self) -> None:
+        """The threads that it needs. RuntimeError: none can be had."""
+        if self.policy.flock or self.policy.posix_lock:
+            self._locks.start()
 
     def agree(self, flags: Init) -> None:
         """What INIT has settled; no other request is under way."""

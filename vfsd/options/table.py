@@ -146,6 +146,7 @@ class ServeOptions:
     thread_pool_size: int
     control_socket: str | None
     stop_timeout: float
+    keeper: bool
     rlimit_nofile: int | None
     log_level: str
     log_format: str
@@ -362,6 +363,10 @@ SERVE_OPTIONS = (
         "--stop-timeout", "At SIGTERM, and when a front end leaves, what is still under way has this long to"
         " end; then the guest's server is killed.",
         check_seconds, "SECONDS", default="5",
+    ),
+    Option(
+        "--keeper", "When a guest's server dies, have another one go on with what the guest has open and has"
+        " asked for; the guest notices nothing. Not with --dax-window.", on=True,
     ),
     Option(
         "--rlimit-nofile", "The limit of open descriptors (ulimit -n); 0 leaves it alone. As high as"

@@ -34,7 +34,8 @@ NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
     "getxattr": (191, 8), "init_module": (175, 105), "io_uring_enter": (426, 426),
     "io_uring_register": (427, 427), "io_uring_setup": (425, 425), "ioctl": (16, 29),
     "ioperm": (173, None), "iopl": (172, None), "kcmp": (312, 272), "kexec_file_load": (320, 294),
-    "kexec_load": (246, 104), "keyctl": (250, 219), "kill": (62, 129), "linkat": (265, 37),
+    "kexec_load": (246, 104), "keyctl": (250, 219), "kill": (62, 129), "landlock_add_rule": (445, 445),
+    "landlock_create_ruleset": (444, 444), "landlock_restrict_self": (446, 446), "linkat": (265, 37),
     "listen": (50, 201), "listxattr": (194, 11), "lookup_dcookie": (212, 18), "lseek": (8, 62),
     "lstat": (6, None), "madvise": (28, 233), "membarrier": (324, 283), "memfd_create": (319, 279),
     "mincore": (27, 232), "mkdirat": (258, 34), "mknodat": (259, 33), "mmap": (9, 222),
@@ -66,7 +67,7 @@ NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
     "sysinfo": (99, 179), "syslog": (103, 116), "tgkill": (234, 131), "time": (201, None),
     "times": (100, 153), "tkill": (200, 130), "truncate": (76, 45), "umask": (95, 166),
     "umount2": (166, 39), "uname": (63, 160), "unlinkat": (263, 35), "unshare": (272, 97),
-    "userfaultfd": (323, 282), "utimensat": (280, 88), "vfork": (58, None), "vhangup": (153, 58),
+    "userfaultfd": (323, 282), "utimensat": (280, 88), "vfork": (58, None), "vhangup": (153, 58), "wait4": (61, 260),
     "write": (1, 64), "writev": (20, 66),
 }
 # fmt: on

@@ -13,14 +13,18 @@ def plug(keep: Collection[int], own_descriptors: int, null: int) -> None:
     Their numbers stay taken: objects that still have one may close it at any time.
     own_descriptors: of this process's /proc/self/fd.
     """
+    for fd in held(own_descriptors):
+        if fd not in keep and fd != null:
+            os.dup2(null, fd, inheritable=False)
+
+
+def held(own_descriptors: int) -> set[int]:
+    """The descriptors of this process, of whose /proc/self/fd that is one."""
     listing = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=own_descriptors)
     try:
-        held = [int(name) for name in os.listdir(listing)]
+        return {int(name) for name in os.listdir(listing)} - {listing}
     finally:
         os.close(listing)
-    for fd in held:
-        if fd not in keep and fd not in (listing, null):
-            os.dup2(null, fd, inheritable=False)
 
 
 def restrict() -> None:

@@ -54,6 +54,7 @@ class Sandbox:
         self._processes = -1  # the supervisor's process namespace
         self.own_descriptors = -1  # within a server: its /proc/self/fd
         self.labels = -1  # the same of /proc, for thread-self/attr, where security labels are given
+        self._proc = -1  # of a keeper: /proc, for each server's self/fd
 
     def prepare(self) -> None:
         """In the supervisor, which has one thread: open what it needs, and try it. ConfigError."""
@@ -92,19 +93,42 @@ class Sandbox:
         """In the forked process, before it has other threads. OSError.
 
         keep: descriptors that it needs besides the share's; all others are /dev/null from now on.
-        report: as for seccomp.enter().
+        report: as for seccomp.tell_by().
         """
-        self._enter_root()
-        ours = {self._root_fd, self.own_descriptors, self.labels}
+        self._enter_all_but_filters(keep, keeper=False)
+        seccomp.tell_by(self.walls.seccomp, report)
+        self._enter_filters()
+
+    def enter_keeper(self, keep: Collection[int], report: tuple[int, bytes]) -> None:
+        """The same in a process that forks a server and waits for it: it may do no more than that. OSError."""
+        self._enter_all_but_filters(keep, keeper=True)
+        seccomp.tell_by(self.walls.seccomp, report)
+        seccomp.enter(self.walls.seccomp, self.walls.file_handles, keeper=True)
+
+    def enter_server(self) -> None:
+        """What is left to be entered in a server that a keeper has forked. OSError."""
+        flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+        self.own_descriptors = os.open("self/fd", flags, dir_fd=self._proc)
+        self._enter_filters()
+
+    def open_descriptors(self) -> set[int]:
+        """Of this process, which has entered it."""
+        return limits.held(self.own_descriptors)
+
+    def _enter_all_but_filters(self, keep: Collection[int], keeper: bool) -> None:
+        self._enter_root(keeper)
+        ours = {self._root_fd, self.own_descriptors, self.labels, self._proc}
         limits.plug({*keep, *ours}, self.own_descriptors, self._null)
         with suppress(PermissionError):  # a user namespace of one group keeps what its maker had
             os.setgroups([])
         limits.restrict()
         capabilities.drop(self.walls.capabilities)
         _linux.forbid_new_privileges()
+
+    def _enter_filters(self) -> None:
         if not self.walls.file_handles:  # what they open has no path
             self._enter_landlock()
-        seccomp.enter(self.walls.seccomp, self.walls.file_handles, report)
+        seccomp.enter(self.walls.seccomp, self.walls.file_handles)
 
     def close(self) -> None:
         for fd in (self._null, self._empty, self._user, self._processes):
@@ -145,7 +169,7 @@ class Sandbox:
             start.write(b"1")
         return answer
 
-    def _enter_root(self) -> None:
+    def _enter_root(self, keeper: bool) -> None:
         fresh = True
         if self.walls.mode == "namespace":
             if self._is_directory:
@@ -156,6 +180,8 @@ class Sandbox:
         self.own_descriptors = mounts.apart(mounts.OWN_DESCRIPTORS)
         if self.walls.labels and fresh:
             self.labels = mounts.apart(mounts.PROC)
+        if keeper:
+            self._proc = mounts.apart(mounts.PROC)
         if self.walls.mode == "namespace" and self._is_directory:
             mounts.enter_directory()
         elif self.walls.mode == "namespace":

@@ -10,7 +10,7 @@ import os
 import struct
 from collections.abc import Iterable, Sequence
 from errno import EACCES, EINVAL, ENOSYS, ENOTTY, EPERM
-from signal import SIGSYS
+from signal import SIGCHLD, SIGSYS
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vfsd.errors import HostError
@@ -87,6 +87,12 @@ FCNTLS: Final = (
     36, 37, 38, 1030, 1032, 1033, 1034,  # F_OFD_*, F_DUPFD_CLOEXEC, F_GETPIPE_SZ, F_ADD_SEALS, F_GET_SEALS
 )  # fmt: skip
 PRCTLS: Final = (15, 16)  # PR_SET_NAME PR_GET_NAME
+KEEPER_PRCTLS: Final = (1, 22)  # PR_SET_PDEATHSIG PR_SET_SECCOMP: of the server that it has just forked
+SERVER_FLAGS: Final = 0x400 | SIGCHLD  # CLONE_FILES
+# What a keeper does besides: fork a server, which enters filters of its own, wait for it and end it.
+KEEPER: Final = frozenset(
+    "socketpair wait4 kill seccomp landlock_create_ruleset landlock_add_rule landlock_restrict_self".split()
+)
 PROT_EXEC: Final = 4
 
 
@@ -102,15 +108,15 @@ class Rule(NamedTuple):
     otherwise: int | None = None
 
 
-def rules_of(pid: int) -> dict[str, Rule]:
+def rules_of(pid: int, keeper: bool = False) -> dict[str, Rule]:
     """Calls that depend on an argument. Only its lower half is compared: Linux takes no more of these."""
     return {
-        "clone": Rule(0, THREAD_FLAGS),
+        "clone": Rule(0, (*THREAD_FLAGS, SERVER_FLAGS) if keeper else THREAD_FLAGS),
         "unshare": Rule(0, (CLONE_FS,)),
         "tgkill": Rule(0, (pid,)),
         "ioctl": Rule(1, IOCTLS, otherwise=RET_ERRNO | ENOTTY),
         "fcntl": Rule(1, FCNTLS, otherwise=RET_ERRNO | EINVAL),
-        "prctl": Rule(0, PRCTLS, otherwise=RET_ERRNO | EPERM),
+        "prctl": Rule(0, PRCTLS + KEEPER_PRCTLS if keeper else PRCTLS, otherwise=RET_ERRNO | EPERM),
         # All code is there already.
         "mmap": Rule(2, without=PROT_EXEC, otherwise=RET_ERRNO | EACCES),
         "mprotect": Rule(2, without=PROT_EXEC, otherwise=RET_ERRNO | EACCES),
@@ -154,7 +160,7 @@ def check(rule: Rule, refused: int) -> bytes:
     return load + b"".join(when_equal(value, answer(RET_ALLOW)) for value in rule.values) + otherwise
 
 
-def program(machine: str, action: Action, pid: int, file_handles: bool) -> bytes:
+def program(machine: str, action: Action, pid: int, file_handles: bool, keeper: bool = False) -> bytes:
     """The filter of a server with that process id.
 
     One comparison after the other: for a call that is allowed whatever its arguments are, Linux (5.11) knows
@@ -165,6 +171,8 @@ def program(machine: str, action: Action, pid: int, file_handles: bool) -> bytes
     # While one learns what is missing, all is allowed.
     unknown = RET_LOG if action == "log" else RET_ERRNO | ENOSYS
     allowed = ALLOWED | HANDLES if file_handles else ALLOWED
+    if keeper:
+        allowed |= KEEPER
     parts = [
         instruction(LOAD, ARCH_AT),
         instruction(JUMP_EQUAL, AUDIT_ARCH[machine], 1, 0),
@@ -174,7 +182,7 @@ def program(machine: str, action: Action, pid: int, file_handles: bool) -> bytes
     if machine == "x86_64":
         parts += [instruction(JUMP_AT_LEAST, X32_BIT, 0, 1), answer(RET_KILL_PROCESS)]
     parts += same_answer((number_of[name] for name in allowed & number_of.keys()), RET_ALLOW)
-    for name, rule in rules_of(pid).items():
+    for name, rule in rules_of(pid, keeper).items():
         parts.append(when_equal(number_of[name], check(rule, refused)))
     if action == "kill":
         # report_to() ends by this one; and nobody takes its handler's place.
@@ -207,17 +215,23 @@ def check_available(action: Action) -> None:
         raise HostError("--seccomp", f"this kernel can't {action}; use --seccomp none")
 
 
-def enter(action: Action, file_handles: bool, report: tuple[int, bytes] | None) -> None:
-    """For this process, which must have one thread and no new privileges. OSError.
+def tell_by(action: Action, report: tuple[int, bytes] | None) -> None:
+    """Before enter(), of this process and those it forks: what is to become of the number of a refused call.
 
-    report: of `kill`, a descriptor to tell which call was refused, and what to write before its number.
+    report: of `kill`, a descriptor to write it to, and what to write before it; None: stderr. OSError.
     """
-    if action == "none":
-        return
     if action == "kill":
         fd, prefix = report or (2, b"\nvfsd: seccomp refused system call ")
         report_to(fd, prefix)
-    install(program(os.uname().machine, action, os.getpid(), file_handles))
+
+
+def enter(action: Action, file_handles: bool, keeper: bool = False) -> None:
+    """For this process, which must have one thread and no new privileges. OSError.
+
+    keeper: for a process that forks a server, which enters one of its own.
+    """
+    if action != "none":
+        install(program(os.uname().machine, action, os.getpid(), file_handles, keeper))
 
 
 def name_of(number: int) -> str:

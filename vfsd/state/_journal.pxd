@@ -40,6 +40,7 @@ cdef struct record_t:      # 64 bytes
 cdef struct journal_t:
     int live               # a server has started the queue
     int stopped            # and has stopped it, with all requests answered that ever will be
+    uint32_t num           # elements of its ring
     uint16_t next_avail    # the avail entry of the first chain that nobody has begun
     uint64_t taken         # requests so far
     uint64_t pushing       # number << 16 | used.idx once it is pushed; 0: nothing is being pushed

@@ -21,6 +21,7 @@ cdef void journal_begin(journal_t *j, uint32_t num, uint16_t base) noexcept nogi
         if j.records[head].stage:
             j.records[head].stage = STAGE_FREE
     j.pushing = 0
+    j.num = num
     store_release_u16(&j.next_avail, base)
     j.live = 1
 
@@ -91,7 +92,13 @@ cdef class State:
         self.generation += 1
         self.crashed = crashed
 
+    def next_avail(self, int index):
+        """Where a server goes on with that ring; None: nobody has started it since it was described."""
+        if not 0 <= index < self.queues or not self.journals[index].live:
+            return None
+        return load_relaxed_u16(&self.journals[index].next_avail)
+
     def set_up_anew(self, int index):
         """By the keeper: the front end describes that ring from its beginning. Nothing, while it runs."""
-        if self.journals[index].stopped:
+        if 0 <= index < self.queues and self.journals[index].stopped:
             self.journals[index].live = 0

@@ -184,6 +184,7 @@ cdef extern from "<unistd.h>" nogil:
 
 cdef extern from "<sys/syscall.h>" nogil:
     long SYS_faccessat2
+    long SYS_close_range
     long SYS_getdents64
     long SYS_openat2
     long SYS_setresuid

@@ -72,6 +72,13 @@ cdef inline int read_last_name(request_t *r, char *to) noexcept nogil:
     return rc if rc < 0 else check_end(r)
 
 
+# --- what the next server is to know ---
+
+cdef inline uint64_t *noted_handle(request_t *r) noexcept nogil:
+    """For handle_open, where the handle is the answer to a request."""
+    return &r.record.fh if r.record != NULL else NULL
+
+
 # --- where ---
 
 cdef inline int place_get(tables_t *t, uint64_t nodeid, place_t *p) noexcept nogil:
@@ -168,7 +175,7 @@ cdef inline int64_t unopened(tables_t *t, uint64_t nodeid, int flags, int *fd) n
         if index < 0:
             descriptor_put(t)
     if index >= 0:
-        fh = handle_open(t, <int>index, p.index, flags, flags != 0)
+        fh = handle_open(t, <int>index, p.index, flags, flags != 0, NULL)
         index = handle_get(t, fh, fd)
         if index >= 0 and flags == 0:
             unopened_keep(t, nodeid, fh)

@@ -11,7 +11,7 @@ from vfsd.fuse.dispatch cimport (
 from vfsd.sys cimport _syscalls as h
 from vfsd.hostfs.table._anchors cimport out_of_descriptors
 from vfsd.hostfs.ops._caller cimport (
-    fd_name, file_get, place_get, place_put, place_t, read_name, read_string, reopen,
+    fd_name, file_get, noted_handle, place_get, place_put, place_t, read_name, read_string, reopen,
     room_for_handle, ticks_ms,
 )
 from vfsd.hostfs.ops._creation cimport make_file, make_nameless, unmake
@@ -80,7 +80,7 @@ cdef int reply_open(tables_t *t, request_t *r, uint32_t index, uint32_t flags, i
         h.close(fd)
         descriptor_put(t)
     else:
-        out.fh = handle_open(t, fd, index, <int>flags & t.pass_flags, writable)
+        out.fh = handle_open(t, fd, index, <int>flags & t.pass_flags, writable, noted_handle(r))
     out.backing_id = 0
     r.reply_bytes += sizeof(out)
     return span_write(&r.reply, &out, sizeof(out))

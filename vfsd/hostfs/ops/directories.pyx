@@ -11,7 +11,7 @@ from vfsd.fuse.dispatch cimport (
 )
 from vfsd.sys cimport _syscalls as h
 from vfsd.sys._clock cimport clock_ns
-from vfsd.hostfs.ops._caller cimport NAME_BYTES, place_get, place_put, place_t, reopen, room_for_handle
+from vfsd.hostfs.ops._caller cimport NAME_BYTES, noted_handle, place_get, place_put, place_t, reopen, room_for_handle
 from vfsd.hostfs.ops._gone cimport check_directory
 from vfsd.hostfs.table._handles cimport descriptor_put, handle_get, handle_open, handle_put
 from vfsd.hostfs.table._inodes cimport CACHED_ONLY, WAIT, WAIT_COLD, entry_at, opens_first
@@ -46,7 +46,7 @@ cdef int op_opendir(void *fs, request_t *r) noexcept nogil:
     if fd < 0:
         descriptor_put(t)
         return fd
-    fh = handle_open(t, fd, p.index, h.O_RDONLY, False)
+    fh = handle_open(t, fd, p.index, h.O_RDONLY, False, noted_handle(r))
     begin_listing(t, fh)
     out.fh = fh
     out.open_flags = t.opendir_flags

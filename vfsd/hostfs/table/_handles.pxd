@@ -13,8 +13,9 @@ cdef int descriptor_take(tables_t *t) noexcept nogil
 # Give such a place back: the descriptor has been closed, or there is none.
 cdef void descriptor_put(tables_t *t) noexcept nogil
 # Own fd, and the place taken for it, as a new open handle of an inode: its fh. flags: as handle_t has them.
-# writable: fd is, so that the host can't execute the file.
-cdef uint64_t handle_open(tables_t *t, int fd, uint32_t inode, int flags, bint writable) noexcept nogil
+# writable: fd is, so that the host can't execute the file. noted: where its fh stands before the guest can have
+# it, NULL: nowhere.
+cdef uint64_t handle_open(tables_t *t, int fd, uint32_t inode, int flags, bint writable, uint64_t *noted) noexcept nogil
 # Own fd, and the place taken for it, as the second descriptor of a referenced handle: that, another one if a
 # thread was faster.
 cdef int handle_other(tables_t *t, uint32_t index, int fd) noexcept nogil

@@ -68,7 +68,7 @@ cdef inline bint may_dirty(const tables_t *t, int flags) noexcept nogil:
     return t.dirty != DIRTY_NOTHING and access == h.O_RDWR  # mmap(2) always asks for reading
 
 
-cdef uint64_t handle_open(tables_t *t, int fd, uint32_t inode, int flags, bint writable) noexcept nogil:
+cdef uint64_t handle_open(tables_t *t, int fd, uint32_t inode, int flags, bint writable, uint64_t *noted) noexcept nogil:
     cdef uint32_t index
     cdef uint64_t generation
     cdef handle_t *handle
@@ -90,6 +90,8 @@ cdef uint64_t handle_open(tables_t *t, int fd, uint32_t inode, int flags, bint w
         add_int(&t.dirtiers[inode], 1)
     add_u64(&t.n_handles, 1)
     generation = generation_of(handle.state)
+    if noted != NULL:
+        store_release_u64(noted, (generation << 32) | index)
     store_release_u64(&handle.state, (generation << 32) | OPEN | (WRITABLE if writable else 0) | 1)
     return (generation << 32) | index
 

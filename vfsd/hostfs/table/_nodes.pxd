@@ -45,3 +45,9 @@ cdef inline uint64_t device_of(const statx_t *st) noexcept nogil:
 
 cdef inline bint is_inode(const inode_t *inode, const statx_t *st) noexcept nogil:
     return inode.ino == st.stx_ino and inode.dev == device_of(st) and inode.mnt_id == st.stx_mnt_id
+
+
+cdef inline uint32_t bucket_of(uint64_t dev, uint64_t ino, uint64_t mnt_id) noexcept nogil:
+    """Of the hash table of identities."""
+    cdef uint64_t x = (ino ^ (dev << 17) ^ (mnt_id << 41)) * 0x9E3779B97F4A7C15ULL
+    return <uint32_t>(x >> 46)

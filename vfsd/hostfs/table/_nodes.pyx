@@ -110,11 +110,6 @@ cdef void anchor_close(tables_t *t, uint32_t index) noexcept nogil:
 
 # --- identity: (dev, ino, mnt_id) to slot ---
 
-cdef inline uint32_t bucket_of(uint64_t dev, uint64_t ino, uint64_t mnt_id) noexcept nogil:
-    cdef uint64_t x = (ino ^ (dev << 17) ^ (mnt_id << 41)) * 0x9E3779B97F4A7C15ULL
-    return <uint32_t>(x >> 46)
-
-
 cdef inline pthread_mutex_t *shard_of(tables_t *t, uint32_t bucket) noexcept nogil:
     return &t.shard[bucket % SHARDS]
 

@@ -3,10 +3,12 @@
 cimport cython
 from libc.errno cimport EAGAIN, errno
 from libc.stdint cimport UINT64_MAX, int64_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
 from vfsd.fuse._wire cimport FUSE_DAX_SZ, FUSE_ROOT_ID
-from vfsd.state._memory cimport make_empty, release, reserve
+from vfsd.state._journal cimport STAGE_MASK, STAGE_PARKED, STAGE_TAKEN, State, journal_t, record_t
+from vfsd.state._memory cimport release, reserve
 from vfsd.sys._threads cimport pthread_mutex_init
 from vfsd.sys cimport _syscalls as h
 from vfsd.hostfs.ops._caller cimport place_get, place_put, place_t, reopen, room_for_handle
@@ -15,6 +17,9 @@ from vfsd.hostfs.table._kinds cimport close_never_fails, in_memory, never_revali
 from vfsd.hostfs.lock._locks cimport Locks, locks_drop
 from vfsd.hostfs.table._nodes cimport ATTR_MASK, device_of, inode_forget, inode_get, inode_put
 from vfsd.hostfs.table._notes cimport handles_work, note_root
+from vfsd.hostfs.table._recovery cimport (
+    close_unknown, drop_unanswered, fd_set_t, note_fd, tables_descriptors, tables_recover,
+)
 from vfsd.hostfs.table._slots cimport (
     BUCKETS, DIRTY_NOTHING, DIRTY_PAGES, DIRTY_SIZES, HANDLES_MAX, ID_FORBID, ID_SHIFT, ID_SQUASH, INODES_MAX, LISTINGS, LONG_NAMES_MAX, OPEN, REFERENCES,
     SEEN_NAMES, SHARDS, UNOPENED_MAX, caps_t, generation_of, handle_t, id_map_t, id_range_t, inode_t,
@@ -23,6 +28,7 @@ from vfsd.hostfs.table._slots cimport (
 )
 
 import os
+import resource
 
 from vfsd.hostfs.cache import Dirty
 from vfsd.hostfs.ids.idmap import FORBID, RANGE, SHIFT, SQUASH
@@ -168,6 +174,44 @@ cdef class Tables:
         split_seconds(entry_s, &t.entry_valid, &t.entry_valid_nsec)
         split_seconds(attr_s, &t.attr_valid, &t.attr_valid_nsec)
         split_seconds(negative_s, &t.negative_valid, &t.negative_valid_nsec)
+
+    def set_proc(self, int proc_fd):
+        """This process's /proc/self/fd, in place of its maker's. It stays the caller's."""
+        self.t.proc_fd = proc_fd
+
+    def recover(self, State state not None):
+        """After the death of the server that worked with them, before anybody else does. MemoryError."""
+        cdef int i
+        cdef uint32_t head
+        cdef journal_t *journal
+        cdef record_t *record
+        init_locks(self.t)
+        for i in range(state.queues):
+            journal = state.journal(i)
+            for head in range(journal.num if journal.live else 0):
+                record = &journal.records[head]
+                if record.fh and record.stage & STAGE_MASK in (STAGE_TAKEN, STAGE_PARKED):
+                    drop_unanswered(self.t, record.fh)
+                    record.fh = 0
+        if tables_recover(self.t) < 0:
+            raise MemoryError
+
+    def close_others(self, keep):
+        """Close every descriptor of this process but those of the tables and of `keep`. MemoryError."""
+        cdef fd_set_t known
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        known.n = limit
+        known.bits = <uint64_t *>calloc((limit + 63) // 64, sizeof(uint64_t))
+        if known.bits == NULL:
+            raise MemoryError
+        try:
+            for fd in keep:
+                note_fd(&known, fd)
+            with nogil:
+                tables_descriptors(self.t, &known)
+                close_unknown(&known)
+        finally:
+            free(known.bits)
 
     def set_budget(self, uint64_t fds_max, uint64_t handles_max):
         """Descriptors to hold at most, and how many of them beside anchors. At any time.
