@@ -52,7 +52,7 @@ def extension(path: Path) -> Extension:
     return Extension(
         ".".join([PACKAGES[folder], *rest]),
         [str(path)],
-        include_dirs=["vfsd/sys", "vfsd/memory", "bench"],
+        include_dirs=["vfsd/sys", "vfsd/memory", "vfsd/state", "bench"],
         define_macros=[("_GNU_SOURCE", "1")],
         depends=["setup.py", *map(str, sources(".h"))],
         extra_compile_args=cflags,

@@ -74,7 +74,7 @@ def test_the_status_tells_of_shares_and_guests(served: Controlled) -> None:
             one.getattr(ROOT)
         status = json.loads(served.ctl("status").stdout)
         first, second = sorted(status["guests"], key=lambda guest: -guest["requests"])
-        assert {first["server"], second["server"]} == set(served.daemon.servers())
+        assert {first["server"], second["server"]} == set(served.daemon.children())
         assert (first["requests"], second["requests"]) == (11, 1)
         assert first["fuse"].startswith("7.") and first["errors"] == 0
     assert status["shares"] == [
@@ -86,11 +86,11 @@ def test_the_status_tells_of_shares_and_guests(served: Controlled) -> None:
 def test_a_guest_that_is_stopped_leaves_the_other(served: Controlled) -> None:
     with contextlib.ExitStack() as stack:
         stack.enter_context(Guest(served.daemon.socket)).init()
-        (pid,) = served.daemon.servers()
+        (pid,) = served.daemon.children()
         other = stack.enter_context(Guest(served.daemon.socket))
         other.init()
         assert served.ctl("stop", "--guest", str(pid)).stdout == "true\n"
-        assert eventually(lambda: pid not in served.daemon.servers())
+        assert eventually(lambda: pid not in served.daemon.children())
         other.getattr(ROOT)
         again = served.ctl("stop", "--guest", str(pid))
         assert again.returncode == 1

@@ -30,7 +30,7 @@ def apart(tmp_path: Path, sandbox: str) -> Iterator[Daemon]:
     """Its exit status is for the test to look at."""
     (tmp_path / "share").mkdir()
     (tmp_path / "share" / "file").write_bytes(b"content")
-    daemon = Daemon(tmp_path / "share", options=["--posix-lock", "--sandbox", sandbox])
+    daemon = Daemon(tmp_path / "share", options=["--posix-lock", "--no-keeper", "--sandbox", sandbox])
     yield daemon
     daemon.kill()
 

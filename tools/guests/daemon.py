@@ -18,6 +18,8 @@ from types import TracebackType
 from typing import Protocol, Self
 
 QEMU_VIRTIOFSD = "/usr/lib/qemu/virtiofsd"
+# Not in the share, which a server has for its root: guest memory, and what is in /proc.
+ELSEWHERE = (os.devnull, "/memfd:", *(f"/{n}/fd" for n in range(10)))
 
 
 class DaemonError(Exception):
@@ -46,6 +48,11 @@ def qemu_virtiofsd_command(socket: Path, shared: Path, *, cache: str) -> list[st
         *("env", "-u", "LD_PRELOAD", QEMU_VIRTIOFSD, "-f", f"--socket-path={socket}"),
         *("-o", f"source={shared}", "-o", "sandbox=chroot", "-o", f"cache={cache}"),
     ]
+
+
+def children_of(pid: int) -> list[int]:
+    """In the order they were made."""
+    return sorted(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
 
 class StartDaemon(Protocol):
@@ -126,9 +133,17 @@ class Daemon:
         """Process id of the daemon; of `vfsd serve`, which forks a server for each guest, its own."""
         return self._process.pid
 
+    def children(self) -> list[int]:
+        """Process ids of its children, one for each guest, in the order they were made."""
+        return children_of(self.pid)
+
     def servers(self) -> list[int]:
-        """Process ids of its children, in the order they were made."""
-        return sorted(map(int, Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()))
+        """Process ids of what serves guests: its children, or where these are keepers, theirs."""
+        found = []
+        for pid in self.children():
+            is_keeper = Path(f"/proc/{pid}/comm").read_text() == "vfsd-keeper\n"
+            found += children_of(pid) if is_keeper else [pid]
+        return found
 
     @property
     def server(self) -> int:
@@ -143,7 +158,7 @@ class Daemon:
 
     def processes(self) -> list[int]:
         """Process ids of all of it."""
-        return [self.pid, *self.servers()]
+        return [self.pid, *self.children(), *self.servers()]
 
     def signal_all(self, number: int) -> None:
         """To all its processes."""
@@ -151,16 +166,16 @@ class Daemon:
 
     def descriptors(self, *pids: int) -> list[str]:
         """What the open descriptors of those of its processes, or all, are: link targets without inode
-        numbers, sorted.
+        numbers, sorted. A keeper and its server have the same ones.
         """
         found = []
-        for pid in pids or self.processes():
+        for pid in pids or [self.pid, *self.children()]:
             with contextlib.suppress(FileNotFoundError):
                 apart = os.readlink(f"/proc/{pid}/ns/mnt") != os.readlink("/proc/self/ns/mnt")
                 for entry in os.scandir(f"/proc/{pid}/fd"):
                     with contextlib.suppress(FileNotFoundError):
                         target = os.readlink(entry.path).partition(":[")[0]
-                        if apart and target.startswith("/") and target != os.devnull:
+                        if apart and target.startswith("/") and not target.startswith(ELSEWHERE):
                             target = f"{self.shared}{target}".rstrip("/")  # it has the share for its root
                         found.append(target)
         return sorted(found)

@@ -1,7 +1,4 @@
-CHECKED: bool
-"""Whether this is a build with assertions (VFSD_BUILD=debug or asan)."""
-
-__all__ = ("CHECKED", "die_with_parent", "set_name")
+__all__ = ("die_with_parent", "set_name")
 
 def die_with_parent(parent: int) -> bool:
     """Have the kernel send SIGKILL when the parent ends. False: it has ended already.

@@ -4,7 +4,7 @@ from libc.errno cimport errno
 
 import os
 
-__all__ = ("CHECKED", "die_with_parent", "set_name")
+__all__ = ("die_with_parent", "set_name")
 
 cdef extern from "<sys/prctl.h>" nogil:
     int prctl(int option, ...)
@@ -13,19 +13,6 @@ cdef extern from "<sys/prctl.h>" nogil:
 
 cdef extern from "<signal.h>":
     int SIGKILL
-
-cdef extern from * nogil:
-    """
-    #ifdef NDEBUG
-    #define VFSD_CHECKED 0
-    #else
-    #define VFSD_CHECKED 1
-    #endif
-    """
-    const int VFSD_CHECKED
-
-CHECKED = bool(VFSD_CHECKED)
-
 
 def die_with_parent(int parent):
     if prctl(PR_SET_PDEATHSIG, <unsigned long>SIGKILL, 0ul, 0ul, 0ul) < 0:

@@ -137,7 +137,7 @@ class Keeper:
     def _close_what_died(self, caught: Signals) -> None:
         """Make the tables whole, and close what a server had open that nobody knows of."""
         fs, state = self._kept
-        fs.tables.recover(state)
+        fs.recover(state, self._assigned.share.sandbox.fdinfo)
         ours = {self._to_server.fileno(), self._of_server.fileno(), *caught.descriptors()}
         fs.tables.close_others(self._all | self._said.descriptors() | ours)
 
@@ -205,11 +205,15 @@ class Keeper:
                     return
                 self._said.heard(message)
         except (PeerClosed, ProtocolError, OSError) as problem:
-            if not isinstance(problem, PeerClosed):
-                text = f"the front end broke the protocol: {problem}"
-                self._assigned.channel.tell(Kind.FAULT, text)
-            self._open = False
-            self._to_server.shutdown(socket.SHUT_WR)
+            self._end_of_front_end(problem)
+
+    def _end_of_front_end(self, problem: Exception, request: str = "") -> None:
+        """It has left, or can't be understood: then its server is to end."""
+        if not isinstance(problem, PeerClosed):
+            text = f"{request}: {problem}" if request else str(problem)
+            self._assigned.channel.tell(Kind.FAULT, f"the front end broke the protocol: {text}")
+        self._open = False
+        self._to_server.shutdown(socket.SHUT_WR)
 
     def _pass_on(self, message: Message) -> None:
         if message.request == FrontendRequest.SET_VRING_BASE:
@@ -244,9 +248,8 @@ class Keeper:
         try:
             flags = reply.flags & ~messages.VERSION_MASK
             messages.send(self._assigned.sock, messages.encode(reply.request, reply.payload, flags))
-        except (PeerClosed, ProtocolError):
-            self._open = False
-            self._to_server.shutdown(socket.SHUT_WR)
+        except (PeerClosed, ProtocolError) as problem:
+            self._end_of_front_end(problem, messages.frontend_name(reply.request))
         return True
 
     def _hang_up(self) -> None:

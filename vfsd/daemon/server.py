@@ -56,12 +56,12 @@ def main(assigned: Assignment, close_inherited: Callable[[], None]) -> NoReturn:
     try:
         close_inherited()
         if die_with_parent(assigned.supervisor):
-            set_name(b"vfsd-server")
             # Who hangs up means the supervisor, which ends its servers or goes on.
             keeper = assigned.share.settings.keeper
             with Signals(signal.SIGHUP, *([signal.SIGCHLD] if keeper else [])) as caught:
                 keep = logs.become_server() | caught.descriptors()
                 assigned.share.locks.join(assigned.partition)
+                set_name(b"vfsd-keeper" if keeper else b"vfsd-server")
                 if keeper:
                     keep_serving(assigned, caught, keep)
                 else:

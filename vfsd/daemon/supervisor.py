@@ -21,7 +21,6 @@ from termios import FIONREAD
 from typing import Final, Self
 
 from vfsd.daemon import server
-from vfsd.daemon._prctl import CHECKED
 from vfsd.daemon.channel import Channel, Kind, pair
 from vfsd.daemon.ending import ending, latest_request
 from vfsd.daemon.process import (
@@ -37,6 +36,7 @@ from vfsd.daemon.systemd import feed_watchdog, notify_ready, notify_status, sock
 from vfsd.errors import EXIT_BUG
 from vfsd.options.table import ServeOptions
 from vfsd.sandbox.seccomp import name_of
+from vfsd.state._journal import CHECKED
 from vfsd.vhost.messages import HEADER, PAYLOAD_MAX
 
 TYPE_CHECKING = False  # see hostfs/choices.py
@@ -493,6 +493,8 @@ class Supervisor:
             self._controlled.on_report(guest.pid)
         elif kind is Kind.REFUSED and text.isascii() and text.isdigit():
             guest.refused = f" when it made a system call that --seccomp refuses: {name_of(int(text))}"
+            if guest.share.settings.keeper:
+                log.error("the server of a guest made a system call that --seccomp refuses: %s", name_of(int(text)))
 
     def _end(self, guest: Guest) -> None:
         os.kill(guest.pid, signal.SIGTERM)

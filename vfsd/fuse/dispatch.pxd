@@ -7,7 +7,7 @@ Knows FUSE and byte streams, nothing of rings: element borders carry no meaning 
 from libc.stdint cimport uint32_t, uint64_t
 
 from vfsd.memory._regions cimport iovec
-from vfsd.state._journal cimport record_t
+from vfsd.state._journal cimport failpoint_t, record_t
 from vfsd.fuse._wire cimport fuse_in_header
 
 cdef enum:
@@ -59,7 +59,8 @@ cdef struct request_t:
     int error               # 0 or -errno of a request that is refused before it is run
     int close_fd            # to be closed once the reply is out, -1 for none
     record_t *record        # for the next server, should this one die; NULL: nobody keeps any
-    bint again              # one has, and may have done it
+    bint again              # one has died that had begun it, and may have done it
+    uint64_t forgotten      # lookup counts that were to be lowered by it so far
     bint in_python
     bint streams            # whoever asks for it may have asked for more meanwhile
     request_mode mode
@@ -98,6 +99,7 @@ cdef struct dispatch_t:
     int refused[OPCODES_MAX]           # errno of what the operator does not allow, 0
     uint64_t bytes_max      # of a request's body, and of its reply: what INIT agreed on
     uint32_t *latest        # opcode of the request that began last, for who asks when this process has died
+    failpoint_t *failpoint  # of debug builds, or NULL
     int initialized         # INIT has been answered and DESTROY has not come
 
 

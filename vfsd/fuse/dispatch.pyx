@@ -136,6 +136,7 @@ cdef bint request_parse(dispatch_t *d, span_t readable, span_t writable, request
     r.close_fd = -1
     r.record = NULL
     r.again = False
+    r.forgotten = 0
     r.n_head = 0
     r.in_python = r.streams = False
     r.mode = TRY

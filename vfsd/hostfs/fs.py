@@ -12,6 +12,7 @@ from vfsd.fuse.opcodes import OPERATIONS, Home, Opcode
 from vfsd.hostfs.cache import CachePolicy, Dirty
 from vfsd.hostfs.identity import IdentityPolicy
 from vfsd.hostfs.lock._locks import Locks
+from vfsd.hostfs.lock.fdinfo import locks_of
 from vfsd.hostfs.ops.mappings import (
     DAX_POLICIES,
     DaxPolicy,
@@ -23,7 +24,10 @@ from vfsd.hostfs.ops.mappings import (
 from vfsd.hostfs.table._tables import Tables
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vfsd.hostfs.choices import DirectWrites
+    from vfsd.state._journal import State
 
 # Of a guest's descriptors, what open files may take; without some for inodes nothing can be opened.
 HANDLES_SHARE = 0.875
@@ -148,6 +152,16 @@ class HostFs:
         """The threads that it needs. RuntimeError: none can be had."""
         if self.policy.flock or self.policy.posix_lock:
             self._locks.start()
+
+    def recover(self, state: State, fdinfo: Callable[[int], str]) -> None:
+        """After the death of a server, before anything else. MemoryError, OSError.
+
+        fdinfo: of a descriptor, what /proc/self/fdinfo says.
+        """
+        self.tables.recover(state)
+        self._locks.recover()
+        for fd in self.tables.holding():
+            self.tables.regain(fd, locks_of(fdinfo(fd)))
 
     def agree(self, flags: Init) -> None:
         """What INIT has settled; no other request is under way."""

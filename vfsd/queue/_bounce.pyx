@@ -134,5 +134,5 @@ cdef void serve_bounced(queue_t *q, chain_t *chain) noexcept nogil:
         rc = -EFAULT
         written = bounce_reply(q, chain, &r, rc)
     count_request(q, &r, chain.readable_bytes, written, rc)
-    push(q, chain.head, written)
+    push(q, chain.head, written, r.header.opcode)
     end_on_ring(q, how)

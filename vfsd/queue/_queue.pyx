@@ -25,7 +25,7 @@ from vfsd.queue._replies cimport (
 )
 from vfsd._ring cimport CHAIN_TORN, chain_t, ring_t
 from vfsd.state._journal cimport (
-    STAGE_DONE, STAGE_MASK, STAGE_TAKEN, TRIES_MASK, ONE_TRY, State, journal_begin, journal_recover, journal_take, record_t,
+    FAIL_TAKEN, STAGE_DONE, STAGE_MASK, STAGE_TAKEN, TRIES_MASK, ONE_TRY, State, journal_begin, journal_recover, journal_take, reach, record_t,
 )
 from vfsd.sys._clock cimport clock_ns
 from vfsd.sys._threads cimport (
@@ -114,6 +114,7 @@ cdef served_t serve_chain(queue_t *q, worker_t *w, chain_t *chain, bint last, bi
     if again and r.record.stage & TRIES_MASK > ONE_TRY:
         r.error = -EIO  # two servers have died of it
         report_fatal(r.header.opcode)
+    reach(q.dispatch.failpoint, FAIL_TAKEN, r.header.opcode)
     note_caller(&q.coalescing, &r)
     if chain.unmapped:
         r.error = -EFAULT
@@ -158,7 +159,7 @@ cdef served_t serve_again(queue_t *q, worker_t *w) noexcept nogil:
     if record.stage & STAGE_MASK == STAGE_DONE:
         how = begin_on_ring(q)
         if how != NOT_ON_RING:
-            push(q, head, <uint32_t>(record.stage >> 32))
+            push(q, head, <uint32_t>(record.stage >> 32), 0)
             end_on_ring(q, how)
         return KEPT
     rc = ring.ring_chain_of(&q.ring, chain, head)
@@ -716,6 +717,7 @@ cdef class Queue:
         dispatch.table.threads = &pool.p
         self.watcher = watcher
         self.state = State(index + 1) if state is None else state
+        dispatch.table.failpoint = self.state.failpoint
         self.may_take_over = self.state.generation > 0
         self.poll_ns = 1000 * poll_us
         self.gathers = gathers

@@ -9,7 +9,9 @@ from vfsd._ring cimport ring_push, ring_wants_call
 from vfsd.queue._notify cimport notify_call
 from vfsd.sys._threads cimport pthread_mutex_lock, pthread_mutex_unlock
 from vfsd.queue._state cimport op_count_t, queue_t
-from vfsd.state._journal cimport journal_done, journal_pushed
+from vfsd.state._journal cimport (
+    FAIL_CLEARED, FAIL_DONE, FAIL_PUSHED, FAIL_RAN, journal_done, journal_pushed, reach,
+)
 from vfsd.fuse.dispatch cimport OPCODES_MAX, request_reply, request_t
 
 cdef extern from "_atomics.h" nogil:
@@ -67,11 +69,15 @@ cdef inline void count_request(queue_t *q, request_t *r, uint64_t bytes_in, uint
         count_u64(&count.errors, 1)
 
 
-cdef inline void push(queue_t *q, uint16_t head, uint32_t written) noexcept nogil:
-    """Give a chain back, between begin_on_ring and end_on_ring."""
+cdef inline void push(queue_t *q, uint16_t head, uint32_t written, uint32_t opcode) noexcept nogil:
+    """Give a chain back, between begin_on_ring and end_on_ring. opcode: 0 where none is known."""
+    reach(q.dispatch.failpoint, FAIL_RAN, opcode)
     journal_done(q.journal, head, written, <uint16_t>(q.ring.used_idx + 1))
+    reach(q.dispatch.failpoint, FAIL_DONE, opcode)
     ring_push(&q.ring, head, written)
+    reach(q.dispatch.failpoint, FAIL_PUSHED, opcode)
     journal_pushed(q.journal, head)
+    reach(q.dispatch.failpoint, FAIL_CLEARED, opcode)
 
 
 cdef inline void complete_request(queue_t *q, request_t *r, uint32_t head, uint64_t bytes_in, int rc) noexcept nogil:
@@ -81,7 +87,7 @@ cdef inline void complete_request(queue_t *q, request_t *r, uint32_t head, uint6
     if how != NOT_ON_RING:
         written = request_reply(r, rc)
         count_request(q, r, bytes_in, written, rc)
-        push(q, <uint16_t>head, written)
+        push(q, <uint16_t>head, written, r.header.opcode)
         end_on_ring(q, how)
     if r.close_fd >= 0:
         c_close(r.close_fd)
@@ -92,7 +98,7 @@ cdef inline void complete_unanswered(queue_t *q, uint16_t head) noexcept nogil:
     cdef int how = begin_on_ring(q)
     if how != NOT_ON_RING:
         count_u64(&q.counters.unanswered, 1)
-        push(q, head, 0)
+        push(q, head, 0, 0)
         end_on_ring(q, how)
 
 

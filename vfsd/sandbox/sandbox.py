@@ -115,6 +115,12 @@ class Sandbox:
         """Of this process, which has entered it."""
         return limits.held(self.own_descriptors)
 
+    def fdinfo(self, fd: int) -> str:
+        """/proc/self/fdinfo of that descriptor: in a process that a keeper has forked, before enter_server()."""
+        info = os.open(f"self/fdinfo/{fd}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._proc)
+        with open(info) as file:
+            return file.read()
+
     def _enter_all_but_filters(self, keep: Collection[int], keeper: bool) -> None:
         self._enter_root(keeper)
         ours = {self._root_fd, self.own_descriptors, self.labels, self._proc}

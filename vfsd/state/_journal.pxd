@@ -14,6 +14,21 @@ cdef extern from "_atomics.h" nogil:
     uint16_t load_relaxed_u16(const uint16_t *p)
     void store_release_u16(uint16_t *p, uint16_t v)
 
+cdef extern from "_failpoint.h" nogil:
+    ctypedef struct failpoint_t:
+        int armed
+        int stage
+        uint32_t opcode
+        uint32_t skip
+    int FAIL_TAKEN
+    int FAIL_BEGUN
+    int FAIL_RAN
+    int FAIL_DONE
+    int FAIL_PUSHED
+    int FAIL_CLEARED
+    int FAIL_STAGES
+    void reach(failpoint_t *f, int stage, uint32_t opcode)
+
 cdef enum:
     HEADS_MAX = 32768      # of a ring (virtio 1.3, 2.7)
     WITNESSES = 4
@@ -33,7 +48,8 @@ cdef struct record_t:      # 64 bytes
     uint64_t stage
     uint64_t number        # of the queue's requests in the order they were taken, from 1
     uint64_t fh            # the handle that it has made or is just making, 0: none
-    uint64_t witness[WITNESSES]  # the operation's: how it knows, when it is done again, whether it was done
+    uint64_t witness[WITNESSES]  # the operation's: how it knows, when it is done again, whether it was done; the
+                           # first is 0 until it has begun
     uint64_t nodeid        # of an inode whose lookups it has raised, 0: none
 
 
@@ -52,7 +68,7 @@ cdef inline void journal_take(journal_t *j, uint16_t head, uint16_t next_avail) 
     cdef record_t *record = &j.records[head]
     j.taken += 1
     record.number = j.taken
-    record.fh = record.nodeid = 0
+    record.fh = record.nodeid = record.witness[0] = 0
     store_release_u64(&record.stage, STAGE_TAKEN)
     store_release_u16(&j.next_avail, next_avail)
 
@@ -84,5 +100,6 @@ cdef class State:
     cdef readonly int generation  # servers so far, but for the first
     cdef readonly bint crashed    # the last one did not end of a SIGKILL
     cdef object words
+    cdef failpoint_t *failpoint   # in shared memory
 
     cdef journal_t *journal(self, int index) noexcept

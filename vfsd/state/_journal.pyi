@@ -1,5 +1,8 @@
 """Records of requests that outlive a server."""
 
+CHECKED: bool  # a debug build
+STAGES: int  # of _failpoint.h, from 1
+
 class State:
     def __new__(cls, queues: int) -> State: ...
     @property

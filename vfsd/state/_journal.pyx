@@ -4,12 +4,29 @@ cimport cython
 
 from vfsd.state._memory cimport release, reserve
 
+import os
 import struct
 from mmap import PAGESIZE, mmap
 
-__all__ = ("State",)
+__all__ = ("CHECKED", "STAGES", "State")
+
+cdef extern from * nogil:
+    """
+    #ifdef NDEBUG
+    #define VFSD_CHECKED 0
+    #else
+    #define VFSD_CHECKED 1
+    #endif
+    """
+    const int VFSD_CHECKED
+
+CHECKED = bool(VFSD_CHECKED)
 
 assert sizeof(record_t) == 64
+
+# Of debug builds, "STAGE:OPCODE:SKIP": see _failpoint.h.
+FAILPOINT = "VFSD_FAILPOINT"
+STAGES = FAIL_STAGES
 
 AGREED = struct.Struct("=QQQQ")  # 1, and what INIT agreed on: minor version, flags, pages of a request
 
@@ -67,9 +84,14 @@ cdef class State:
         self.queues = queues
         self.journals = <journal_t *>reserve(queues * sizeof(journal_t))
         self.words = mmap(-1, PAGESIZE)
+        self.failpoint = <failpoint_t *>reserve(sizeof(failpoint_t))
+        if CHECKED and FAILPOINT in os.environ:
+            self.failpoint.stage, self.failpoint.opcode, self.failpoint.skip = map(int, os.environ[FAILPOINT].split(":"))
+            self.failpoint.armed = 1
 
     def __dealloc__(self):
         release(<void **>&self.journals, self.queues * sizeof(journal_t))
+        release(<void **>&self.failpoint, sizeof(failpoint_t))
 
     cdef journal_t *journal(self, int index) noexcept:
         return &self.journals[index]

@@ -45,6 +45,8 @@ cdef extern from "<sys/stat.h>" nogil:
     unsigned int STATX_MNT_ID
     unsigned int STATX_MNT_ID_UNIQUE "0x4000U"  # Linux 6.8; older ones give the one that is reused
     unsigned int STATX_NLINK
+    unsigned int STATX_CTIME
+    unsigned int STATX_TYPE
     unsigned int STATX_SIZE
     unsigned int STATX_ATTR_AUTOMOUNT
     unsigned int STATX_ATTR_MOUNT_ROOT
@@ -59,8 +61,10 @@ cdef extern from "<sys/stat.h>" nogil:
     long UTIME_OMIT
 
 cdef extern from "<time.h>" nogil:
+    ssize_t pread(int fd, void *to, size_t n, int64_t offset)
     int clock_gettime(int clock, timespec *now)
     int nanosleep(const timespec *how_long, timespec *left)
+    int CLOCK_REALTIME_COARSE   # what files are given
     int CLOCK_MONOTONIC_COARSE  # the time of the last tick: read for next to nothing
 
 cdef extern from "<sys/sysmacros.h>" nogil:

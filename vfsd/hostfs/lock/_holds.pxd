@@ -153,5 +153,8 @@ cdef void withdraw_holds(locks_t *l, owner_t *owner) noexcept nogil
 cdef void drop_hold(locks_t *l, hold_t *hold) noexcept nogil
 # A lock of another owner of ours that stands against it, or NULL.
 cdef range_t *conflict(file_t *file, const owner_t *owner, const want_t *w, hold_t **by) noexcept nogil
+# A lock that a server had taken by that descriptor which has died, and that the host says is held: 0, or -errno and
+# it has no owner any more.
+cdef int regain(locks_t *l, tables_t *guest, int fd, int type, uint64_t start, uint64_t end) noexcept nogil
 # Take or give it up now: 0, -EAGAIN somebody stands against it, or another -errno.
 cdef int attempt(locks_t *l, file_t *file, owner_t *owner, want_t *w) noexcept nogil

@@ -12,7 +12,7 @@ from vfsd.sys cimport _syscalls as h
 from vfsd.hostfs.table._anchors cimport make_room, out_of_descriptors
 from vfsd.hostfs.ops._caller cimport FD_BYTES, fd_name
 from vfsd.hostfs.table._handles cimport descriptor_put, descriptor_take, handle_get, handle_put
-from vfsd.hostfs.table._slots cimport add_u64
+from vfsd.hostfs.table._slots cimport HELD_FLOCK, HELD_MAX, HELD_NOTHING, HELD_POSIX, add_u64, held_t, store_release_u32
 
 
 # --- finding and making ---
@@ -149,6 +149,23 @@ cdef void withdraw_holds(locks_t *l, owner_t *owner) noexcept nogil:
         owner.rows = next_row
 
 
+cdef void note_held(const hold_t *hold, const want_t *w) noexcept nogil:
+    """For the next server. What a descriptor holds is then asked of the host."""
+    cdef tables_t *t = hold.owner.guest
+    cdef held_t *held = &t.held[hold.fd]
+    held.number = hold.owner.number
+    held.through = hold.through
+    held.pid = w.pid
+    held.reads_only = hold.reads_only
+    if t.held_top <= <uint32_t>hold.fd:
+        t.held_top = <uint32_t>hold.fd + 1
+    store_release_u32(&held.kind, HELD_FLOCK if hold.owner.flock else HELD_POSIX)
+
+
+cdef void forget_held(tables_t *t, int fd) noexcept nogil:
+    store_release_u32(&t.held[fd].kind, HELD_NOTHING)
+
+
 cdef hold_t *add_hold(locks_t *l, file_t *file, owner_t *owner, int fd, int64_t handle) noexcept nogil:
     """A hold on nothing yet; NULL without memory."""
     cdef hold_t *hold = <hold_t *>calloc(1, sizeof(hold_t))
@@ -174,6 +191,7 @@ cdef void drop_hold(locks_t *l, hold_t *hold) noexcept nogil:
     cdef hold_t **link = &hold.file.holds
     cdef range_t *part = hold.ranges
     cdef range_t *next_part
+    forget_held(guest, hold.fd)
     if hold.handle < 0:
         close_owner(guest, hold.fd)
     else:
@@ -330,6 +348,7 @@ cdef int keep_flock(locks_t *l, file_t *file, owner_t *owner, want_t *w) noexcep
     whole.pid = w.pid
     hold.ranges = whole
     w.guest.n_ranges += 1
+    note_held(hold, w)
     return 0
 
 
@@ -343,9 +362,12 @@ cdef int open_owner(const want_t *w, int flags) noexcept nogil:
     fd_name(w.fd, name)
     while True:
         fd = h.openat(w.guest.proc_fd, name, flags | h.O_CLOEXEC | h.O_NONBLOCK)
-        if fd >= 0:
+        if 0 <= fd < HELD_MAX:
             return fd
         rc = errno
+        if fd >= 0:
+            h.close(fd)
+            rc = ENOLCK
         if not out_of_descriptors(w.guest, rc):
             descriptor_put(w.guest)
             return -ENOLCK
@@ -384,6 +406,7 @@ cdef int first_hold(locks_t *l, file_t *file, owner_t *owner, want_t *w, hold_t 
         close_owner(w.guest, fd)
         return -ENOLCK
     made[0].reads_only = w.reads_only
+    note_held(made[0], w)
     return 0
 
 
@@ -392,7 +415,7 @@ cdef int widen(hold_t *hold, want_t *w) noexcept nogil:
     cdef h.flock_t fl
     cdef want_t same = w[0]
     cdef range_t *part = hold.ranges
-    cdef int rc = 0, fd = open_owner(w, h.O_RDWR)
+    cdef int was, rc = 0, fd = open_owner(w, h.O_RDWR)
     if fd < 0:
         return fd
     # Both have them for a moment, which read locks allow: nobody can come in between.
@@ -406,9 +429,12 @@ cdef int widen(hold_t *hold, want_t *w) noexcept nogil:
     if rc < 0:
         close_owner(w.guest, fd)
         return rc
-    close_owner(w.guest, hold.fd)
+    was = hold.fd
     hold.fd = fd
     hold.reads_only = False
+    note_held(hold, w)
+    forget_held(w.guest, was)
+    close_owner(w.guest, was)
     return 0
 
 
@@ -447,6 +473,7 @@ cdef int try_posix(locks_t *l, file_t *file, owner_t *owner, want_t *w) noexcept
     else:
         w.guest.n_ranges += 2
         hold.through = w.fh
+        note_held(hold, w)
         if record(hold, w, spare):
             note_weaker(l, file)
         if owner.waiters != NULL:
@@ -463,3 +490,65 @@ cdef int attempt(locks_t *l, file_t *file, owner_t *owner, want_t *w) noexcept n
     """0 done, -EAGAIN somebody stands against it, or another -errno."""
     w.by_host = False
     return try_flock(l, file, owner, w) if w.flock else try_posix(l, file, owner, w)
+
+
+# --- after the death of a server ---
+
+cdef hold_t *regain_hold(locks_t *l, file_t *file, owner_t *owner, const want_t *w) noexcept nogil:
+    """What an owner holds by that descriptor: NULL without memory, or if its handle is closed."""
+    cdef const held_t *held = &w.guest.held[w.fd]
+    cdef int64_t handle = -1
+    cdef int fd = w.fd
+    cdef hold_t *hold
+    if w.flock:
+        handle = handle_get(w.guest, w.number, &fd)
+        if handle < 0 or fd != w.fd:
+            return NULL
+    hold = add_hold(l, file, owner, fd, handle)
+    if hold != NULL:
+        hold.through = held.through
+        hold.reads_only = held.reads_only
+        if handle < 0:
+            add_u64(&w.guest.n_descriptors, 1)
+    return hold
+
+
+cdef int regain(locks_t *l, tables_t *guest, int fd, int type, uint64_t start, uint64_t end) noexcept nogil:
+    cdef const held_t *held = &guest.held[fd]
+    cdef range_t *spare[2]
+    cdef want_t w
+    cdef file_t *file
+    cdef owner_t *owner
+    cdef hold_t *hold = NULL
+    cdef int rc = -ENOLCK
+    memset(&w, 0, sizeof(w))
+    w.guest = guest
+    w.fd = fd
+    w.number = held.number
+    w.flock = held.kind == HELD_FLOCK
+    w.type = type
+    w.start = start
+    w.end = end
+    w.pid = held.pid
+    if identify(&w) < 0:
+        return -errno
+    file = file_of(l, &w, True)
+    owner = owner_of(l, &w, True)
+    spare[0] = <range_t *>calloc(1, sizeof(range_t))
+    spare[1] = <range_t *>calloc(1, sizeof(range_t))
+    if file != NULL and owner != NULL and spare[0] != NULL and spare[1] != NULL:
+        hold = hold_of(file, owner)
+        if hold == NULL:
+            hold = regain_hold(l, file, owner, &w)
+        if hold != NULL and hold.fd == fd:  # else it was just being moved to another descriptor
+            guest.n_ranges += 2
+            record(hold, &w, spare)
+            guest.n_ranges -= (spare[0] != NULL) + (spare[1] != NULL)
+            rc = 0
+    free(spare[0])
+    free(spare[1])
+    if file != NULL:
+        drop_file(l, file)
+    if owner != NULL:
+        drop_owner(l, owner)
+    return rc

@@ -14,6 +14,8 @@ class Locks:
         """In a server, before there are guests: share with those of the other partitions. OSError.
 
         -1: it is alone with its guest, as far as waiting is concerned."""
+    def recover(self) -> None:
+        """After the death of a server: nothing of what it has told others is so any more."""
     def start(self) -> None:
         """Start the thread, unless it runs."""
     def close(self) -> None:

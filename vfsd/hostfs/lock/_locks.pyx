@@ -20,7 +20,7 @@ from vfsd.hostfs.lock._holds cimport (
     withdraw_holds,
 )
 from vfsd.hostfs.lock._published cimport (
-    ROW_WAIT, Segment, look_at_others, publish, row_t, set_waits, withdraw, word_load, word_wait,
+    ROW_WAIT, Segment, forget_published, look_at_others, publish, row_t, set_waits, withdraw, word_load, word_wait,
 )
 from vfsd.hostfs.table._slots cimport add_u64, load_acquire_u64
 
@@ -481,6 +481,10 @@ cdef class Locks:
         """In a server, before there are guests: share with those of the other partitions. OSError."""
         if partition >= 0:
             (<Segment>self.segment).join(&self.l.published, <uint32_t>partition)
+
+    def recover(self):
+        """Nothing of what a server has told others, which has died, is so any more."""
+        forget_published(&self.l.published)
 
     def start(self):
         """Start the thread, unless it runs."""

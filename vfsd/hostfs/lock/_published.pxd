@@ -85,5 +85,7 @@ cdef void set_waits(published_t *p, bint waits) noexcept nogil
 # Publish a row (kind, type, owner, dev, ino, start, end, stamp): its number, 0 without a place.
 cdef uint16_t publish(published_t *p, row_t *row) noexcept nogil
 cdef void withdraw(published_t *p, uint16_t number) noexcept nogil
+# All rows of our own.
+cdef void forget_published(published_t *p) noexcept nogil
 # Copy what others publish to p.seen: n_seen.
 cdef uint32_t look_at_others(published_t *p) noexcept nogil

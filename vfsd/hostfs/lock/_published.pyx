@@ -71,6 +71,16 @@ cdef void withdraw(published_t *p, uint16_t number) noexcept nogil:
     p.next[0] = number
 
 
+cdef void forget_published(published_t *p) noexcept nogil:
+    if p.changes != NULL:
+        empty_partition(p.own)
+        word_change(p.changes)
+
+
+cdef void empty_partition(partition_t *left) noexcept nogil:
+    memset(left, 0, sizeof(row_t) * (1 + min(left.top, <uint32_t>ROWS_MAX)))  # the first: beside the rows
+
+
 cdef uint32_t look_at_others(published_t *p) noexcept nogil:
     cdef const partition_t *other
     cdef uint32_t i, k, n = 0
@@ -142,12 +152,10 @@ cdef class Segment:
         return -1
 
     def release(self, int index):
-        cdef partition_t *left
         if not 0 <= index < PARTITIONS:
             return
-        left = self.partition(self.writable, <uint32_t>index)
         word_store(&self.taken(self.writable)[index], 0)
-        memset(left, 0, sizeof(row_t) * (1 + min(left.top, <uint32_t>ROWS_MAX)))  # the first: beside the rows
+        empty_partition(self.partition(self.writable, <uint32_t>index))
         word_change(<uint32_t *>self.writable)
 
     cdef int join(self, published_t *p, uint32_t index) except -1:

@@ -79,6 +79,12 @@ cdef inline uint64_t *noted_handle(request_t *r) noexcept nogil:
     return &r.record.fh if r.record != NULL else NULL
 
 
+cdef inline void note_lookup(request_t *r, uint64_t nodeid) noexcept nogil:
+    """Its lookup count has been raised, for the answer to a request."""
+    if r.record != NULL:
+        r.record.nodeid = nodeid
+
+
 # --- where ---
 
 cdef inline int place_get(tables_t *t, uint64_t nodeid, place_t *p) noexcept nogil:
@@ -107,6 +113,7 @@ cdef inline int reply_entry(tables_t *t, request_t *r, const place_t *parent, co
     cdef int rc = entry_at(t, parent, name, likely_new, WAIT, &out)
     if rc < 0:
         return rc
+    note_lookup(r, out.nodeid)
     r.reply_bytes += sizeof(out)
     return span_write(&r.reply, &out, sizeof(out))
 

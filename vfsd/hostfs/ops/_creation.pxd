@@ -16,6 +16,9 @@ ctypedef int (*make_t)(int parent, const char *name, const void *what) noexcept 
 # Make a name by that call: 0 or -errno, and then it is not there.
 cdef int make_name(tables_t *t, const creator_t *c, int parent, const char *name, make_t call,
                    const void *what) noexcept nogil
+# Label what was just made: 0, or -errno and it is gone again. fd: open for it if it is a file, else -1. name: NULL
+# if it has none.
+cdef int label_made(tables_t *t, const creator_t *c, int parent, const char *name, int fd) noexcept nogil
 # Make and open a regular file that must not be there: a descriptor or -errno. flags: of open(2), without O_CREAT.
 cdef int make_file(tables_t *t, const creator_t *c, int parent, const char *name, int flags,
                    uint32_t mode) noexcept nogil

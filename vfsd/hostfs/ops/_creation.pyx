@@ -96,10 +96,7 @@ cdef int label_name(tables_t *t, const creator_t *c, int parent, const char *nam
 
 
 cdef int label_made(tables_t *t, const creator_t *c, int parent, const char *name, int fd) noexcept nogil:
-    """Label what was just made: 0, or -errno and it is gone again.
-
-    As the daemon, not as the caller. fd: open for it if it is a file, else -1. name: NULL if it has none.
-    """
+    """As the daemon, not as the caller."""
     cdef int rc
     if c.context_bytes == 0 or kernel_labels(t, c):
         return 0

@@ -10,8 +10,9 @@ from vfsd.fuse.dispatch cimport (
 )
 from vfsd.sys cimport _syscalls as h
 from vfsd.hostfs.table._anchors cimport out_of_descriptors
+from vfsd.hostfs.ops._again cimport note_begin, was_appended, was_begun, was_made
 from vfsd.hostfs.ops._caller cimport (
-    fd_name, file_get, noted_handle, place_get, place_put, place_t, read_name, read_string, reopen,
+    fd_name, file_get, note_lookup, noted_handle, place_get, place_put, place_t, read_name, read_string, reopen,
     room_for_handle, ticks_ms,
 )
 from vfsd.hostfs.ops._creation cimport make_file, make_nameless, unmake
@@ -207,11 +208,14 @@ cdef int op_create(void *fs, request_t *r) noexcept nogil:
         rc = place_to_create(t, r, arg.umask, &c, &p)
     if rc < 0:
         return rc
+    note_begin(r)
     fd = make_file(t, &c, p.fd, name, host_flags(t, arg.flags), arg.mode)
     rc = fd
     # Or the host made the name after the guest had looked.
-    if fd >= 0 or (fd == -EEXIST and not arg.flags & h.O_EXCL):
+    if fd >= 0 or (fd == -EEXIST and (not arg.flags & h.O_EXCL or was_made(r, p.fd, name, h.S_IFREG))):
         rc = entry_at(t, &p, name, fd >= 0, WAIT, &entry)
+    if rc >= 0:
+        note_lookup(r, entry.nodeid)
     if rc < 0 and fd >= 0:
         unmake(p.fd, name, fd)
     rc = explain(t, r, p.index, p.fd, rc)
@@ -247,6 +251,8 @@ cdef int op_tmpfile(void *fs, request_t *r) noexcept nogil:
     place_put(t, &p)
     if fd >= 0:
         rc = entry_of_open(t, fd_name(fd, name), &entry)
+    if rc >= 0:
+        note_lookup(r, entry.nodeid)
     if rc < 0:
         if fd >= 0:
             h.close(fd)
@@ -390,11 +396,17 @@ cdef int64_t write_file(tables_t *t, request_t *r, const w.fuse_write_in *arg, u
     """Bytes written to a referenced handle, or -errno."""
     cdef int fd = descriptor_for(t, index, arg.flags, t.follow_flags & h.O_DIRECT)
     cdef int64_t done = fd
+    cdef int flags
     if fd >= 0:
         done = lose_rights(t, fd, arg.write_flags & w.FUSE_WRITE_KILL_SUIDGID)
     if done < 0:
         return done
-    return transfer(write_at, fd, &r.body, arg.offset, write_flags(t, arg, t.handles[index].flags))
+    flags = write_flags(t, arg, t.handles[index].flags)
+    if flags & h.RWF_APPEND:
+        note_begin(r)
+        if was_appended(r, fd, arg.offset, arg.size):
+            return arg.size
+    return transfer(write_at, fd, &r.body, arg.offset, flags)
 
 
 cdef int op_write(void *fs, request_t *r) noexcept nogil:
@@ -443,9 +455,10 @@ cdef int op_release(void *fs, request_t *r) noexcept nogil:
         return -EINVAL
     if arg.fh == 0 and (<tables_t *>fs).zero_open:
         return 0
+    note_begin(r)
     rc = handle_release(<tables_t *>fs, arg.fh, &fd)
     if rc < 0:
-        return rc
+        return 0 if was_begun(r) else rc
     locks_release(<tables_t *>fs, arg.fh, fd)
     if rc == 0:
         r.close_fd = fd

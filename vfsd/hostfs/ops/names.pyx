@@ -1,22 +1,25 @@
 """LOOKUP and FORGET, and the operations that make, remove and move names."""
 
-from libc.errno cimport EAGAIN, EINVAL, ENAMETOOLONG, ENFILE, ENOENT, errno
+from libc.errno cimport EAGAIN, EEXIST, EINVAL, ENAMETOOLONG, ENFILE, ENOENT, errno
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
 from vfsd.fuse cimport _wire as w
 from vfsd.fuse.dispatch cimport NAME_MAX, NO_REPLY, TRY, WOULD_BLOCK, Dispatch, request_t, span_read, span_write
 from vfsd.sys cimport _syscalls as h
+from vfsd.hostfs.ops._again cimport (
+    is_another, note_begin, note_moved, was_begun, was_exchanged, was_linked, was_made, was_moved,
+)
 from vfsd.hostfs.ops._caller cimport (
-    FD_BYTES, PATH_BYTES, unpin, fd_name, pin_name, place_get, place_put, place_t, read_last_name, read_name,
+    FD_BYTES, PATH_BYTES, unpin, fd_name, note_lookup, pin_name, place_get, place_put, place_t, read_last_name, read_name,
     read_string, reply_entry,
 )
 from vfsd.hostfs.ids._credentials cimport become, caller_read, creator_read, creator_t, unbecome
-from vfsd.hostfs.ops._creation cimport make_file, make_name, make_t
+from vfsd.hostfs.ops._creation cimport label_made, make_file, make_name, make_t
 from vfsd.hostfs.ops._gone cimport count_links, explain, explain_lookup, note_found, tell_once
 from vfsd.hostfs.table._inodes cimport lookup
 from vfsd.hostfs.table._nodes cimport inode_file_system, inode_forget, room_for_inode
-from vfsd.hostfs.table._slots cimport NAME_BYTES, ORIGIN_ANY, tables_t
+from vfsd.hostfs.table._slots cimport NAME_BYTES, ORIGIN_ANY, store_release_u64, tables_t
 from vfsd.hostfs.table._tables cimport Tables
 
 from vfsd.fuse.opcodes import NUMBER
@@ -53,6 +56,7 @@ cdef int op_lookup(void *fs, request_t *r) noexcept nogil:
         rc = explain_lookup(t, r, p.index, p.fd, r.name, lookup(t, &p, r.name, r.mode != TRY, &out))
         if rc == 0:
             note_found(t, r, <uint32_t>out.nodeid)
+            note_lookup(r, out.nodeid)
         place_put(t, &p)
     if rc == -EAGAIN and r.mode == TRY:
         return WOULD_BLOCK
@@ -64,11 +68,24 @@ cdef int op_lookup(void *fs, request_t *r) noexcept nogil:
     return span_write(&r.reply, &out, sizeof(out))
 
 
+cdef inline bint forgets_once(request_t *r) noexcept nogil:
+    """False: this lookup count may have been lowered by a server that has died. Rather too high than too low."""
+    if r.record == NULL:
+        return True
+    if r.again and r.forgotten < r.record.witness[0]:
+        r.forgotten += 1
+        return False
+    r.forgotten += 1
+    store_release_u64(&r.record.witness[0], r.forgotten)
+    return True
+
+
 cdef int op_forget(void *fs, request_t *r) noexcept nogil:
     cdef w.fuse_forget_in forget
     if span_read(&r.body, &forget, sizeof(forget)) < 0:
         return -EINVAL
-    inode_forget(<tables_t *>fs, r.header.nodeid, forget.nlookup)
+    if forgets_once(r):
+        inode_forget(<tables_t *>fs, r.header.nodeid, forget.nlookup)
     return NO_REPLY
 
 
@@ -81,7 +98,8 @@ cdef int op_batch_forget(void *fs, request_t *r) noexcept nogil:
         batch.count -= 1
         if span_read(&r.body, &one, sizeof(one)) < 0:
             return -EINVAL
-        inode_forget(<tables_t *>fs, one.nodeid, one.nlookup)
+        if forgets_once(r):
+            inode_forget(<tables_t *>fs, one.nodeid, one.nlookup)
     return NO_REPLY
 
 
@@ -125,9 +143,9 @@ cdef int make_closed(tables_t *t, const creator_t *c, int parent, const char *na
     return 0
 
 
-cdef int make(tables_t *t, request_t *r, const char *name, uint32_t umask, make_t call,
+cdef int make(tables_t *t, request_t *r, const char *name, uint32_t umask, uint32_t kind, make_t call,
               const void *what) noexcept nogil:
-    """Make a name, the caller's own, and answer with its entry."""
+    """Make a name, the caller's own, and answer with its entry. kind: S_IFMT bits."""
     cdef creator_t c
     cdef place_t p
     cdef int rc = creator_read(t, r, umask, &c)
@@ -140,10 +158,13 @@ cdef int make(tables_t *t, request_t *r, const char *name, uint32_t umask, make_
     rc = place_get(t, r.header.nodeid, &p)
     if rc < 0:
         return rc
+    note_begin(r)
     if call == make_node and c.context_bytes and is_file(<const w.fuse_mknod_in *>what):
         rc = make_closed(t, &c, p.fd, name, <const w.fuse_mknod_in *>what)
     else:
         rc = make_name(t, &c, p.fd, name, call, what)
+    if rc == -EEXIST and was_made(r, p.fd, name, kind):
+        rc = label_made(t, &c, p.fd, name, -1)
     if rc == 0:
         rc = reply_entry(t, r, &p, name, True)
     rc = explain(t, r, p.index, p.fd, rc)
@@ -161,16 +182,18 @@ cdef int op_symlink(void *fs, request_t *r) noexcept nogil:
     cdef int rc = read_name(r, name)
     if rc == 0:
         rc = read_string(&r.body, target, PATH_BYTES)
-    return rc if rc < 0 else make(<tables_t *>fs, r, name, 0, make_symlink, target)
+    return rc if rc < 0 else make(<tables_t *>fs, r, name, 0, h.S_IFLNK, make_symlink, target)
 
 
 cdef int op_mknod(void *fs, request_t *r) noexcept nogil:
     cdef w.fuse_mknod_in arg
     cdef char name[NAME_BYTES]
+    cdef uint32_t kind
     cdef int rc = span_read(&r.body, &arg, sizeof(arg))
     if rc == 0:
         rc = read_name(r, name)
-    return rc if rc < 0 else make(<tables_t *>fs, r, name, arg.umask, make_node, &arg)
+    kind = h.S_IFREG if is_file(&arg) else arg.mode & h.S_IFMT
+    return rc if rc < 0 else make(<tables_t *>fs, r, name, arg.umask, kind, make_node, &arg)
 
 
 cdef int make_directory(int parent, const char *name, const void *what) noexcept nogil:
@@ -183,7 +206,7 @@ cdef int op_mkdir(void *fs, request_t *r) noexcept nogil:
     cdef int rc = span_read(&r.body, &arg, sizeof(arg))
     if rc == 0:
         rc = read_name(r, name)
-    return rc if rc < 0 else make(<tables_t *>fs, r, name, arg.umask, make_directory, &arg)
+    return rc if rc < 0 else make(<tables_t *>fs, r, name, arg.umask, h.S_IFDIR, make_directory, &arg)
 
 
 cdef int op_link(void *fs, request_t *r) noexcept nogil:
@@ -207,8 +230,11 @@ cdef int op_link(void *fs, request_t *r) noexcept nogil:
         return rc
     rc = place_get(t, r.header.nodeid, &p)
     if rc == 0:
+        note_begin(r)
         # Through the link in /proc: AT_EMPTY_PATH would need CAP_DAC_READ_SEARCH.
         rc = h.linkat(t.proc_fd, fd_name(old.fd, old_name), p.fd, name, h.AT_SYMLINK_FOLLOW)
+        if rc < 0 and errno == EEXIST and was_linked(r, p.fd, name, old.fd):
+            rc = 0
         if rc == 0:
             t.inodes[old.index].origin = ORIGIN_ANY
         rc = -errno if rc < 0 else reply_entry(t, r, &p, name, False)
@@ -232,8 +258,11 @@ cdef int remove(void *fs, request_t *r, int flags) noexcept nogil:
     if rc < 0:
         return rc
     rc = pin_name(t, p.fd, name, &pinned)
-    if rc == 0:
+    if rc == 0 and not is_another(r, p.fd, name):
+        note_begin(r)
         rc = -errno if h.unlinkat(p.fd, name, flags) < 0 else 0
+        if rc == -ENOENT and was_begun(r):
+            rc = 0
     rc = explain(t, r, p.index, p.fd, rc)
     unpin(t, pinned)
     place_put(t, &p)
@@ -246,6 +275,21 @@ cdef int op_unlink(void *fs, request_t *r) noexcept nogil:
 
 cdef int op_rmdir(void *fs, request_t *r) noexcept nogil:
     return remove(fs, r, h.AT_REMOVEDIR)
+
+
+cdef int rename_once(request_t *r, int old, const char *old_name, int new, const char *new_name,
+                     uint32_t flags) noexcept nogil:
+    cdef bint leaves_both = flags & (h.RENAME_EXCHANGE | h.RENAME_WHITEOUT)
+    cdef int rc
+    if leaves_both:
+        note_moved(r, old, old_name)
+        if was_exchanged(r, new, new_name):
+            return 0
+    elif is_another(r, old, old_name):
+        return 0
+    note_begin(r)
+    rc = -errno if h.renameat2(old, old_name, new, new_name, flags) < 0 else 0
+    return 0 if rc == -ENOENT and was_moved(r, new, new_name) else rc
 
 
 cdef int move(void *fs, request_t *r, uint64_t new_dir, uint32_t flags) noexcept nogil:
@@ -273,7 +317,7 @@ cdef int move(void *fs, request_t *r, uint64_t new_dir, uint32_t flags) noexcept
             if rc == 0:
                 rc = become(t, &c)
         if rc == 0:
-            rc = -errno if h.renameat2(old.fd, old_name, new.fd, new_name, flags) < 0 else 0
+            rc = rename_once(r, old.fd, old_name, new.fd, new_name, flags)
             if flags & h.RENAME_WHITEOUT:
                 unbecome(t, &c)
         rc = explain(t, r, new.index, new.fd, explain(t, r, old.index, old.fd, rc))

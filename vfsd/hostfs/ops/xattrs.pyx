@@ -1,12 +1,13 @@
 """Extended attributes, off unless the operator turned them on (--xattr)."""
 
-from libc.errno cimport E2BIG, EINVAL, ENOSYS, ERANGE, errno
+from libc.errno cimport E2BIG, EEXIST, EINVAL, ENODATA, ENOSYS, ERANGE, errno
 from libc.stdint cimport uint32_t
-from libc.string cimport memmove, memset, strcmp
+from libc.string cimport memcmp, memmove, memset, strcmp
 
 from vfsd.fuse cimport _wire as w
 from vfsd.fuse.dispatch cimport Dispatch, request_t, span_read, span_write
 from vfsd.sys cimport _syscalls as h
+from vfsd.hostfs.ops._again cimport note_begin, was_begun
 from vfsd.hostfs.ops._caller cimport FD_BYTES, fd_name, place_get, place_put, place_t, read_string
 from vfsd.hostfs.ids._credentials cimport enter_proc, keep_setid
 from vfsd.hostfs.table._slots cimport NAME_BYTES, tables_t
@@ -138,6 +139,11 @@ cdef int drop_setgid(tables_t *t, int fd, const char *path) noexcept nogil:
     return -errno if h.fchmodat(t.proc_fd, path, st.stx_mode & 0o5777, 0) < 0 else 0
 
 
+cdef bint has_value(const char *path, const char *name, const char *value, uint32_t n) noexcept nogil:
+    cdef char found[VALUE_MAX]
+    return h.getxattr(path, name, found, VALUE_MAX) == n and memcmp(found, value, n) == 0
+
+
 cdef int op_setxattr(void *fs, request_t *r) noexcept nogil:
     cdef tables_t *t = <tables_t *>fs
     cdef w.fuse_setxattr_in arg
@@ -167,7 +173,10 @@ cdef int op_setxattr(void *fs, request_t *r) noexcept nogil:
         return rc
     rc = keep_setid(t, True)  # only the guest knows the caller's groups
     if rc == 0:
+        note_begin(r)
         rc = -errno if h.setxattr(path, name, value, arg.size, arg.flags) < 0 else 0
+    if rc == -EEXIST and was_begun(r) and has_value(path, name, value, arg.size):
+        rc = 0
     if (rc == 0 and more.setxattr_flags & w.FUSE_SETXATTR_ACL_KILL_SGID
             and strcmp(name, b"system.posix_acl_access") == 0):
         rc = drop_setgid(t, p.fd, path)
@@ -188,7 +197,10 @@ cdef int op_removexattr(void *fs, request_t *r) noexcept nogil:
         rc = place_path(t, r, &p, path)
     if rc < 0:
         return rc
+    note_begin(r)
     rc = -errno if h.removexattr(path, name) < 0 else 0
+    if rc == -ENODATA and was_begun(r):
+        rc = 0
     place_put(t, &p)
     return rc
 

@@ -15,8 +15,8 @@ cdef struct fd_set_t:
 
 # Make them whole. No thread works with them. Without memory for long names, those are lost: -ENOMEM.
 cdef int tables_recover(tables_t *t) noexcept nogil
-# Close a handle that no guest knows of: one that was made for a request that has not been answered.
-cdef void drop_unanswered(tables_t *t, uint64_t fh) noexcept nogil
+# Before that: close the handle, and take back the lookup, of a request that has not been answered. 0: none.
+cdef void drop_unanswered(tables_t *t, uint64_t fh, uint64_t nodeid) noexcept nogil
 # Every descriptor that the tables name.
 cdef void tables_descriptors(const tables_t *t, fd_set_t *known) noexcept nogil
 # Close every descriptor of this process that is not known. Those from known.n on are none.

@@ -8,7 +8,7 @@ from libc.string cimport memset
 from vfsd.fuse._wire cimport FUSE_ROOT_ID
 from vfsd.hostfs.table._nodes cimport bucket_of
 from vfsd.hostfs.table._slots cimport (
-    ALIVE_MAX, BUCKETS, BUSY, BY_NAME, HANDLES_MAX, INODES_MAX, LISTINGS, LONG_NAMES_MAX, OPEN, REFERENCES, SEEN_NAMES,
+    ALIVE_MAX, BUCKETS, BUSY, BY_NAME, HANDLES_MAX, HELD_POSIX, INODES_MAX, LISTINGS, LONG_NAMES_MAX, OPEN, REFERENCES, SEEN_NAMES,
     TOLD_MAX, UNOPENED_MAX, WRITABLE, generation_of, handle_t, inode_t, listing_t, named_t,
 )
 from vfsd.state._memory cimport make_empty
@@ -22,8 +22,12 @@ cdef inline uint64_t next_generation(uint64_t state) noexcept nogil:
     return (generation_of(state) + 1) << 32
 
 
-cdef void drop_unanswered(tables_t *t, uint64_t fh) noexcept nogil:
-    cdef uint32_t index = <uint32_t>fh
+cdef void drop_unanswered(tables_t *t, uint64_t fh, uint64_t nodeid) noexcept nogil:
+    cdef uint32_t index = <uint32_t>nodeid
+    if (FUSE_ROOT_ID < index < t.inodes_top and generation_of(t.inodes[index].state) == nodeid >> 32
+            and t.inodes[index].nlookup > 0):
+        t.inodes[index].nlookup -= 1
+    index = <uint32_t>fh
     if 0 < index < t.handles_top and generation_of(t.handles[index].state) == fh >> 32:
         t.handles[index].state &= ~OPEN
 
@@ -152,6 +156,9 @@ cdef void tables_descriptors(const tables_t *t, fd_set_t *known) noexcept nogil:
             note_fd(known, t.handles[index].other_fd)
     for index in range(1, t.n_mounts):
         note_fd(known, t.mounts[index].fd)
+    for index in range(t.held_top):
+        if t.held[index].kind == HELD_POSIX:
+            note_fd(known, <int>index)
 
 
 cdef void close_unknown(const fd_set_t *known) noexcept nogil:

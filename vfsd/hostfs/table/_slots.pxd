@@ -19,6 +19,7 @@ cdef extern from "_atomics.h" nogil:
     int add_int(int *p, int v)
     int cas_int(int *p, int expected, int desired)
     uint64_t load_acquire_u64(const uint64_t *p)
+    void store_release_u32(uint32_t *p, uint32_t v)
     void store_release_u64(uint64_t *p, uint64_t v)
     int cas_u64(uint64_t *p, uint64_t expected, uint64_t desired)
     uint64_t add_u64(uint64_t *p, uint64_t v)
@@ -51,6 +52,12 @@ cdef enum:
     ORIGIN_DISK                # a directory whose inode was not in memory, until it is listed
     ORIGIN_TMPFILE             # a file that the guest made without a name, until it gives it one
 
+# held_t.kind
+cdef enum:
+    HELD_NOTHING
+    HELD_POSIX                 # by a descriptor of its own
+    HELD_FLOCK                 # by a handle's
+
 cdef enum:
     XATTR_PREFIX, XATTR_OK, XATTR_BAD, XATTR_UNSUPPORTED
 
@@ -73,6 +80,7 @@ cdef enum:
     SHORT_NAME = 44            # bytes of a name within a note, with the NUL
     LONG_NAME = 256
     BY_NAME = 0xffff
+    HELD_MAX = 1 << 20         # descriptors that can hold locks
     TOLD_MAX = 1024            # callers that were answered ESTALE and may ask once more
     ALIVE_MAX = 256            # directories that were there when looked at
     SEEN_NAMES = 1 << 16       # names that are likely to be in the host's memory
@@ -146,6 +154,16 @@ cdef struct unopened_t:
     pthread_mutex_t lock
     uint64_t nodeid            # 0: none
     uint64_t fh
+
+
+# What a descriptor holds locks for (see vfsd.hostfs.lock), by its number: the locks themselves the host knows.
+cdef struct held_t:            # 32 bytes
+    uint64_t number            # of the owner
+    uint64_t through           # POSIX: the fh that its last lock was asked for with
+    uint32_t pid               # of that, as the guest numbers it
+    int reads_only
+    uint32_t padding
+    uint32_t kind              # HELD_*
 
 
 cdef struct mount_t:
@@ -249,6 +267,8 @@ cdef struct tables_t:
     bint flock                 # locks are the host's; else the guest keeps them to itself
     bint posix_lock
     void *locks                # the share's locks_t, if either
+    held_t *held               # by descriptor
+    uint32_t held_top          # descriptors from here on hold none
     uint64_t n_locks           # what of this guest is in there or may be in a moment
     uint64_t n_ranges          # under the lock of locks_t
     # Agreed in INIT.

@@ -14,6 +14,7 @@ from vfsd.sys cimport _syscalls as h
 from vfsd.hostfs.ops._caller cimport place_get, place_put, place_t, reopen, room_for_handle
 from vfsd.hostfs.table._handles cimport descriptor_put, handle_close
 from vfsd.hostfs.table._kinds cimport close_never_fails, in_memory, never_revalidates
+from vfsd.hostfs.lock._holds cimport locks_t, regain
 from vfsd.hostfs.lock._locks cimport Locks, locks_drop
 from vfsd.hostfs.table._nodes cimport ATTR_MASK, device_of, inode_forget, inode_get, inode_put
 from vfsd.hostfs.table._notes cimport handles_work, note_root
@@ -21,8 +22,8 @@ from vfsd.hostfs.table._recovery cimport (
     close_unknown, drop_unanswered, fd_set_t, note_fd, tables_descriptors, tables_recover,
 )
 from vfsd.hostfs.table._slots cimport (
-    BUCKETS, DIRTY_NOTHING, DIRTY_PAGES, DIRTY_SIZES, HANDLES_MAX, ID_FORBID, ID_SHIFT, ID_SQUASH, INODES_MAX, LISTINGS, LONG_NAMES_MAX, OPEN, REFERENCES,
-    SEEN_NAMES, SHARDS, UNOPENED_MAX, caps_t, generation_of, handle_t, id_map_t, id_range_t, inode_t,
+    BUCKETS, DIRTY_NOTHING, DIRTY_PAGES, DIRTY_SIZES, HANDLES_MAX, HELD_MAX, HELD_NOTHING, ID_FORBID, ID_SHIFT, ID_SQUASH, INODES_MAX, LISTINGS, LONG_NAMES_MAX, OPEN, REFERENCES,
+    SEEN_NAMES, SHARDS, UNOPENED_MAX, caps_t, generation_of, handle_t, held_t, id_map_t, id_range_t, inode_t,
     listing_t,
     load_acquire_u64, long_name_t, tables_t, xattr_rule_t,
 )
@@ -130,6 +131,7 @@ cdef class Tables:
         t.anchored = <uint64_t *>reserve(INODES_MAX // 8)
         t.long_names = <long_name_t *>reserve(LONG_NAMES_MAX * sizeof(long_name_t))
         t.seen_names = <uint64_t *>reserve(SEEN_NAMES * sizeof(uint64_t))
+        t.held = <held_t *>reserve(HELD_MAX * sizeof(held_t))
         t.uid = os.geteuid()
         t.gid = os.getegid()
         self.kept = []
@@ -190,11 +192,25 @@ cdef class Tables:
             journal = state.journal(i)
             for head in range(journal.num if journal.live else 0):
                 record = &journal.records[head]
-                if record.fh and record.stage & STAGE_MASK in (STAGE_TAKEN, STAGE_PARKED):
-                    drop_unanswered(self.t, record.fh)
-                    record.fh = 0
+                if record.stage & STAGE_MASK in (STAGE_TAKEN, STAGE_PARKED):
+                    drop_unanswered(self.t, record.fh, record.nodeid)
+                    record.fh = record.nodeid = 0
         if tables_recover(self.t) < 0:
             raise MemoryError
+
+    def holding(self):
+        """Descriptors by which a server had locks that has died."""
+        return [fd for fd in range(self.t.held_top) if self.t.held[fd].kind != HELD_NOTHING]
+
+    def regain(self, int fd, locks):
+        """Of such a descriptor, what the host says it holds: (F_RDLCK or F_WRLCK, first byte, last byte) each."""
+        cdef locks_t *l = <locks_t *>self.t.locks
+        cdef int n = 0
+        for kind, start, end in locks:
+            if l != NULL and regain(l, self.t, fd, kind, start, end) == 0:
+                n += 1
+        if n == 0:  # it is closed with the others that nobody knows
+            self.t.held[fd].kind = HELD_NOTHING
 
     def close_others(self, keep):
         """Close every descriptor of this process but those of the tables and of `keep`. MemoryError."""
@@ -380,6 +396,7 @@ cdef class Tables:
         release(<void **>&t.anchored, INODES_MAX // 8)
         release(<void **>&t.long_names, LONG_NAMES_MAX * sizeof(long_name_t))
         release(<void **>&t.seen_names, SEEN_NAMES * sizeof(uint64_t))
+        release(<void **>&t.held, HELD_MAX * sizeof(held_t))
         t.inodes_top = t.handles_top = 0
 
     def clear(self):
