@@ -55,7 +55,7 @@ quick: build
 	$(python) -m pytest $(PYTEST_ARGS) $(units) $(empty)
 
 # The rooms that test-debug runs; TEST_ROOMS=others has `make test` run the rest.
-checked := $(addprefix tests/,dax fuse hostfs memory queue ring vhost virtqueue)
+checked := $(addprefix tests/,dax fuse hostfs memory queue ring state vhost virtqueue)
 rooms_all := tests
 rooms_others = $(filter-out $(checked) %/__pycache__,$(patsubst %/,%,$(wildcard tests/*/)) $(wildcard tests/test_*.py))
 TEST_ROOMS ?= all

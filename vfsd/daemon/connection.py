@@ -154,7 +154,7 @@ class Connection:
         self._told = requests
         held = self._fs.tables.counts()
         self._fs.clear()
-        if counts:
+        if counts or held["inodes"]:
             log.debug("the session held %s, which leaves %s", tell(held), tell(self._fs.tables.counts()))
 
     def _offer(self) -> Offer:

@@ -38,8 +38,10 @@ from vfsd.vhost.messages import (
 
 log = logging.getLogger("vfsd.daemon")
 
-# Servers that die of what they do, or at once: so many of them within that time, and the keeper gives up.
-FAILURES_MAX: Final = 3
+# Servers that die of what they do, or that somebody kills as soon as they are there: so many of them within that
+# time, and the keeper gives up.
+CRASHES_MAX: Final = 3
+KILLS_MAX: Final = 50
 FAILURES_S: Final = 10.0
 AT_ONCE_S: Final = 0.5
 MESSAGES_PER_TURN: Final = 64
@@ -64,7 +66,7 @@ class Keeper:
         self._reply_acks = False
         self._pid = 0  # of the server
         self._since = 0.0
-        self._failures: list[float] = []
+        self._failures: dict[bool, list[float]] = {True: [], False: []}  # whether they crashed
         self._unanswered: Message | None = None  # what the front end waits for
         self._open = True  # the front end is there
         self._all = share.sandbox.open_descriptors()
@@ -147,10 +149,11 @@ class Keeper:
         crashed = status != -signal.SIGKILL
         what = f"{ending(status)}, its last request was {latest_request(self._assigned.latest)}"
         if crashed or now - self._since < AT_ONCE_S:
-            self._failures = [at for at in self._failures if now - at < FAILURES_S]
-            self._failures.append(now)
-        if len(self._failures) >= FAILURES_MAX:
-            why = f"{FAILURES_MAX} servers of a guest have ended within {FAILURES_S:g} s; the last one {what}"
+            recent = [at for at in self._failures[crashed] if now - at < FAILURES_S]
+            self._failures[crashed] = [*recent, now]
+        n = len(self._failures[crashed])
+        if n >= (CRASHES_MAX if crashed else KILLS_MAX):
+            why = f"{n} servers of a guest have ended within {FAILURES_S:g} s; the last one {what}"
             self._assigned.channel.tell(Kind.FAULT, why)
             return False
         log.error("the server of a guest %s; another one goes on", what)

@@ -91,7 +91,7 @@ KEEPER_PRCTLS: Final = (1, 22)  # PR_SET_PDEATHSIG PR_SET_SECCOMP: of the server
 SERVER_FLAGS: Final = 0x400 | SIGCHLD  # CLONE_FILES
 # What a keeper does besides: fork a server, which enters filters of its own, wait for it and end it.
 KEEPER: Final = frozenset(
-    "socketpair wait4 kill seccomp landlock_create_ruleset landlock_add_rule landlock_restrict_self".split()
+    "socketpair wait4 kill tgkill seccomp landlock_create_ruleset landlock_add_rule landlock_restrict_self".split()
 )
 PROT_EXEC: Final = 4
 
@@ -110,7 +110,7 @@ class Rule(NamedTuple):
 
 def rules_of(pid: int, keeper: bool = False) -> dict[str, Rule]:
     """Calls that depend on an argument. Only its lower half is compared: Linux takes no more of these."""
-    return {
+    rules = {
         "clone": Rule(0, (*THREAD_FLAGS, SERVER_FLAGS) if keeper else THREAD_FLAGS),
         "unshare": Rule(0, (CLONE_FS,)),
         "tgkill": Rule(0, (pid,)),
@@ -122,6 +122,9 @@ def rules_of(pid: int, keeper: bool = False) -> dict[str, Rule]:
         "mprotect": Rule(2, without=PROT_EXEC, otherwise=RET_ERRNO | EACCES),
         "prlimit64": Rule(2, (0,), otherwise=RET_ERRNO | EPERM),
     }
+    if keeper:  # its filter is its servers' too, and they have process ids of their own
+        del rules["tgkill"]
+    return rules
 
 
 # --- the program ---

@@ -8,6 +8,7 @@ taken for the request's own.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from vfsd.fuse.dispatch cimport request_t
+from vfsd.hostfs.table._slots cimport tables_t
 from vfsd.state._journal cimport FAIL_BEGUN, reach
 from vfsd.sys cimport _syscalls as h
 
@@ -101,16 +102,30 @@ cdef inline bint was_moved(const request_t *r, int parent, const char *name) noe
     return was_begun(r) and look(parent, name, &st) and changed_at(&st) >= r.record.witness[BEGAN]
 
 
-cdef inline bint was_appended(const request_t *r, int fd, int64_t end, uint64_t size) noexcept nogil:
+cdef inline bint was_appended(const tables_t *t, const request_t *r, int fd, int64_t end, uint64_t size) noexcept nogil:
     """Whether a file that the guest took to end there has grown by that much, by this request: what follows is
     what it was to write.
     """
+    cdef char number[h.FD_BYTES]
+    cdef int reading
+    cdef bint found
+    if not was_begun(r):
+        return False
+    # It may be open for writing alone.
+    reading = h.openat(t.proc_fd, h.fd_name(fd, number), h.O_RDONLY | h.O_CLOEXEC | h.O_NONBLOCK)
+    if reading < 0:
+        return False
+    found = has_written(r, reading, end, size)
+    h.close(reading)
+    return found
+
+
+cdef inline bint has_written(const request_t *r, int fd, int64_t end, uint64_t size) noexcept nogil:
+    """Whether a file has the request's data there."""
     cdef char found[COMPARED_BYTES]
     cdef uint64_t at = 0, i
     cdef uint32_t piece = 0, within = 0
     cdef ssize_t n
-    if not was_begun(r):
-        return False
     while at < size:
         n = h.pread(fd, found, min(size - at, <uint64_t>COMPARED_BYTES), end + <int64_t>at)
         if n <= 0:

@@ -404,7 +404,7 @@ cdef int64_t write_file(tables_t *t, request_t *r, const w.fuse_write_in *arg, u
     flags = write_flags(t, arg, t.handles[index].flags)
     if flags & h.RWF_APPEND:
         note_begin(r)
-        if was_appended(r, fd, arg.offset, arg.size):
+        if was_appended(t, r, fd, arg.offset, arg.size):
             return arg.size
     return transfer(write_at, fd, &r.body, arg.offset, flags)
 
