@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,8 +19,8 @@ from types import TracebackType
 from typing import Protocol, Self
 
 QEMU_VIRTIOFSD = "/usr/lib/qemu/virtiofsd"
-# Not in the share, which a server has for its root: guest memory, and what is in /proc.
-ELSEWHERE = (os.devnull, "/memfd:", *(f"/{n}/fd" for n in range(10)))
+# Not in the share, which a server has for its root: guest memory, and what a process has open.
+ELSEWHERE = re.compile(rf"{os.devnull}|/memfd:.*|(/[0-9]+/fd)")
 
 
 class DaemonError(Exception):
@@ -175,7 +176,10 @@ class Daemon:
                 for entry in os.scandir(f"/proc/{pid}/fd"):
                     with contextlib.suppress(FileNotFoundError):
                         target = os.readlink(entry.path).partition(":[")[0]
-                        if apart and target.startswith("/") and not target.startswith(ELSEWHERE):
+                        elsewhere = ELSEWHERE.fullmatch(target)
+                        if elsewhere:
+                            target = "/proc" if elsewhere[1] else target
+                        elif apart and target.startswith("/"):
                             target = f"{self.shared}{target}".rstrip("/")  # it has the share for its root
                         found.append(target)
         return sorted(found)

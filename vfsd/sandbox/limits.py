@@ -1,5 +1,6 @@
 """What is left of a process's means when it enters its sandbox."""
 
+import fcntl
 import os
 import resource
 from collections.abc import Collection
@@ -22,9 +23,18 @@ def held(own_descriptors: int) -> set[int]:
     """The descriptors of this process, of whose /proc/self/fd that is one."""
     listing = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=own_descriptors)
     try:
-        return {int(name) for name in os.listdir(listing)} - {listing}
+        found = [int(name) for name in os.listdir(listing)]
     finally:
         os.close(listing)
+    return set(filter(is_open, found))  # but those that the listing took
+
+
+def is_open(fd: int) -> bool:
+    try:
+        fcntl.fcntl(fd, fcntl.F_GETFD)
+    except OSError:
+        return False
+    return True
 
 
 def restrict() -> None:
