@@ -38,12 +38,11 @@ from vfsd.vhost.messages import (
 
 log = logging.getLogger("vfsd.daemon")
 
-# Servers that die of what they do, or that somebody kills as soon as they are there: so many of them within that
-# time, and the keeper gives up.
+# Servers that die of what they do, or are killed before they have done anything: so many of them within that time,
+# and the keeper gives up.
 CRASHES_MAX: Final = 3
 KILLS_MAX: Final = 50
 FAILURES_S: Final = 10.0
-AT_ONCE_S: Final = 0.5
 MESSAGES_PER_TURN: Final = 64
 
 
@@ -65,7 +64,7 @@ class Keeper:
         self._from_front_end = MessageReader(sock, messages.check_frontend_request, messages.frontend_name)
         self._reply_acks = False
         self._pid = 0  # of the server
-        self._since = 0.0
+        self._taken = 0  # requests, when it was started
         self._failures: dict[bool, list[float]] = {True: [], False: []}  # whether they crashed
         self._unanswered: Message | None = None  # what the front end waits for
         self._open = True  # the front end is there
@@ -107,7 +106,7 @@ class Keeper:
                 self._be_server(keeper, again)
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-        self._since = time.monotonic()
+        self._taken = self._kept.state.taken
         if again:
             state = self._kept.state
             at = {i: state.next_avail(i) for i in self._said.rings()}
@@ -148,7 +147,7 @@ class Keeper:
         now = time.monotonic()
         crashed = status != -signal.SIGKILL
         what = f"{ending(status)}, its last request was {latest_request(self._assigned.latest)}"
-        if crashed or now - self._since < AT_ONCE_S:
+        if crashed or self._kept.state.taken == self._taken:
             recent = [at for at in self._failures[crashed] if now - at < FAILURES_S]
             self._failures[crashed] = [*recent, now]
         n = len(self._failures[crashed])

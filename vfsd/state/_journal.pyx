@@ -114,6 +114,14 @@ cdef class State:
         self.generation += 1
         self.crashed = crashed
 
+    @property
+    def taken(self):
+        """Requests that were taken from rings, by all servers."""
+        cdef uint64_t n = 0
+        for i in range(self.queues):
+            n += load_acquire_u64(&self.journals[i].taken)
+        return n
+
     def next_avail(self, int index):
         """Where a server goes on with that ring; None: nobody has started it since it was described."""
         if not 0 <= index < self.queues or not self.journals[index].live:
