@@ -1,12 +1,13 @@
-"""What a further guest costs: `python tools/measure_guests.py`.
+"""What a further guest costs: `python tools/measure_guests.py [OPTION OF vfsd serve...]`.
 
-Milliseconds from connect(2) to the first answer of a forked server, medians; private memory of servers that
+Milliseconds from connect(2) to the first answer of a forked server, medians; private memory of guests that
 are idle, and after a guest has made, written, read, listed and removed files.
 """
 
 import socket
 import statistics
 import struct
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -34,6 +35,14 @@ def private_mib(pid: int) -> float:
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
 
 
+def private_of_each(daemon: Daemon) -> list[float]:
+    """MiB of each guest: of its server, and of its keeper if it has one."""
+    keepers, servers = daemon.children(), daemon.servers()
+    if keepers == servers:
+        return [private_mib(pid) for pid in servers]
+    return [private_mib(keeper) + private_mib(server) for keeper, server in zip(keepers, servers, strict=True)]
+
+
 def work(fs: Filesystem) -> None:
     fs.mkdir("/dir")
     for number in range(FILES):
@@ -47,14 +56,15 @@ def work(fs: Filesystem) -> None:
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as name, Daemon(Path(name)) as daemon:
+    options = sys.argv[1:]
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name, Daemon(Path(name), options=options) as daemon:
         times = [served_ms(daemon) for _ in range(GUESTS)]
         print(f"connect to first answer: {statistics.median(times):.1f} ms (worst {max(times):.1f})")
         systems = [mount(daemon.socket) for _ in range(3)]
-        idle = [private_mib(pid) for pid in daemon.servers()]
+        idle = private_of_each(daemon)
         for fs in systems:
             work(fs)
-        loaded = [private_mib(pid) for pid in daemon.servers()]
+        loaded = private_of_each(daemon)
         print(f"private MiB: {statistics.median(idle):.1f} idle, {statistics.median(loaded):.1f} after work")
         for fs in systems:
             fs.close()
