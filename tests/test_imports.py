@@ -29,7 +29,9 @@ ALLOWED = {
     "sandbox": {"errors", "sys"},
     "options": {"errors", "fuse", "hostfs", "sandbox"},
     "control": {"options"},
-    "daemon": {"_dax", "control", "errors", "fuse", "hostfs", "options", "queue", "sandbox", "state", "vhost"},
+    "daemon": {
+        *{"_dax", "control", "errors", "fuse", "hostfs", "options", "queue", "sandbox", "state", "vhost"},
+    },
     "virtiofsd": {"daemon", "errors", "options"},
     "doctor": {"errors", "guest", "hostfs", "sandbox"},
     "guest": {"_dax", "errors", "fuse", "memory", "sys", "vhost", "virtqueue"},

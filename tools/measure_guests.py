@@ -40,7 +40,7 @@ def private_of_each(daemon: Daemon) -> list[float]:
     keepers, servers = daemon.children(), daemon.servers()
     if keepers == servers:
         return [private_mib(pid) for pid in servers]
-    return [private_mib(keeper) + private_mib(server) for keeper, server in zip(keepers, servers, strict=True)]
+    return [private_mib(one) + private_mib(other) for one, other in zip(keepers, servers, strict=True)]
 
 
 def work(fs: Filesystem) -> None:

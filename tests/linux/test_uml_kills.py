@@ -63,6 +63,11 @@ open(sys.argv[1] + "/held-to-the-end", "w").close()
 """
 
 
+def until(path: str) -> str:
+    """A command that waits for a file to be there."""
+    return f"for i in $(seq 100); do test -e {path} && break; sleep 0.1; done; test -e {path}"
+
+
 def test_programs_notice_no_kill(daemon: StartDaemon, tmp_path: Path) -> None:
     for program in ("fio", "git"):
         if shutil.which(program) is None:
@@ -76,29 +81,34 @@ def test_programs_notice_no_kill(daemon: StartDaemon, tmp_path: Path) -> None:
         guest.mount()
         where = guest.share
         guest.check(f"python3 {where}/hold.py {where} >/tmp/hold.log 2>&1 & sleep 0")
-        guest.check(f"for i in $(seq 100); do test -e {where}/held && break; sleep 0.1; done; test -e {where}/held")
+        guest.check(until(f"{where}/held"))
         with Killer(server) as killer:
             guest.check(
-                f"fio --name=verify --directory={where} --size=8m --bs=4k --rw=randwrite --verify=crc32c"
-                f" --time_based --runtime={SECONDS} --ioengine=psync --end_fsync=1 --thread --numjobs=2 >/tmp/fio.log",
+                f"fio --name=verify --directory={where} --size=8m --bs=4k --rw=randwrite"
+                f" --verify=crc32c --time_based --runtime={SECONDS} --ioengine=psync --end_fsync=1"
+                " --thread --numjobs=2 >/tmp/fio.log",
                 SECONDS * 5 + 120,
             )
-            answer = json.loads(guest.workload("database.py", f"{where}/data.db", "delete", "100", timeout=240))
+            database = [f"{where}/data.db", "delete", "100"]
+            answer = json.loads(guest.workload("database.py", *database, timeout=240))
             guest.check(
-                f"cd {where} && export HOME=/tmp && git init --quiet repository && cd repository && cp -r ../tree ."
-                " && git add --all && git -c user.name=n -c user.email=e commit --quiet --message all"
+                f"cd {where} && export HOME=/tmp && git init --quiet repository && cd repository"
+                " && cp -r ../tree . && git add --all"
+                " && git -c user.name=n -c user.email=e commit --quiet --message all"
                 " && git gc --quiet && git fsck --full --strict",
                 240,
             )
-            guest.check(f"cd {where} && tar --format=posix -cf - tree | (mkdir copy && cd copy && tar -xf -)", 120)
             guest.check(
-                f"cd {where} && mkdir moves && for n in $(seq 100); do echo $n >moves/a && mv moves/a moves/b &&"
-                " ln moves/b moves/c && rm moves/b && mkdir moves/d && rmdir moves/d &&"
+                f"cd {where} && tar --format=posix -cf - tree | (mkdir copy && cd copy && tar -xf -)", 120
+            )
+            guest.check(
+                f"cd {where} && mkdir moves && for n in $(seq 100); do"
+                " echo $n >moves/a && mv moves/a moves/b && ln moves/b moves/c && rm moves/b &&"
+                " mkdir moves/d && rmdir moves/d &&"
                 ' test "$(cat moves/c)" = $n && rm moves/c || exit 1; done',
                 240,
             )
-        guest.check(f"touch {where}/over; for i in $(seq 100); do test -e {where}/held-to-the-end && break;"
-                    f" sleep 0.1; done; cat /tmp/hold.log; test -e {where}/held-to-the-end")  # fmt: skip
+        guest.check(f"touch {where}/over; {until(f'{where}/held-to-the-end')}")
     assert killer.kills >= SECONDS // 2
     assert (answer["integrity"], answer["lost"]) == ("ok", 0)
     assert manifest.tree(shared / "copy/tree") == manifest.tree(shared / "tree")

@@ -154,7 +154,8 @@ def run(share: Path, scenario: Scenario, minor: int) -> tuple[object, dict[str, 
 def held(log: str) -> list[str]:
     """What each session held at its end: a lookup count too many shows in the inodes."""
     nothing = "0 inodes, 0 handles, 0 anchors"
-    return [what for what in re.findall(f"the session held (.*), which leaves {nothing}", log) if what != nothing]
+    found = re.findall(f"the session held (.*), which leaves {nothing}", log)
+    return [what for what in found if what != nothing]
 
 
 @pytest.mark.parametrize(

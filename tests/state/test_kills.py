@@ -18,7 +18,6 @@ from guests.daemon import eventually
 from vfsd.guest import Filesystem, mount
 
 KILLS = int(os.environ.get("VFSD_KILLS", "30"))
-PAUSE_S = 0.5  # the longest that a guest may have to wait for the next server
 WORKERS = 4
 
 
@@ -117,7 +116,7 @@ def test_nothing_is_left_over_after_many_deaths(kept: Daemon) -> None:
 
 
 class Worker(threading.Thread):
-    """Makes, renames, appends to and removes files below a directory of its own, and knows what has to be there."""
+    """Makes, renames, extends and removes files in a directory of its own, and knows what has to be there."""
 
     def __init__(self, fs: Filesystem, number: int) -> None:
         super().__init__()
@@ -194,15 +193,17 @@ def working(fs: Filesystem) -> Iterator[list[Worker]]:
             worker.join()
 
 
+def have_gone_on(workers: list[Worker], before: list[int]) -> bool:
+    return all(w.problem or w.steps > steps for w, steps in zip(workers, before, strict=True))
+
+
 def test_a_busy_guest_notices_no_kill(kept: Daemon) -> None:
     with mount(kept.socket, queues=2) as fs:
         with working(fs) as workers:
             for _ in range(KILLS):
                 before = [worker.steps for worker in workers]
                 kill_server(kept)
-                assert eventually(
-                    lambda: all(w.problem or w.steps > n for w, n in zip(workers, before, strict=True))  # noqa: B023
-                )
+                assert eventually(lambda: have_gone_on(workers, before))  # noqa: B023
         for worker in workers:
             if worker.problem is not None:
                 raise worker.problem

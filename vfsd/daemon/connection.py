@@ -89,7 +89,9 @@ class Connection:
         name = "hiprio" if hiprio else f"requests.{index - 1}"
         # Nobody waits for a forget: hiprio need not poll, and gathers them.
         poll_us = 0 if hiprio else self._poll_us
-        self._queues[index] = Queue(index, name, self._dispatch, self._pool, self._watcher, poll_us, hiprio, self._state)
+        self._queues[index] = Queue(
+            index, name, self._dispatch, self._pool, self._watcher, poll_us, hiprio, self._state
+        )
         return self._queues[index]
 
     def reset(self) -> None:

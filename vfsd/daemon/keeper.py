@@ -38,8 +38,8 @@ from vfsd.vhost.messages import (
 
 log = logging.getLogger("vfsd.daemon")
 
-# Servers that die of what they do, or are killed before they have done anything: so many of them within that time,
-# and the keeper gives up.
+# Servers that die of what they do, or are killed before they have done anything: so many of them within that
+# time, and the keeper gives up.
 CRASHES_MAX: Final = 3
 KILLS_MAX: Final = 50
 FAILURES_S: Final = 10.0

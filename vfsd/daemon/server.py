@@ -89,8 +89,8 @@ def keep_serving(assigned: Assignment, caught: Signals, keep: set[int]) -> None:
 def run(assigned: Assignment, caught: Signals, keep: set[int], kept: Kept | None = None) -> None:
     """Once in its sandbox it opens nothing by path but what the guest asks for, beneath the share.
 
-    keep: descriptors that it needs besides the share's and those of these objects. kept: by a keeper; then it is
-    in its sandbox.
+    keep: descriptors that it needs besides the share's and those of these objects. kept: by a keeper; then
+    it is in its sandbox.
     """
     channel = assigned.channel
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)

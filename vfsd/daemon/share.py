@@ -1,6 +1,7 @@
 """One shared directory, as the operator's options describe it. Servers inherit it when they are forked."""
 
 import importlib
+import logging
 import os
 import stat
 from errno import EINVAL
@@ -20,6 +21,8 @@ from vfsd.hostfs.table._tables import file_handles_work
 from vfsd.options.table import ServeOptions
 from vfsd.sandbox import capabilities
 from vfsd.sandbox.sandbox import Sandbox, Walls
+
+log = logging.getLogger("vfsd")
 
 OFFLOAD_THREADS = 128  # unless the operator says; they come only as requests block
 
@@ -65,7 +68,11 @@ class Share:
             load_numpy()
         for module in {op.module for op in OPERATIONS}:
             importlib.import_module(f"vfsd.{module}")
-        self.sandbox.prepare()
+        self.sandbox.prepare(self.settings.keeper)
+        if self.settings.keeper and not self.sandbox.keeps:
+            self.settings = self.settings._replace(keeper=False)
+            log.warning("a server that dies is not followed by another one: the host lets it have no /proc of"
+                        " its own, and has no Landlock or --inode-file-handles stands against it")  # fmt: skip
 
     def close(self) -> None:
         self.sandbox.close()

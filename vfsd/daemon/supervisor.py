@@ -10,7 +10,6 @@ import os
 import select
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Collection, Mapping
 from errno import ENOMEM
@@ -492,9 +491,10 @@ class Supervisor:
             guest.report = text
             self._controlled.on_report(guest.pid)
         elif kind is Kind.REFUSED and text.isascii() and text.isdigit():
-            guest.refused = f" when it made a system call that --seccomp refuses: {name_of(int(text))}"
-            if guest.share.settings.keeper:
-                log.error("the server of a guest made a system call that --seccomp refuses: %s", name_of(int(text)))
+            call = name_of(int(text))
+            guest.refused = f" when it made a system call that --seccomp refuses: {call}"
+            if guest.share.settings.keeper:  # which tells of the rest
+                log.error("the server of a guest made a system call that --seccomp refuses: %s", call)
 
     def _end(self, guest: Guest) -> None:
         os.kill(guest.pid, signal.SIGTERM)

@@ -4,6 +4,7 @@ from vfsd.fuse.dispatch import Dispatch
 from vfsd.memory._regions import GuestMemory
 from vfsd.queue._pool import Pool
 from vfsd.queue._watcher import Watcher
+from vfsd.state._journal import State
 
 __all__ = ("Queue",)
 
@@ -21,6 +22,7 @@ class Queue:
         watcher: Watcher,
         poll_us: int = 0,
         gathers: bool = False,
+        state: State | None = None,
     ) -> Queue: ...
     @property
     def started(self) -> bool: ...

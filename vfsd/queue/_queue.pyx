@@ -690,7 +690,7 @@ cdef class Queue:
     handed over are the queue's own from then on. index: 0 is hiprio. dispatch: where requests go. pool: runs
     what may block. watcher: gives the ring to another thread when a request
     keeps the one that has it. poll_us: the most to poll before sleeping. gathers: nobody waits for its requests, they
-    are taken some at a time.
+    are taken some at a time. state: where its requests are recorded for the next server.
     """
 
     cdef readonly int index

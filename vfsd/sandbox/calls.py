@@ -67,8 +67,8 @@ NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
     "sysinfo": (99, 179), "syslog": (103, 116), "tgkill": (234, 131), "time": (201, None),
     "times": (100, 153), "tkill": (200, 130), "truncate": (76, 45), "umask": (95, 166),
     "umount2": (166, 39), "uname": (63, 160), "unlinkat": (263, 35), "unshare": (272, 97),
-    "userfaultfd": (323, 282), "utimensat": (280, 88), "vfork": (58, None), "vhangup": (153, 58), "wait4": (61, 260),
-    "write": (1, 64), "writev": (20, 66),
+    "userfaultfd": (323, 282), "utimensat": (280, 88), "vfork": (58, None), "vhangup": (153, 58),
+    "wait4": (61, 260), "write": (1, 64), "writev": (20, 66),
 }
 # fmt: on
 

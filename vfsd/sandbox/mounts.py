@@ -23,13 +23,18 @@ def hide_proc() -> bool:
     """
     # A container that hides parts of its /proc is not allowed a new one.
     with suppress(OSError):
-        proc = _linux.new_mount(b"proc", {b"subset": b"pid"})
+        proc = processes_alone()
         try:
             _linux.move_mount(proc, b"/proc")
         finally:
             os.close(proc)
         return True
     return False
+
+
+def processes_alone() -> int:
+    """A descriptor of a procfs of this process namespace, without /proc/sys and the like. OSError."""
+    return _linux.new_mount(b"proc", {b"subset": b"pid"})
 
 
 def apart(path: bytes) -> int:

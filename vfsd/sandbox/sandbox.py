@@ -52,12 +52,16 @@ class Sandbox:
         self._empty = -1  # a directory without a name
         self._user = -1  # the user namespace of all servers
         self._processes = -1  # the supervisor's process namespace
+        self.keeps = False  # enter_keeper() is to be had
         self.own_descriptors = -1  # within a server: its /proc/self/fd
         self.labels = -1  # the same of /proc, for thread-self/attr, where security labels are given
         self._proc = -1  # of a keeper: /proc, for each server's self/fd
 
-    def prepare(self) -> None:
-        """In the supervisor, which has one thread: open what it needs, and try it. ConfigError."""
+    def prepare(self, keeper: bool = False) -> None:
+        """In the supervisor, which has one thread: open what it needs, and try it. ConfigError.
+
+        keeper: processes are to be forked that enter_keeper(), if that can be had: see `keeps`.
+        """
         seccomp.check_available(self.walls.seccomp)
         _linux.open_ahead(os.cpu_count() or 1)
         root = os.geteuid() == 0
@@ -70,7 +74,12 @@ class Sandbox:
             if not root:
                 self._user = userns.make(self.walls.uids, self.walls.gids)
                 _linux.adopt_orphans()
-        self._try()
+        if keeper and not self._problem_of(keeper=True):
+            self.keeps = True
+        elif problem := self._problem_of(keeper=False):
+            raise HostError(
+                "--sandbox", f"{self.walls.mode} is not to be had here ({problem}); {self._remedy()}"
+            )
 
     def fork(self) -> int:
         """As os.fork(): 0 in the child, which calls enter(). OSError."""
@@ -99,8 +108,8 @@ class Sandbox:
         seccomp.tell_by(self.walls.seccomp, report)
         self._enter_filters()
 
-    def enter_keeper(self, keep: Collection[int], report: tuple[int, bytes]) -> None:
-        """The same in a process that forks a server and waits for it: it may do no more than that. OSError."""
+    def enter_keeper(self, keep: Collection[int], report: tuple[int, bytes] | None) -> None:
+        """The same in a process that forks a server and waits for it. OSError."""
         self._enter_all_but_filters(keep, keeper=True)
         seccomp.tell_by(self.walls.seccomp, report)
         seccomp.enter(self.walls.seccomp, self.walls.file_handles, keeper=True)
@@ -116,7 +125,7 @@ class Sandbox:
         return limits.held(self.own_descriptors)
 
     def fdinfo(self, fd: int) -> str:
-        """/proc/self/fdinfo of that descriptor: in a process that a keeper has forked, before enter_server()."""
+        """/proc/self/fdinfo of that descriptor, in a forked server before enter_server(). OSError."""
         info = os.open(f"self/fdinfo/{fd}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._proc)
         with open(info) as file:
             return file.read()
@@ -187,7 +196,7 @@ class Sandbox:
         if self.walls.labels and fresh:
             self.labels = mounts.apart(mounts.PROC)
         if keeper:
-            self._proc = mounts.apart(mounts.PROC)
+            self._proc = self._open_proc(fresh and self.walls.mode == "namespace")
         if self.walls.mode == "namespace" and self._is_directory:
             mounts.enter_directory()
         elif self.walls.mode == "namespace":
@@ -200,21 +209,35 @@ class Sandbox:
             os.dup2(root, self._root_fd, inheritable=False)
             os.close(root)
 
+    def _open_proc(self, covered: bool) -> int:
+        """/proc for a keeper's servers. OSError where they could open more of it than processes.
+
+        covered: what is mounted on /proc has those alone.
+        """
+        if covered:
+            return mounts.apart(mounts.PROC)
+        try:
+            return mounts.processes_alone()
+        except OSError:
+            if self.walls.file_handles or not landlock.available():
+                raise
+        return mounts.apart(mounts.PROC)  # nothing there can be opened beneath the share
+
     def _enter_landlock(self) -> None:
         beneath = [self._root_fd]
         if self.labels >= 0:
             beneath.append(os.open("self/task", os.O_PATH | os.O_CLOEXEC, dir_fd=self.labels))
         landlock.enter(beneath)
 
-    def _try(self) -> None:
-        """Enter it in a process that ends then. ConfigError."""
+    def _problem_of(self, keeper: bool) -> str:
+        """Enter it in a process that ends then: what went wrong."""
         told, tell = os.pipe()
         try:
             pid = self.fork()
             if pid == 0:
                 status = 1
                 try:
-                    self.enter({tell})
+                    self._enter_for_trial({tell}, keeper)
                     status = 0
                 except OSError as error:
                     os.write(tell, (error.strerror or str(error)).encode()[:PROBLEM_BYTES])
@@ -230,10 +253,14 @@ class Sandbox:
             os.close(told)
             if tell >= 0:
                 os.close(tell)
-        if status != 0:
-            raise HostError(
-                "--sandbox", f"{self.walls.mode} is not to be had here ({problem}); {self._remedy()}"
-            )
+        return "" if status == 0 else problem or f"status {status}"
+
+    def _enter_for_trial(self, keep: Collection[int], keeper: bool) -> None:
+        if keeper:
+            self.enter_keeper(keep, None)
+            self.enter_server()
+        else:
+            self.enter(keep)
 
     def _remedy(self) -> str:
         if self.walls.mode == "none":

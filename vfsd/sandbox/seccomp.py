@@ -90,9 +90,10 @@ PRCTLS: Final = (15, 16)  # PR_SET_NAME PR_GET_NAME
 KEEPER_PRCTLS: Final = (1, 22)  # PR_SET_PDEATHSIG PR_SET_SECCOMP: of the server that it has just forked
 SERVER_FLAGS: Final = 0x400 | SIGCHLD  # CLONE_FILES
 # What a keeper does besides: fork a server, which enters filters of its own, wait for it and end it.
-KEEPER: Final = frozenset(
-    "socketpair wait4 kill tgkill seccomp landlock_create_ruleset landlock_add_rule landlock_restrict_self".split()
-)
+KEEPER_NAMES: Final = """
+    socketpair wait4 kill tgkill seccomp landlock_create_ruleset landlock_add_rule landlock_restrict_self
+"""
+KEEPER: Final = frozenset(KEEPER_NAMES.split())
 PROT_EXEC: Final = 4
 
 

@@ -16,8 +16,8 @@ from vfsd.vhost.messages import (
 
 _R = FrontendRequest
 
-# Said once for the connection, and once for each ring: the last one counts. In the order in which they are said
-# again; a ring starts with its last.
+# Said for the connection, and for each ring: the last one counts. In the order in which they are said again;
+# a ring starts with its last.
 OF_THE_CONNECTION = (
     _R.SET_OWNER,
     _R.SET_FEATURES,
@@ -57,7 +57,7 @@ class Conversation:
         self._regions: list[Message] = []  # ADD_MEM_REG since the last SET_MEM_TABLE
 
     def heard(self, message: Message) -> None:
-        """One of the front end's messages, whole and of a right size. It is this object's, or of no more use."""
+        """One of the front end's messages, whole and of a right size. It is this object's from now on."""
         request = message.request
         if request == _R.SET_MEM_TABLE:
             self._drop_regions()
