@@ -49,7 +49,9 @@ cdef uint32_t FORGET = OPCODE_NUMBER["FORGET"]
 cdef uint32_t BATCH_FORGET = OPCODE_NUMBER["BATCH_FORGET"]
 
 cdef enum:
-    ERRNO_MAX = 511  # Linux refuses a reply with a larger one (fs/fuse/dev.c)
+    # Of a reply by /dev/fuse. A virtio-fs guest does not check: its programs would see an errno that means nothing,
+    # or ERESTARTSYS (512), which some file systems let out, as the guest's own.
+    ERRNO_MAX = 511
 
 
 cdef int span_skip(span_t *s, uint64_t n) noexcept nogil:
@@ -194,6 +196,8 @@ cdef uint32_t request_reply(request_t *r, int rc) noexcept nogil:
     cdef uint32_t i
     if rc == NO_REPLY or r.n_head == 0:
         return 0
+    if rc < -ERRNO_MAX:
+        rc = -EIO
     out.len = w.FUSE_OUT_HEADER + (<uint32_t>r.reply_bytes if rc == 0 else 0)
     out.error = rc
     out.unique = r.header.unique
@@ -217,7 +221,7 @@ cdef int run_python(dispatch_t *d, request_t *r) noexcept with gil:
             return 0
         return fill_reply(r, reply)
     except OSError as problem:
-        if problem.errno is None or not 0 < problem.errno <= ERRNO_MAX:
+        if problem.errno is None or problem.errno <= 0:
             return -EIO
         return -<int>problem.errno
     except BaseException:
