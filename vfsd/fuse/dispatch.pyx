@@ -2,7 +2,7 @@
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.errno cimport E2BIG, EINVAL, EIO, ENAMETOOLONG, ENOSYS
+from libc.errno cimport E2BIG, EINVAL, EIO, ENAMETOOLONG, ENOSYS, ESTALE
 from libc.string cimport memchr, memcpy, memset
 
 from vfsd.fuse cimport _wire as w
@@ -174,11 +174,15 @@ cdef bint request_blocks(dispatch_t *d, request_t *r) noexcept nogil:
 
 
 cdef int request_run(dispatch_t *d, request_t *r) noexcept nogil:
+    cdef int rc
     if r.error:
         return r.error
     if r.in_python:
         return run_python(d, r)
-    return d.hot[r.header.opcode](d.hot_fs, r)
+    rc = d.hot[r.header.opcode](d.hot_fs, r)
+    if rc == -ESTALE and d.on_stale != NULL:
+        d.on_stale(d.hot_fs, r.header.nodeid)
+    return rc
 
 
 cdef int request_args(request_t *r, void *to, uint32_t n) noexcept nogil:
@@ -288,6 +292,10 @@ cdef class Dispatch:
 
     cdef int set_file_system_of(self, file_system_of_t of) except -1:
         self.table.file_system_of = of
+        return 0
+
+    cdef int set_on_stale(self, on_stale_t on_stale) except -1:
+        self.table.on_stale = on_stale
         return 0
 
     def set_python(self, opcode, handler):

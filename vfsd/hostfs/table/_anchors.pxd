@@ -15,6 +15,10 @@ cdef bint is_same(tables_t *t, const inode_t *inode, int fd) noexcept nogil
 # The known inode of a name below a directory's descriptor, referenced and its anchor open if it is still
 # there: *index, 0 for none. 0, or -ENFILE or -ENOMEM: it can't be opened now.
 cdef int inode_pin_name(tables_t *t, int parent, const char *name, uint32_t *index) noexcept nogil
+# After an operation came to ESTALE: let go of the number of a referenced inode if its file system says that it is
+# stale. The next LOOKUP that finds that number is of another inode.
+cdef void let_go_if_stale(tables_t *t, uint32_t index) noexcept nogil
+cdef void inode_was_stale(void *fs, uint64_t nodeid) noexcept nogil
 # When an inode was made, in one number; 0 where the file system does not know.
 cdef uint64_t birth_of(const statx_t *st) noexcept nogil
 # Try to close up to n anchors that nobody uses. The number closed.

@@ -14,7 +14,7 @@ from vfsd.fuse._wire cimport FUSE_ROOT_ID
 from vfsd.sys cimport _syscalls as h
 from vfsd.hostfs.table._handles cimport handle_next, handle_put
 from vfsd.hostfs.table._nodes cimport (
-    ATTR_MASK, anchor_close, anchor_set, find_nodeid, inode_get, inode_put, is_inode, lock_of,
+    ATTR_MASK, anchor_close, anchor_set, find_nodeid, inode_get, inode_put, is_inode, lock_of, unhash,
 )
 from vfsd.hostfs.table._notes cimport handle_of, note_drop, note_handle, note_name, noted_name, vfsd_handle
 from vfsd.hostfs.table._slots cimport (
@@ -288,6 +288,25 @@ cdef int anchor_of(tables_t *t, uint32_t index, int depth) noexcept nogil:
 
 cdef int inode_fd(tables_t *t, uint32_t index) noexcept nogil:
     return anchor_of(t, index, 0)
+
+
+cdef void let_go_if_stale(tables_t *t, uint32_t index) noexcept nogil:
+    """An anchor keeps a number from being reused, but not on a server of files, which does not know of it: where
+    another client removes files it soon gives new ones the same numbers.
+    """
+    cdef int fd = load_acquire_int(&t.inodes[index].fd)
+    cdef h.statx_t st
+    if (fd >= 0 and h.statx(fd, b"", h.AT_EMPTY_PATH | h.AT_STATX_FORCE_SYNC, h.STATX_INO, &st) < 0
+            and errno == ESTALE):
+        unhash(t, index)
+
+
+cdef void inode_was_stale(void *fs, uint64_t nodeid) noexcept nogil:
+    cdef tables_t *t = <tables_t *>fs
+    cdef int64_t index = inode_get(t, nodeid)
+    if index >= 0:
+        let_go_if_stale(t, <uint32_t>index)
+        inode_put(t, <uint32_t>index)
 
 
 cdef int inode_pin_name(tables_t *t, int parent, const char *name, uint32_t *index) noexcept nogil:
