@@ -12,7 +12,7 @@ from vfsd.fuse.dispatch cimport (
 from vfsd.sys cimport _syscalls as h
 from vfsd.sys._clock cimport clock_ns
 from vfsd.hostfs.ops._caller cimport NAME_BYTES, place_get, place_put, place_t, reopen, room_for_handle
-from vfsd.hostfs.ops._gone cimport check_directory
+from vfsd.hostfs.ops._gone cimport check_directory, explain_denied
 from vfsd.hostfs.table._handles cimport descriptor_put, handle_get, handle_open, handle_put
 from vfsd.hostfs.table._inodes cimport CACHED_ONLY, WAIT, WAIT_COLD, entry_at, opens_first
 from vfsd.hostfs.table._nodes cimport is_anchored
@@ -41,7 +41,7 @@ cdef int op_opendir(void *fs, request_t *r) noexcept nogil:
     if fd == 0:
         fd = check_directory(t, r, p.index, p.fd, 0)
         if fd == 0:
-            fd = reopen(t, &p, h.O_RDONLY | h.O_DIRECTORY)
+            fd = explain_denied(t, r, p.index, p.fd, reopen(t, &p, h.O_RDONLY | h.O_DIRECTORY))
         place_put(t, &p)
     if fd < 0:
         descriptor_put(t)

@@ -19,6 +19,9 @@ cdef int inode_pin_name(tables_t *t, int parent, const char *name, uint32_t *ind
 # stale. The next LOOKUP that finds that number is of another inode.
 cdef void let_go_if_stale(tables_t *t, uint32_t index) noexcept nogil
 cdef void inode_was_stale(void *fs, uint64_t nodeid) noexcept nogil
+# The path of an inode, to which fd leads, as the kernel knows it now, into PATH_BYTES. False: it has been removed, is
+# mounted over or on a mount that was taken away, or lies outside of the daemon's root.
+cdef bint place_of(tables_t *t, const inode_t *inode, int fd, char *path) noexcept nogil
 # When an inode was made, in one number; 0 where the file system does not know.
 cdef uint64_t birth_of(const statx_t *st) noexcept nogil
 # Try to close up to n anchors that nobody uses. The number closed.

@@ -43,21 +43,26 @@ cdef uint64_t birth_of(const h.statx_t *st) noexcept nogil:
     return (<uint64_t>st.stx_btime.tv_sec << 30) ^ st.stx_btime.tv_nsec
 
 
+cdef bint place_of(tables_t *t, const inode_t *inode, int fd, char *path) noexcept nogil:
+    cdef char number[h.FD_BYTES]
+    cdef h.statx_t found
+    cdef int flags = h.AT_SYMLINK_NOFOLLOW | h.AT_NO_AUTOMOUNT
+    cdef ssize_t n = h.readlinkat(t.proc_fd, h.fd_name(fd, number), path, h.PATH_BYTES)
+    if n <= 0 or n == h.PATH_BYTES or path[0] != c'/':
+        return False
+    path[n] = 0
+    return h.statx(h.AT_FDCWD, path, flags, ATTR_MASK, &found) == 0 and is_inode(inode, &found)
+
+
 cdef bint note_place(tables_t *t, const inode_t *inode, const h.statx_t *st, note_t *note) noexcept nogil:
     """Note where an inode is now, as the kernel knows it, if the guest knows the directory too."""
     cdef char path[h.PATH_BYTES]
-    cdef char number[h.FD_BYTES]
     cdef h.statx_t found
     cdef uint64_t parent
     cdef char *name
     cdef const char *above = path
     cdef int flags = h.AT_SYMLINK_NOFOLLOW | h.AT_NO_AUTOMOUNT
-    cdef ssize_t n = h.readlinkat(t.proc_fd, h.fd_name(inode.fd, number), path, h.PATH_BYTES)
-    if n <= 0 or n == h.PATH_BYTES or path[0] != c'/':
-        return False
-    path[n] = 0
-    # Not if it has been removed, is mounted over, or lies outside of the daemon's root.
-    if h.statx(h.AT_FDCWD, path, flags, ATTR_MASK, &found) < 0 or not is_inode(inode, &found):
+    if not place_of(t, inode, inode.fd, path):
         return False
     name = strrchr(path, c'/')
     name[0] = 0
