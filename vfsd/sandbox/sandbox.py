@@ -6,7 +6,7 @@ import os
 import stat
 from collections.abc import Collection
 from contextlib import suppress
-from errno import EPERM
+from errno import ENOSYS, EPERM
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vfsd.errors import ConfigError, HostError
@@ -185,12 +185,13 @@ class Sandbox:
                     self.enter({tell})
                     status = 0
                 except OSError as error:
+                    status = error.errno or status
                     os.write(tell, (error.strerror or str(error)).encode()[:PROBLEM_BYTES])
                 finally:
                     os._exit(status)
             os.close(tell)
             tell = -1
-            _, status = os.waitpid(pid, 0)
+            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
             problem = os.read(told, PROBLEM_BYTES).decode()
         except OSError as error:
             status, problem = 1, error.strerror or str(error)
@@ -200,14 +201,17 @@ class Sandbox:
                 os.close(tell)
         if status != 0:
             raise HostError(
-                "--sandbox", f"{self.walls.mode} is not to be had here ({problem}); {self._remedy()}"
-            )
+                "--sandbox", f"{self.walls.mode} is not to be had here ({problem});"
+                f" {self._remedy(status)}",
+            )  # fmt: skip
 
-    def _remedy(self) -> str:
+    def _remedy(self, error: int) -> str:
         if self.walls.mode == "none":
             return "use --seccomp none, or a newer kernel"
         if self.walls.mode == "chroot":
             return "start it with CAP_SYS_CHROOT, or use none"
+        if error == ENOSYS:  # mount_setattr(2)
+            return f"use Linux 5.12 or newer, {'' if self._user >= 0 else 'chroot '}or none"
         if self._user >= 0:
             return "allow user namespaces (user.max_user_namespaces, AppArmor), or use none"
         return "start it with CAP_SYS_ADMIN, or use chroot or none"
