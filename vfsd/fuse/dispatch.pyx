@@ -19,6 +19,8 @@ from vfsd.fuse.opcodes import OPCODES_MAX as TABLE_SIZE
 __all__ = ("Dispatch", "Request")
 
 cdef extern from "_atomics.h" nogil:
+    int load_acquire_int(const int *p)
+    void store_release_int(int *p, int v)
     uint32_t load_relaxed_u32(const uint32_t *p)
     void store_relaxed_u32(uint32_t *p, uint32_t v)
 
@@ -155,7 +157,7 @@ cdef bint request_parse(dispatch_t *d, span_t readable, span_t writable, request
         r.error = -EINVAL
     elif opcode >= OPCODES_MAX or (d.hot[opcode] == NULL and not d.python[opcode]):
         r.error = -ENOSYS
-    elif not d.initialized and opcode != INIT:
+    elif not load_acquire_int(&d.initialized) and opcode != INIT:
         r.error = -EIO
     elif d.refused[opcode]:
         r.error = -d.refused[opcode]
@@ -310,10 +312,10 @@ cdef class Dispatch:
     def open(self, uint64_t bytes_max):
         """Let requests in whose bodies, and replies, have at most that many bytes; the rest is EINVAL."""
         self.table.bytes_max = bytes_max
-        self.table.initialized = 1
+        store_release_int(&self.table.initialized, 1)
 
     def shut(self):
-        self.table.initialized = 0
+        store_release_int(&self.table.initialized, 0)
 
     def close(self):
         """Let go of the file system; no request may be under way or follow."""

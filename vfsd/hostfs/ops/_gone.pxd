@@ -14,7 +14,9 @@ from vfsd.sys cimport _syscalls as h
 from vfsd.sys._syscalls cimport FD_BYTES, PATH_BYTES, fd_name
 from vfsd.hostfs.ops._caller cimport ticks_ms
 from vfsd.hostfs.table._anchors cimport place_of
-from vfsd.hostfs.table._slots cimport ALIVE_MAX, ORIGIN_TMPFILE, TOLD_MAX, load_acquire_u64, store_release_u64, tables_t
+from vfsd.hostfs.table._slots cimport (
+    ALIVE_MAX, ORIGIN_TMPFILE, TOLD_MAX, load_acquire_u64, load_relaxed_u8, store_release_u64, tables_t,
+)
 
 cdef enum:
     ASKS_AGAIN_MS = 10000  # who was told has asked again by then, or has got no further
@@ -79,7 +81,7 @@ cdef inline int check_linked(tables_t *t, const request_t *r, uint32_t index, in
     cdef int links = count_links(fd) if keeps_names(t) else 1
     if links < 0:
         return links
-    if links == 0 and t.inodes[index].origin != ORIGIN_TMPFILE:
+    if links == 0 and load_relaxed_u8(&t.inodes[index].origin) != ORIGIN_TMPFILE:
         return tell_once(t, r, index, 0)
     if is_told(t, r):
         store_release_u64(&t.told[r.header.pid % TOLD_MAX], 0)

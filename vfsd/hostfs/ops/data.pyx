@@ -252,7 +252,7 @@ cdef int op_tmpfile(void *fs, request_t *r) noexcept nogil:
             h.close(fd)
         descriptor_put(t)
         return rc
-    t.inodes[<uint32_t>entry.nodeid].origin = ORIGIN_TMPFILE
+    store_relaxed_u8(&t.inodes[<uint32_t>entry.nodeid].origin, ORIGIN_TMPFILE)
     return reply_created(t, r, &entry, arg.flags, fd)
 
 

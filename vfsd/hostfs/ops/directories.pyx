@@ -17,8 +17,8 @@ from vfsd.hostfs.table._handles cimport descriptor_put, handle_get, handle_open,
 from vfsd.hostfs.table._inodes cimport CACHED_ONLY, WAIT, WAIT_COLD, entry_at, opens_first
 from vfsd.hostfs.table._nodes cimport is_anchored
 from vfsd.hostfs.table._slots cimport (
-    LISTINGS, ORIGIN_ANY, ORIGIN_DISK, add_int, add_u64, cas_int, inode_t, listing_t, store_release_int,
-    tables_t, believes_names, never_blocks, walk_may_wait,
+    LISTINGS, ORIGIN_ANY, ORIGIN_DISK, add_int, add_u64, cas_int, inode_t, listing_t, load_relaxed_u8,
+    store_relaxed_u8, store_release_int, tables_t, believes_names, never_blocks, walk_may_wait,
 )
 from vfsd.hostfs.table._tables cimport Tables
 
@@ -296,7 +296,7 @@ cdef int list_from(tables_t *t, request_t *r, const place_t *p, listing_t *l, in
             if rc < 0:
                 return rc if r.reply_bytes == 0 else 0
             if l.n == 0:
-                t.inodes[p.index].origin = ORIGIN_ANY
+                store_relaxed_u8(&t.inodes[p.index].origin, ORIGIN_ANY)
                 return 0
         if timed and l.slow and add_ahead(t, r, p, l):
             continue
@@ -332,7 +332,7 @@ cdef int read_directory(void *fs, request_t *r, bint plus) noexcept nogil:
     if index < 0:
         return <int>index
     p.index = t.handles[index].inode
-    if t.inodes[p.index].origin == ORIGIN_DISK and r.mode == TRY:
+    if load_relaxed_u8(&t.inodes[p.index].origin) == ORIGIN_DISK and r.mode == TRY:
         handle_put(t, index)
         return WOULD_BLOCK
     span_limit(&r.reply, arg.size)

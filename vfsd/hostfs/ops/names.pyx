@@ -17,7 +17,7 @@ from vfsd.hostfs.ops._gone cimport count_links, explain, explain_lookup, note_fo
 from vfsd.hostfs.table._anchors cimport inode_was_stale, let_go_if_stale
 from vfsd.hostfs.table._inodes cimport lookup
 from vfsd.hostfs.table._nodes cimport inode_file_system, inode_forget, room_for_inode
-from vfsd.hostfs.table._slots cimport NAME_BYTES, ORIGIN_ANY, tables_t
+from vfsd.hostfs.table._slots cimport NAME_BYTES, ORIGIN_ANY, store_relaxed_u8, tables_t
 from vfsd.hostfs.table._tables cimport Tables
 
 from vfsd.fuse.opcodes import NUMBER
@@ -211,7 +211,7 @@ cdef int op_link(void *fs, request_t *r) noexcept nogil:
         # Through the link in /proc: AT_EMPTY_PATH would need CAP_DAC_READ_SEARCH.
         rc = h.linkat(t.proc_fd, fd_name(old.fd, old_name), p.fd, name, h.AT_SYMLINK_FOLLOW)
         if rc == 0:
-            t.inodes[old.index].origin = ORIGIN_ANY
+            store_relaxed_u8(&t.inodes[old.index].origin, ORIGIN_ANY)
         rc = -errno if rc < 0 else reply_entry(t, r, &p, name, False)
         if rc == -ENOENT and count_links(old.fd) == 0:
             rc = tell_once(t, r, old.index, rc)

@@ -3,7 +3,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from vfsd.sys._syscalls cimport statx_t
-from vfsd.hostfs.table._slots cimport inode_t, load_acquire_u64, tables_t
+from vfsd.hostfs.table._slots cimport inode_t, load_acquire_u64, load_relaxed_u8, store_relaxed_u8, tables_t
 
 cdef enum:
     EVICT_BATCH = 16  # anchors closed at a time, so that the search is paid once for several
@@ -34,3 +34,9 @@ cdef inline void make_room(tables_t *t) noexcept nogil:
     """Before one more descriptor: stay within the budget, as far as anchors can be evicted."""
     if load_acquire_u64(&t.n_anchors) + load_acquire_u64(&t.n_descriptors) >= t.evict_at:
         evict(t, EVICT_BATCH)
+
+
+cdef inline void note_used(inode_t *inode) noexcept nogil:
+    """The evictor's hand passes once more before it takes the anchor."""
+    if load_relaxed_u8(&inode.used) == 0:
+        store_relaxed_u8(&inode.used, 1)

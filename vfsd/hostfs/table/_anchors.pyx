@@ -6,7 +6,7 @@ any more, by a file that the guest has it open as.
 """
 
 from libc.errno cimport EACCES, EINTR, EIO, EMFILE, ENFILE, ENOENT, ENOMEM, EPERM, ESTALE, errno
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset, strlen, strrchr
 
 from vfsd.sys._threads cimport pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock
@@ -19,7 +19,7 @@ from vfsd.hostfs.table._nodes cimport (
 from vfsd.hostfs.table._notes cimport handle_of, note_drop, note_handle, note_name, noted_name, vfsd_handle
 from vfsd.hostfs.table._slots cimport (
     BUSY, BY_NAME, REFERENCES, add_u64, cas_u64, inode_t, load_acquire_int, load_acquire_u64, named_t,
-    note_t, store_release_u64,
+    load_relaxed_u8, note_t, store_relaxed_u8, store_release_u64,
 )
 
 cdef extern from *:
@@ -109,18 +109,19 @@ cdef bint evict_one(tables_t *t, uint32_t index, int *failures) noexcept nogil:
     cdef inode_t *inode = &t.inodes[index]
     cdef uint64_t state = load_acquire_u64(&inode.state)
     cdef note_t note
+    cdef uint8_t used = load_relaxed_u8(&inode.used)
     cdef bint gone
     if (state & (BUSY | REFERENCES)) != 1:
         return False
-    if inode.used:
-        inode.used -= 1
+    if used:
+        store_relaxed_u8(&inode.used, used - 1)
         return False
     # Only referenced while it is noted, which may take its time: who needs it need not wait.
     if not cas_u64(&inode.state, state, state + 1):
         return False
     gone = inode.fd >= 0 and make_note(t, inode, &note)
     if not gone:
-        inode.used = LIVES_OF_FAILED
+        store_relaxed_u8(&inode.used, LIVES_OF_FAILED)
         failures[0] += 1
     else:
         gone = close_noted(t, index, state + 1, &note)
@@ -286,8 +287,7 @@ cdef int anchor_back(tables_t *t, uint32_t index, int depth) noexcept nogil:
 
 cdef int anchor_of(tables_t *t, uint32_t index, int depth) noexcept nogil:
     cdef int fd = load_acquire_int(&t.inodes[index].fd)
-    if t.inodes[index].used == 0:
-        t.inodes[index].used = 1
+    note_used(&t.inodes[index])
     return fd if fd >= 0 else anchor_back(t, index, depth)
 
 
