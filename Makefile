@@ -1,5 +1,5 @@
 # run, test, bench: what README.md says. quick: the units, under a minute. check: linters, types, warnings.
-# test-debug, test-asan, test-dax, test-distributed, nightly: docs/architecture.md, "What is tested when".
+# test-debug, test-asan, test-tsan, test-dax, test-distributed, nightly: docs/architecture.md, "What is tested when".
 # man, sdist, wheel, deb, rpm: to install.
 # Each target installs what it needs and reads no input. PYTHON names the interpreter to build for, PYTEST_ARGS
 # what to pass to pytest; VFSD_BUILD and VFSD_WERROR are for setup.py.
@@ -17,7 +17,7 @@ stubs := $(shell find vfsd bench -name '*.pyi')
 modules := $(subst /,.,$(stubs:.pyi=))
 empty := </dev/null
 
-.PHONY: build run quick test test-debug test-asan test-dax test-distributed nightly bench check wheel clean lint types stubs warnings man sdist deb rpm
+.PHONY: build run quick test test-debug test-asan test-tsan test-dax test-distributed nightly bench check wheel clean lint types stubs warnings man sdist deb rpm
 .DELETE_ON_ERROR:
 
 # Before a command that boots user-mode Linux: where Debian's does not run on this CPU, a newer one.
@@ -79,6 +79,15 @@ test-asan: build/asan/built
 	-tools/ensure-packages guest
 	$(sanitizers) $(call by_build,asan) $(python) -m pytest $(PYTEST_ARGS) $(checked) tests/guest tests/cli $(empty)
 
+# Data races between the threads of a server, which the first one ends (status 66). Its frames are numbers there, as
+# it has no path to look their names up: addr2line -fie build/tsan/vfsd/... NUMBER. The sanitizer wants addresses
+# where Linux put them before it chose them at random.
+tsan = LD_PRELOAD="$$(gcc -print-file-name=libtsan.so)" \
+    TSAN_OPTIONS=halt_on_error=1:history_size=4:suppressions=$(CURDIR)/tests/tsan.supp
+test-tsan: build/tsan/built
+	$(tsan) $(call by_build,tsan) setarch --addr-no-randomize \
+	    $(python) -m pytest $(PYTEST_ARGS) tests/ring tests/queue $(empty)
+
 by_build = PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/build/$(1)
 build/%/built: $(venv)/installed $(sources) $(shell find vfsd bench -name '*.py')
 	mkdir -p build/$*/vfsd build/$*/bench
@@ -91,7 +100,7 @@ build/%/built: $(venv)/installed $(sources) $(shell find vfsd bench -name '*.py'
 	touch $@
 
 # Hours, as root: what changes seldom, or takes long to find.
-nightly: test-debug test-asan test-dax test-distributed wheel rpm
+nightly: test-debug test-asan test-tsan test-dax test-distributed wheel rpm
 	tools/ensure-packages cross
 	tools/try-cross
 	tools/try-debian forky quick

@@ -21,6 +21,10 @@ cdef extern from "<unistd.h>" nogil:
     ssize_t c_write "write"(int fd, const void *data, size_t n)
     int c_close "close"(int fd)
 
+cdef extern from "_atomics.h" nogil:
+    uint32_t load_relaxed_u32(const uint32_t *p)
+    void store_relaxed_u32(uint32_t *p, uint32_t v)
+
 cdef extern from "<time.h>" nogil:
     struct timespec:
         int64_t tv_sec
@@ -66,7 +70,7 @@ cdef class Server:
 
     def set_delay(self, str operation, uint32_t delay_us):
         """Change the delay of one operation, for requests that begin from now on. KeyError: there is none."""
-        self.delay_us[<uint32_t>NUMBER[operation]] = delay_us
+        store_relaxed_u32(&self.delay_us[<uint32_t>NUMBER[operation]], delay_us)
 
     def work(self, int fd):
         """Serve requests from /dev/fuse until it is unmounted. Any number of threads may. OSError."""
@@ -114,7 +118,7 @@ cdef void answer(dispatch_t *d, const uint32_t *delay_us, int fd, char *request,
     if not request_parse(d, readable, writable, &r):
         return
     if r.header.opcode < OPCODES_MAX:
-        pause_for(delay_us[r.header.opcode])
+        pause_for(load_relaxed_u32(&delay_us[r.header.opcode]))
     r.mode = WAIT
     size = request_reply(&r, request_run(d, &r))
     if size:

@@ -1,6 +1,6 @@
 """A FUSE file system of one directory of empty files, with names and positions as no local one has them.
 
-    listfs.py DIRECTORY FIRST STEP NAME_BYTES...
+    python -m hostfs.listfs DIRECTORY FIRST STEP NAME_BYTES...
 
 The position behind file number i is FIRST + i * STEP, its name has so many bytes. Each FLUSH, of a close(2),
 is told on standard output, and waits for a line of standard input, or its end. `served` runs it as a process
@@ -14,7 +14,8 @@ import stat
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from vfsd.fuse import abi
@@ -27,6 +28,7 @@ FIRST_FILE = 2  # inode number
 SILENT = {NUMBER["FORGET"], NUMBER["BATCH_FORGET"]}
 EMPTY = {NUMBER["RELEASE"], NUMBER["RELEASEDIR"]}
 FLUSH = NUMBER["FLUSH"]
+TESTS = Path(__file__).parent.parent
 
 
 def names_of(lengths: list[int]) -> list[bytes]:
@@ -79,35 +81,47 @@ class ListFs:
             return abi.KSTATFS.pack(1, 1, 1, 1, 1, 4096, 1024, 4096, 0)
         return b"" if opcode in EMPTY else errno.ENOSYS
 
-    def serve(self, fd: int) -> None:
-        """Until it is unmounted."""
-        while True:
-            try:
-                request = os.read(fd, 1 << 21)
-            except OSError as problem:
-                if problem.errno == errno.ENODEV:
-                    return
-                continue
-            _, opcode, unique, node, *_ = IN_HEADER.unpack_from(request)
-            if opcode in SILENT:
-                continue
-            found = self.answer(opcode, node, request[IN_HEADER.size :])
-            body, error = (b"", -found) if isinstance(found, int) else (found, 0)
-            with contextlib.suppress(OSError):  # the request was interrupted
-                os.write(fd, OUT_HEADER.pack(OUT_HEADER.size + len(body), error, unique) + body)
+
+def serve(directory: str, answer: Callable[[int, int, bytes], bytes | int]) -> None:
+    """Mount it there and tell so, then answer opcode, node id and arguments until it is unmounted."""
+    fd = mounting.open_device()
+    mounting.mount(fd, directory, "listfs", 0)
+    print("READY", flush=True)
+    while True:
+        try:
+            request = os.read(fd, 1 << 21)
+        except OSError as problem:
+            if problem.errno == errno.ENODEV:
+                return
+            continue
+        _, opcode, unique, node, *_ = IN_HEADER.unpack_from(request)
+        if opcode in SILENT:
+            continue
+        found = answer(opcode, node, request[IN_HEADER.size :])
+        body, error = (b"", -found) if isinstance(found, int) else (found, 0)
+        with contextlib.suppress(OSError):  # the request was interrupted
+            os.write(fd, OUT_HEADER.pack(OUT_HEADER.size + len(body), error, unique) + body)
+
+
+def served(
+    directory: Path, lengths: list[int], first: int = 1, step: int = 1, *, gated: bool = False
+) -> AbstractContextManager["subprocess.Popen[str]"]:
+    """Mounted there: its process. gated: the caller answers each FLUSH."""
+    return mounted(__name__, directory, first, step, *lengths, spoken_to=gated)
 
 
 @contextlib.contextmanager
-def served(
-    directory: Path, lengths: list[int], first: int = 1, step: int = 1, *, gated: bool = False
+def mounted(
+    module: str, directory: Path, *words: object, spoken_to: bool
 ) -> Iterator["subprocess.Popen[str]"]:
-    """Mounted there: its process. gated: the caller answers each FLUSH."""
+    """What a module that calls serve() mounts there: its process. spoken_to: by its standard input."""
     directory.mkdir(exist_ok=True)
-    words = [sys.executable, __file__, directory, first, step, *lengths]
-    stdin = subprocess.PIPE if gated else subprocess.DEVNULL
+    path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    stdin = subprocess.PIPE if spoken_to else subprocess.DEVNULL
     with subprocess.Popen(
-        [str(word) for word in words], stdin=stdin, stdout=subprocess.PIPE, text=True
-    ) as process:
+        [sys.executable, "-m", module, str(directory), *map(str, words)],
+        stdin=stdin, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path},
+    ) as process:  # fmt: skip
         assert process.stdout is not None and process.stdout.readline() == "READY\n"
         try:
             yield process
@@ -118,10 +132,7 @@ def served(
 
 def main() -> None:
     directory, first, step, *lengths = sys.argv[1:]
-    fd = mounting.open_device()
-    mounting.mount(fd, directory, "listfs", 0)
-    print("READY", flush=True)
-    ListFs(int(first), int(step), names_of([int(n) for n in lengths])).serve(fd)
+    serve(directory, ListFs(int(first), int(step), names_of([int(n) for n in lengths])).answer)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@ import os
 import stat
 import subprocess
 from collections.abc import Callable, Iterator
-from errno import EBUSY, EXDEV
+from errno import EACCES, EBUSY, ESTALE, EXDEV
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from fuse.fixtures import guests_of
@@ -14,6 +15,10 @@ from fuse.ops import LINUX_FLAGS, refused
 from fuse.rawguest import Guest
 from fuse.wire import ROOT
 from guests import Daemon, StartDaemon
+
+from vfsd.sandbox import landlock
+
+from .test_by_name import mounted
 
 SUBMOUNTS = 1 << 27
 ATTR_SUBMOUNT = 1
@@ -143,6 +148,95 @@ def test_mounts_come_and_go(served: Daemon, mount_host: MountHost) -> None:
         after = guest.lookup(ROOT, b"plain")
         assert after.nodeid == before.nodeid and not after.attr.flags & ATTR_SUBMOUNT
         assert guest.getattr(inside).size == 3, "a lazy unmount leaves what is in use"
+
+
+class Below(NamedTuple):
+    """What a guest knows of a mount."""
+
+    top: int
+    file: int
+    directory: int
+
+
+# What opens, makes, removes or moves something there.
+OPENING: dict[str, Callable[[Guest, Below], object]] = {
+    "OPEN": lambda guest, at: guest.open(at.file),
+    "OPEN for writing": lambda guest, at: guest.open(at.file, os.O_WRONLY),
+    "OPENDIR": lambda guest, at: guest.opendir(at.directory),
+    "SETATTR": lambda guest, at: guest.truncate(at.file, 0),
+    "CREATE": lambda guest, at: guest.create(at.directory, b"created"),
+    "MKDIR": lambda guest, at: guest.mkdir(at.directory, b"made"),
+    "MKNOD": lambda guest, at: guest.mknod(at.directory, b"fifo", stat.S_IFIFO | 0o600),
+    "SYMLINK": lambda guest, at: guest.symlink(at.directory, b"link", b"target"),
+    "LINK": lambda guest, at: guest.link(at.file, at.directory, b"other"),
+    "RENAME": lambda guest, at: guest.rename(at.top, b"moved", at.directory, b"moved"),
+    "UNLINK": lambda guest, at: guest.unlink(at.top, b"removed"),
+    "RMDIR": lambda guest, at: guest.rmdir(at.top, b"empty"),
+}
+
+
+@pytest.fixture
+def left(places: Path) -> Path:
+    for name in ("file", "moved", "removed"):
+        (places / "three" / name).write_bytes(b"three")
+    (places / "three" / "empty").mkdir()
+    return places
+
+
+def below_what_is_taken_away(guest: Guest, share: Path) -> Below:
+    below = Below(guest.walk("three"), guest.walk("three/file"), guest.walk("three/dir"))
+    subprocess.run(["umount", "--lazy", share / "three"], check=True)
+    return below
+
+
+@pytest.mark.skipif(not landlock.available(), reason="this kernel has no Landlock")
+@pytest.mark.parametrize("sandbox", ["namespace", "none"])
+def test_below_a_mount_that_was_taken_away_the_path_is_looked_up_again(
+    left: Path, daemon: StartDaemon, sandbox: str
+) -> None:
+    """Landlock refuses what is not beneath the share any more; at its path there may be something else."""
+    with guest_of(daemon(left, options=["--sandbox", sandbox])) as guest:
+        below = below_what_is_taken_away(guest, left)
+        for operation in OPENING.values():
+            with refused(ESTALE):
+                operation(guest, below)
+            with refused(EACCES, ESTALE):  # who has no path to look up
+                operation(guest, below)
+        assert guest.getattr(below.file).size == 5
+
+
+def test_linux_finds_what_was_below_a_mount_that_was_taken_away(
+    places: Path, daemon: StartDaemon, mount_host: MountHost, tmp_path: Path
+) -> None:
+    """With names that it would keep for a day."""
+    covered = places / "plain"
+    for name in ("read", "written"):
+        (covered / name).write_text("covered")
+    mount_host("-t", "tmpfs", "vfsd-test", at=covered)
+    for name in ("read", "written", "gone"):
+        (covered / name).write_text("mounted")
+    with mounted(daemon(places, cache="always"), tmp_path / "mnt") as mnt:
+        seen = mnt / "plain"
+        for name in ("read", "written", "gone"):
+            assert (seen / name).stat().st_size == len("mounted")
+        subprocess.run(["umount", "--lazy", covered], check=True)
+        assert (seen / "read").read_text() == "covered"
+        (seen / "written").write_text("by the guest")
+        (seen / "made").mkdir()
+        with pytest.raises(FileNotFoundError):
+            (seen / "gone").read_text()
+    assert sorted(os.listdir(covered)) == ["made", "read", "written"]
+    assert (covered / "written").read_text() == "by the guest"
+
+
+def test_below_a_mount_that_was_taken_away_all_works_where_there_is_no_landlock(
+    left: Path, daemon: StartDaemon
+) -> None:
+    """As on the host, for who has it open."""
+    with guest_of(daemon(left, options=["--inode-file-handles=prefer"])) as guest:
+        below = below_what_is_taken_away(guest, left)
+        for operation in OPENING.values():
+            operation(guest, below)
 
 
 def test_a_mount_nobody_holds_can_be_unmounted(served: Daemon) -> None:

@@ -41,8 +41,7 @@ def uml_module(
         lambda daemon: UmlGuest(
             daemon.socket, memory=UML_MEMORY, files=WORKLOADS
         ),
-        # With file handles, and so without Landlock, which refuses what is below a mount that has gone.
-        options=["--modcaps=+linux_immutable", "--inode-file-handles=prefer"],
+        options=["--modcaps=+linux_immutable"],
     ) as share:
         yield share
     subprocess.run(["umount", "--lazy", host], check=True)

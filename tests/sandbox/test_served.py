@@ -174,42 +174,6 @@ def test_a_way_out_by_the_hosts_attributes_is_refused(share: Path, daemon: Start
                 guest.setxattr(guest.walk("dir/file"), name, b"y")
 
 
-# ---- what can't be
-
-
-def refusal(*arguments: str, before: tuple[str, ...] = (), share: Path) -> str:
-    done = subprocess.run(
-        [*before, sys.executable, "-m", "vfsd", "serve", "--socket", share.parent / "v",
-         "--shared-dir", share, *arguments],
-        capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
-    assert done.returncode == 2, done
-    assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr, done.stderr
-    assert not (share.parent / "v").exists()
-    return done.stderr
-
-
-@needs_root
-def test_root_that_may_make_no_namespaces_is_told_what_to_do(share: Path) -> None:
-    said = refusal(
-        share=share, before=("setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin")
-    )
-    assert "--sandbox: namespace is not to be had here" in said and "CAP_SYS_ADMIN" in said
-
-
-@needs_root
-def test_root_that_may_not_chroot_is_told_what_to_do(share: Path) -> None:
-    before = ("setpriv", "--bounding-set", "-sys_chroot", "--inh-caps", "-sys_chroot")
-    assert "CAP_SYS_CHROOT" in refusal("--sandbox=chroot", share=share, before=before)
-
-
-def test_what_can_not_be_combined(share: Path) -> None:
-    assert "--modcaps: 'sys_admin'" in refusal("--modcaps=sys_admin", share=share)
-    assert "--modcaps: -setuid" in refusal("--modcaps=-setuid", share=share)
-    assert "--sandbox" in refusal("--sandbox=jail", share=share)
-    assert "--seccomp" in refusal("--seccomp=maybe", share=share)
-
-
 INJECTED = """
 import runpy, socket, sys
 from vfsd.daemon import server

@@ -72,7 +72,7 @@ class Share:
         if self.settings.keeper and not self.sandbox.keeps:
             self.settings = self.settings._replace(keeper=False)
             log.warning("a server that dies is not followed by another one: the host lets it have no /proc of"
-                        " its own, and has no Landlock or --inode-file-handles stands against it")  # fmt: skip
+                        " its own, and Landlock is missing or off (--inode-file-handles)")  # fmt: skip
 
     def close(self) -> None:
         self.sandbox.close()

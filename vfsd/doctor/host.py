@@ -14,6 +14,7 @@ from vfsd.sandbox import landlock, seccomp
 from vfsd.sandbox._linux import CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, unshare
 
 KERNEL_MIN = (5, 8)
+NAMESPACE_MIN = (5, 12)  # mount_setattr(2)
 NAMESPACES = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC
 DESCRIPTORS_WANTED = 1 << 16
 ID_PROGRAMS = {"/etc/subuid": "newuidmap", "/etc/subgid": "newgidmap"}
@@ -25,6 +26,10 @@ def kernel() -> Finding:
     version = tuple(map(int, numbers.groups())) if numbers else (0, 0)
     if version < KERNEL_MIN:
         return wrong("kernel", f"Linux {release}", "vfsd serve needs Linux 5.8 or newer")
+    if version < NAMESPACE_MIN:
+        return warning(
+            "kernel", f"Linux {release}", "serve with --sandbox chroot or none; namespace needs Linux 5.12"
+        )
     return ok("kernel", f"Linux {release}")
 
 

@@ -81,6 +81,10 @@ ctypedef int (*hot_op_t)(void *fs, request_t *r) noexcept nogil
 ctypedef uint32_t (*file_system_of_t)(void *fs, uint64_t nodeid) noexcept nogil
 
 
+# A request of that nodeid came to ESTALE.
+ctypedef void (*on_stale_t)(void *fs, uint64_t nodeid) noexcept nogil
+
+
 # A part of an operation that several threads may run at a time, each until there is nothing left to do.
 ctypedef void (*part_t)(void *work) noexcept nogil
 
@@ -92,6 +96,7 @@ cdef struct dispatch_t:
     hot_op_t hot[OPCODES_MAX]
     void *hot_fs
     file_system_of_t file_system_of    # NULL: there is one
+    on_stale_t on_stale                # NULL: nothing is to be done
     void *owner             # the Dispatch: borrowed
     unsigned char python[OPCODES_MAX]
     unsigned char blocks[OPCODES_MAX]  # never tried
@@ -146,3 +151,4 @@ cdef class Dispatch:
 
     cdef int set_hot(self, uint32_t opcode, hot_op_t op, void *fs, object owner) except -1
     cdef int set_file_system_of(self, file_system_of_t of) except -1
+    cdef int set_on_stale(self, on_stale_t on_stale) except -1

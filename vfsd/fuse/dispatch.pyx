@@ -2,7 +2,7 @@
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.errno cimport E2BIG, EINVAL, EIO, ENAMETOOLONG, ENOSYS
+from libc.errno cimport E2BIG, EINVAL, EIO, ENAMETOOLONG, ENOSYS, ESTALE
 from libc.string cimport memchr, memcpy, memset
 
 from vfsd.fuse cimport _wire as w
@@ -19,6 +19,8 @@ from vfsd.fuse.opcodes import OPCODES_MAX as TABLE_SIZE
 __all__ = ("Dispatch", "Request")
 
 cdef extern from "_atomics.h" nogil:
+    int load_acquire_int(const int *p)
+    void store_release_int(int *p, int v)
     uint32_t load_relaxed_u32(const uint32_t *p)
     void store_relaxed_u32(uint32_t *p, uint32_t v)
 
@@ -49,7 +51,9 @@ cdef uint32_t FORGET = OPCODE_NUMBER["FORGET"]
 cdef uint32_t BATCH_FORGET = OPCODE_NUMBER["BATCH_FORGET"]
 
 cdef enum:
-    ERRNO_MAX = 511  # Linux refuses a reply with a larger one (fs/fuse/dev.c)
+    # Of a reply by /dev/fuse. A virtio-fs guest does not check: its programs would see an errno that means nothing,
+    # or ERESTARTSYS (512), which some file systems let out, as the guest's own.
+    ERRNO_MAX = 511
 
 
 cdef int span_skip(span_t *s, uint64_t n) noexcept nogil:
@@ -156,7 +160,7 @@ cdef bint request_parse(dispatch_t *d, span_t readable, span_t writable, request
         r.error = -EINVAL
     elif opcode >= OPCODES_MAX or (d.hot[opcode] == NULL and not d.python[opcode]):
         r.error = -ENOSYS
-    elif not d.initialized and opcode != INIT:
+    elif not load_acquire_int(&d.initialized) and opcode != INIT:
         r.error = -EIO
     elif d.refused[opcode]:
         r.error = -d.refused[opcode]
@@ -175,11 +179,15 @@ cdef bint request_blocks(dispatch_t *d, request_t *r) noexcept nogil:
 
 
 cdef int request_run(dispatch_t *d, request_t *r) noexcept nogil:
+    cdef int rc
     if r.error:
         return r.error
     if r.in_python:
         return run_python(d, r)
-    return d.hot[r.header.opcode](d.hot_fs, r)
+    rc = d.hot[r.header.opcode](d.hot_fs, r)
+    if rc == -ESTALE and d.on_stale != NULL:
+        d.on_stale(d.hot_fs, r.header.nodeid)
+    return rc
 
 
 cdef int request_args(request_t *r, void *to, uint32_t n) noexcept nogil:
@@ -197,6 +205,8 @@ cdef uint32_t request_reply(request_t *r, int rc) noexcept nogil:
     cdef uint32_t i
     if rc == NO_REPLY or r.n_head == 0:
         return 0
+    if rc < -ERRNO_MAX:
+        rc = -EIO
     out.len = w.FUSE_OUT_HEADER + (<uint32_t>r.reply_bytes if rc == 0 else 0)
     out.error = rc
     out.unique = r.header.unique
@@ -220,7 +230,7 @@ cdef int run_python(dispatch_t *d, request_t *r) noexcept with gil:
             return 0
         return fill_reply(r, reply)
     except OSError as problem:
-        if problem.errno is None or not 0 < problem.errno <= ERRNO_MAX:
+        if problem.errno is None or problem.errno <= 0:
             return -EIO
         return -<int>problem.errno
     except BaseException:
@@ -289,6 +299,10 @@ cdef class Dispatch:
         self.table.file_system_of = of
         return 0
 
+    cdef int set_on_stale(self, on_stale_t on_stale) except -1:
+        self.table.on_stale = on_stale
+        return 0
+
     def set_python(self, opcode, handler):
         """Let handler(fs, request) -> bytes | None answer this opcode; OSError is the errno."""
         self.handlers[opcode] = handler
@@ -301,10 +315,10 @@ cdef class Dispatch:
     def open(self, uint64_t bytes_max):
         """Let requests in whose bodies, and replies, have at most that many bytes; the rest is EINVAL."""
         self.table.bytes_max = bytes_max
-        self.table.initialized = 1
+        store_release_int(&self.table.initialized, 1)
 
     def shut(self):
-        self.table.initialized = 0
+        store_release_int(&self.table.initialized, 0)
 
     def close(self):
         """Let go of the file system; no request may be under way or follow."""

@@ -35,13 +35,10 @@ cdef void pool_spread(void *pool, part_t part, void *work, unsigned int n) noexc
 
 # For a thread that a queue adds to its two: False when there are as many as there may be, one of them the pool's own.
 cdef bint pool_borrow(pool_t *p) noexcept nogil
+# Whether it would find one.
+cdef bint pool_lends(pool_t *p) noexcept nogil
 # It has ended, or could not be had.
 cdef void pool_return(pool_t *p) noexcept nogil
-
-
-cdef inline bint pool_lends(const pool_t *p) noexcept nogil:
-    """Whether pool_borrow() would find one. Exact under the lock alone."""
-    return max(p.threads, 1) + p.borrowed < p.threads_max
 
 
 cdef class Pool:

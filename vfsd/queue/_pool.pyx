@@ -54,10 +54,22 @@ cdef bint pool_submit(pool_t *p, task_t *task) noexcept nogil:
     return taken
 
 
+cdef inline bint lends(const pool_t *p) noexcept nogil:
+    return max(p.threads, 1) + p.borrowed < p.threads_max
+
+
+cdef bint pool_lends(pool_t *p) noexcept nogil:
+    cdef bint there
+    pthread_mutex_lock(&p.lock)
+    there = lends(p)
+    pthread_mutex_unlock(&p.lock)
+    return there
+
+
 cdef bint pool_borrow(pool_t *p) noexcept nogil:
     cdef bint there
     pthread_mutex_lock(&p.lock)
-    there = pool_lends(p)
+    there = lends(p)
     p.borrowed += there
     pthread_mutex_unlock(&p.lock)
     return there

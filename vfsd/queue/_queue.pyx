@@ -172,11 +172,12 @@ cdef served_t serve_again(queue_t *q, worker_t *w) noexcept nogil:
 
 cdef inline int run_in_place(queue_t *q, worker_t *w, request_t *r) noexcept nogil:
     """Run it in the thread that has the ring, which may be taken from it meanwhile."""
-    cdef int rc
+    cdef int measure, rc
     w.nodeid = r.header.nodeid
     store_release_int(&w.in_request, 1)
-    if load_relaxed_int(&w.measure):
-        store_relaxed_int(&w.measure, w.measure - 1)
+    measure = load_relaxed_int(&w.measure)
+    if measure:
+        store_relaxed_int(&w.measure, measure - 1)
         rc = run_timed(q, r)
     else:
         rc = request_run(q.dispatch, r)
@@ -239,9 +240,10 @@ cdef bint take_ring(queue_t *q) noexcept nogil:
     False: it is under way no more.
     """
     cdef worker_t *w
-    cdef bint caught = False
+    cdef bint caught = False, sleeps
     pthread_mutex_lock(&q.gate)
     w = q.holder
+    sleeps = q.sleepers > 0
     if w != NULL and not q.stop:
         store_relaxed_int(&w.taken, 1)
         heavy_fence()
@@ -258,7 +260,7 @@ cdef bint take_ring(queue_t *q) noexcept nogil:
         else:
             store_relaxed_int(&w.taken, 0)
     pthread_mutex_unlock(&q.gate)
-    if caught and not (q.sleepers or add_standby(q)):
+    if caught and not (sleeps or add_standby(q)):
         # Whoever is caught goes on when its request returns.
         return True
     if caught:
@@ -272,7 +274,12 @@ cdef bint lend(queue_t *q) noexcept nogil:
     A kick wakes it; so a request that comes alone costs no hop to the pool, and one that comes
     after it does not wait.
     """
-    if q.sleepers == 0 and (q.threads > 1 or not add_standby(q)):
+    cdef bint sleeps, alone
+    pthread_mutex_lock(&q.gate)
+    sleeps = q.sleepers > 0
+    alone = q.threads == 1
+    pthread_mutex_unlock(&q.gate)
+    if not sleeps and not (alone and add_standby(q)):
         return False
     call_if_wanted(q)
     if ask_for_kicks(q):
@@ -284,14 +291,23 @@ cdef bint lend(queue_t *q) noexcept nogil:
 
 cdef bint add_standby(queue_t *q) noexcept nogil:
     """False: there are as many threads as may be, or none can be had."""
-    cdef bint borrows = q.threads >= OWN_THREADS
-    if borrows and not pool_borrow(q.pool):
-        return False
-    if start_standby(q):
-        return True
-    if borrows:
+    cdef bint may
+    pthread_mutex_lock(&q.gate)
+    may = q.threads < OWN_THREADS or pool_borrow(q.pool)
+    if may:
+        q.threads += 1
+    pthread_mutex_unlock(&q.gate)
+    return may and start_standby(q)
+
+
+cdef void count_ended(queue_t *q) noexcept nogil:
+    """A thread of the queue's is no more, or has not come to be."""
+    pthread_mutex_lock(&q.gate)
+    q.threads -= 1
+    if q.threads >= OWN_THREADS:
         pool_return(q.pool)
-    return False
+    pthread_cond_broadcast(&q.gate_changed)
+    pthread_mutex_unlock(&q.gate)
 
 
 cdef bint start_standby(queue_t *q) noexcept with gil:
@@ -561,6 +577,7 @@ cdef class Run:
             self.take_over()
         else:
             journal_begin(self.q.journal, num, base)
+        self.q.threads = 1
         self.add_thread()
         if not self.q.polling.gathers:  # without it a queue works too, and what is gathered nobody waits for
             self.queue.watcher.start()
@@ -580,17 +597,12 @@ cdef class Run:
         return 0
 
     cdef int add_thread(self) except -1:
-        """RuntimeError: none can be had."""
-        pthread_mutex_lock(&self.q.gate)
-        self.q.threads += 1
-        pthread_mutex_unlock(&self.q.gate)
+        """Of those counted in `threads`. RuntimeError: none can be had."""
         try:
             self.made += 1
             threading.Thread(target=self._run, name=self.queue.name, daemon=True).start()
         except BaseException:
-            pthread_mutex_lock(&self.q.gate)
-            self.q.threads -= 1
-            pthread_mutex_unlock(&self.q.gate)
+            count_ended(&self.q)
             raise
         return 0
 
@@ -607,12 +619,7 @@ cdef class Run:
         if w != NULL:
             free(w.iov)
         free(w)
-        pthread_mutex_lock(&self.q.gate)
-        self.q.threads -= 1
-        if self.q.threads >= OWN_THREADS:
-            pool_return(self.q.pool)
-        pthread_cond_broadcast(&self.q.gate_changed)
-        pthread_mutex_unlock(&self.q.gate)
+        count_ended(&self.q)
 
     cdef int use_memory(self, memory_t *memory) except -1:
         """ValueError: a part of the ring is not in it."""

@@ -23,6 +23,7 @@ log = logging.getLogger("vfsd.queue")
 cdef extern from "_atomics.h" nogil:
     int add_int(int *p, int v)
     int load_acquire_int(const int *p)
+    uint64_t load_acquire_u64(const uint64_t *p)
     void store_release_int(int *p, int v)
     void store_relaxed_int(int *p, int v)
     uint16_t load_relaxed_u16(const uint16_t *p)
@@ -149,10 +150,10 @@ cdef bint look(watch_t *w) noexcept nogil:
         busy = look_at(w, q) or busy
         q = q.next_watched
     pthread_mutex_unlock(&w.lock)
-    if w.any_slow:
+    if load_acquire_int(&w.any_slow):
         for fs in range(FILE_SYSTEMS):
             for i in range(OPCODES_MAX):
-                slow = slow or w.slow_until[fs][i] > w.now_ns
+                slow = slow or load_acquire_u64(&w.slow_until[fs][i]) > w.now_ns
             slow = slow or load_acquire_int(&w.caught[fs]) > 0
         store_release_int(&w.any_slow, slow)
     return busy

@@ -6,7 +6,7 @@ import os
 import stat
 from collections.abc import Collection
 from contextlib import suppress
-from errno import EPERM
+from errno import ENOSYS, EPERM
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vfsd.errors import ConfigError, HostError
@@ -74,11 +74,11 @@ class Sandbox:
             if not root:
                 self._user = userns.make(self.walls.uids, self.walls.gids)
                 _linux.adopt_orphans()
-        if keeper and not self._problem_of(keeper=True):
-            self.keeps = True
-        elif problem := self._problem_of(keeper=False):
+        self.keeps = keeper and self._problem_of(keeper=True) is None
+        if not self.keeps and (found := self._problem_of(keeper=False)) is not None:
+            error, problem = found
             raise HostError(
-                "--sandbox", f"{self.walls.mode} is not to be had here ({problem}); {self._remedy()}"
+                "--sandbox", f"{self.walls.mode} is not to be had here ({problem}); {self._remedy(error)}"
             )
 
     def fork(self) -> int:
@@ -229,8 +229,8 @@ class Sandbox:
             beneath.append(os.open("self/task", os.O_PATH | os.O_CLOEXEC, dir_fd=self.labels))
         landlock.enter(beneath)
 
-    def _problem_of(self, keeper: bool) -> str:
-        """Enter it in a process that ends then: what went wrong."""
+    def _problem_of(self, keeper: bool) -> tuple[int, str] | None:
+        """Enter it in a process that ends then. What went wrong: an errno, and words for it."""
         told, tell = os.pipe()
         try:
             pid = self.fork()
@@ -240,12 +240,13 @@ class Sandbox:
                     self._enter_for_trial({tell}, keeper)
                     status = 0
                 except OSError as error:
+                    status = error.errno or status
                     os.write(tell, (error.strerror or str(error)).encode()[:PROBLEM_BYTES])
                 finally:
                     os._exit(status)
             os.close(tell)
             tell = -1
-            _, status = os.waitpid(pid, 0)
+            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
             problem = os.read(told, PROBLEM_BYTES).decode()
         except OSError as error:
             status, problem = 1, error.strerror or str(error)
@@ -253,7 +254,7 @@ class Sandbox:
             os.close(told)
             if tell >= 0:
                 os.close(tell)
-        return "" if status == 0 else problem or f"status {status}"
+        return None if status == 0 else (status, problem)
 
     def _enter_for_trial(self, keep: Collection[int], keeper: bool) -> None:
         if keeper:
@@ -262,11 +263,13 @@ class Sandbox:
         else:
             self.enter(keep)
 
-    def _remedy(self) -> str:
+    def _remedy(self, error: int) -> str:
         if self.walls.mode == "none":
             return "use --seccomp none, or a newer kernel"
         if self.walls.mode == "chroot":
             return "start it with CAP_SYS_CHROOT, or use none"
+        if error == ENOSYS:  # mount_setattr(2)
+            return f"use Linux 5.12 or newer, {'' if self._user >= 0 else 'chroot '}or none"
         if self._user >= 0:
             return "allow user namespaces (user.max_user_namespaces, AppArmor), or use none"
         return "start it with CAP_SYS_ADMIN, or use chroot or none"

@@ -117,6 +117,7 @@ cdef extern from "<fcntl.h>" nogil:
     int AT_SYMLINK_FOLLOW
     int AT_NO_AUTOMOUNT
     int AT_REMOVEDIR
+    int AT_STATX_FORCE_SYNC
     int AT_STATX_SYNC_TYPE
     int O_ACCMODE
     int O_APPEND

@@ -5,7 +5,7 @@ answer is final. Who asks again for the same has no name for it, only a descript
 working directory), or has just looked it up. A guest that removes a name itself has none left.
 """
 
-from libc.errno cimport ENOENT, ESTALE, errno
+from libc.errno cimport EACCES, ENOENT, ESTALE, errno
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcmp
 
@@ -13,7 +13,10 @@ from vfsd.fuse.dispatch cimport request_t
 from vfsd.sys cimport _syscalls as h
 from vfsd.sys._syscalls cimport FD_BYTES, PATH_BYTES, fd_name
 from vfsd.hostfs.ops._caller cimport ticks_ms
-from vfsd.hostfs.table._slots cimport ALIVE_MAX, ORIGIN_TMPFILE, TOLD_MAX, load_acquire_u64, store_release_u64, tables_t
+from vfsd.hostfs.table._anchors cimport place_of
+from vfsd.hostfs.table._slots cimport (
+    ALIVE_MAX, ORIGIN_TMPFILE, TOLD_MAX, load_acquire_u64, load_relaxed_u8, store_release_u64, tables_t,
+)
 
 cdef enum:
     ASKS_AGAIN_MS = 10000  # who was told has asked again by then, or has got no further
@@ -78,7 +81,7 @@ cdef inline int check_linked(tables_t *t, const request_t *r, uint32_t index, in
     cdef int links = count_links(fd) if keeps_names(t) else 1
     if links < 0:
         return links
-    if links == 0 and t.inodes[index].origin != ORIGIN_TMPFILE:
+    if links == 0 and load_relaxed_u8(&t.inodes[index].origin) != ORIGIN_TMPFILE:
         return tell_once(t, r, index, 0)
     if is_told(t, r):
         store_release_u64(&t.told[r.header.pid % TOLD_MAX], 0)
@@ -140,6 +143,18 @@ cdef inline int explain_lookup(tables_t *t, const request_t *r, uint32_t index, 
     return tell_once(t, r, index, rc)
 
 
+cdef inline int explain_denied(tables_t *t, const request_t *r, uint32_t index, int fd, int rc) noexcept nogil:
+    """What to answer a request of an inode that came to rc, where it may have been Landlock that refused it.
+
+    What lies below a mount that the host has taken away is not beneath the share any more: by the path that the
+    guest has there may be something else.
+    """
+    cdef char path[PATH_BYTES]
+    if rc != -EACCES or not keeps_names(t) or count_links(fd) == 0 or place_of(t, &t.inodes[index], fd, path):
+        return rc
+    return tell_once(t, r, index, rc)
+
+
 cdef inline int explain(tables_t *t, const request_t *r, uint32_t index, int fd, int rc) noexcept nogil:
-    """check_directory for what has failed."""
-    return check_directory(t, r, index, fd, rc) if rc == -ENOENT else rc
+    """What to answer a request in a directory that has failed with rc."""
+    return check_directory(t, r, index, fd, rc) if rc == -ENOENT else explain_denied(t, r, index, fd, rc)

@@ -9,7 +9,7 @@ from vfsd.fuse.dispatch cimport Dispatch, request_t, span_read, span_write
 from vfsd.sys cimport _syscalls as h
 from vfsd.hostfs.ops._caller cimport FD_BYTES, fd_name, place_get, place_put, place_t
 from vfsd.hostfs.ids._credentials cimport NO_ID, become, caller_read, creator_t, enter_proc, keep_setid, unbecome
-from vfsd.hostfs.ops._gone cimport check_linked
+from vfsd.hostfs.ops._gone cimport check_linked, explain_denied
 from vfsd.hostfs.ops._setid cimport before_change, set_mode
 from vfsd.hostfs.table._handles cimport handle_get, handle_put
 from vfsd.hostfs.ids._idmap cimport translate
@@ -255,7 +255,7 @@ cdef int op_setattr(void *fs, request_t *r) noexcept nogil:
     if rc == 0 and arg.valid & (w.FATTR_UID | w.FATTR_GID | w.FATTR_SIZE):
         rc = remove_capability(t, p.fd)
     if rc == 0 and arg.valid & w.FATTR_SIZE:
-        rc = set_size(t, &p, &arg)
+        rc = explain_denied(t, r, p.index, p.fd, set_size(t, &p, &arg))
     if rc == 0 and arg.valid & (w.FATTR_ATIME | w.FATTR_MTIME):
         rc = set_times(p.fd, &arg)
     if rc == 0:

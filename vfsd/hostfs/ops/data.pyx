@@ -17,7 +17,7 @@ from vfsd.hostfs.ops._caller cimport (
 )
 from vfsd.hostfs.ops._creation cimport make_file, make_nameless, unmake
 from vfsd.hostfs.ops._flags cimport descriptor_for
-from vfsd.hostfs.ops._gone cimport check_linked, explain
+from vfsd.hostfs.ops._gone cimport check_linked, explain, explain_denied
 from vfsd.hostfs.ops._setid cimport before_change
 from vfsd.hostfs.ids._credentials cimport NO_ID, creator_read, creator_t
 from vfsd.hostfs.table._handles cimport descriptor_put, handle_get, handle_open, handle_put, handle_release
@@ -125,7 +125,7 @@ cdef int op_open(void *fs, request_t *r) noexcept nogil:
     if arg.flags & (h.O_ACCMODE | h.O_TRUNC):
         rc = check_linked(t, r, p.index, p.fd)
     if rc == 0:
-        rc = open_for_guest(t, &p, arg.flags, arg.open_flags)
+        rc = explain_denied(t, r, p.index, p.fd, open_for_guest(t, &p, arg.flags, arg.open_flags))
     if rc >= 0:
         rc = reply_open(t, r, p.index, arg.flags, rc, arg.flags & h.O_ACCMODE != h.O_RDONLY)
     else:
@@ -258,7 +258,7 @@ cdef int op_tmpfile(void *fs, request_t *r) noexcept nogil:
             h.close(fd)
         descriptor_put(t)
         return rc
-    t.inodes[<uint32_t>entry.nodeid].origin = ORIGIN_TMPFILE
+    store_relaxed_u8(&t.inodes[<uint32_t>entry.nodeid].origin, ORIGIN_TMPFILE)
     return reply_created(t, r, &entry, arg.flags, fd)
 
 

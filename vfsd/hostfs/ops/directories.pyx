@@ -12,13 +12,13 @@ from vfsd.fuse.dispatch cimport (
 from vfsd.sys cimport _syscalls as h
 from vfsd.sys._clock cimport clock_ns
 from vfsd.hostfs.ops._caller cimport NAME_BYTES, noted_handle, place_get, place_put, place_t, reopen, room_for_handle
-from vfsd.hostfs.ops._gone cimport check_directory
+from vfsd.hostfs.ops._gone cimport check_directory, explain_denied
 from vfsd.hostfs.table._handles cimport descriptor_put, handle_get, handle_open, handle_put
 from vfsd.hostfs.table._inodes cimport CACHED_ONLY, WAIT, WAIT_COLD, entry_at, opens_first
 from vfsd.hostfs.table._nodes cimport is_anchored
 from vfsd.hostfs.table._slots cimport (
-    LISTINGS, ORIGIN_ANY, ORIGIN_DISK, add_int, add_u64, cas_int, inode_t, listing_t, store_release_int,
-    tables_t, believes_names, never_blocks, walk_may_wait,
+    LISTINGS, ORIGIN_ANY, ORIGIN_DISK, add_int, add_u64, cas_int, inode_t, listing_t, load_relaxed_u8,
+    store_relaxed_u8, store_release_int, tables_t, believes_names, never_blocks, walk_may_wait,
 )
 from vfsd.hostfs.table._tables cimport Tables
 
@@ -41,7 +41,7 @@ cdef int op_opendir(void *fs, request_t *r) noexcept nogil:
     if fd == 0:
         fd = check_directory(t, r, p.index, p.fd, 0)
         if fd == 0:
-            fd = reopen(t, &p, h.O_RDONLY | h.O_DIRECTORY)
+            fd = explain_denied(t, r, p.index, p.fd, reopen(t, &p, h.O_RDONLY | h.O_DIRECTORY))
         place_put(t, &p)
     if fd < 0:
         descriptor_put(t)
@@ -296,7 +296,7 @@ cdef int list_from(tables_t *t, request_t *r, const place_t *p, listing_t *l, in
             if rc < 0:
                 return rc if r.reply_bytes == 0 else 0
             if l.n == 0:
-                t.inodes[p.index].origin = ORIGIN_ANY
+                store_relaxed_u8(&t.inodes[p.index].origin, ORIGIN_ANY)
                 return 0
         if timed and l.slow and add_ahead(t, r, p, l):
             continue
@@ -332,7 +332,7 @@ cdef int read_directory(void *fs, request_t *r, bint plus) noexcept nogil:
     if index < 0:
         return <int>index
     p.index = t.handles[index].inode
-    if t.inodes[p.index].origin == ORIGIN_DISK and r.mode == TRY:
+    if load_relaxed_u8(&t.inodes[p.index].origin) == ORIGIN_DISK and r.mode == TRY:
         handle_put(t, index)
         return WOULD_BLOCK
     span_limit(&r.reply, arg.size)

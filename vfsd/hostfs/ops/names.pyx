@@ -1,6 +1,6 @@
 """LOOKUP and FORGET, and the operations that make, remove and move names."""
 
-from libc.errno cimport EAGAIN, EEXIST, EINVAL, ENAMETOOLONG, ENFILE, ENOENT, errno
+from libc.errno cimport EAGAIN, EEXIST, EINVAL, ENAMETOOLONG, ENFILE, ENOENT, ESTALE, errno
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
@@ -17,9 +17,10 @@ from vfsd.hostfs.ops._caller cimport (
 from vfsd.hostfs.ids._credentials cimport become, caller_read, creator_read, creator_t, unbecome
 from vfsd.hostfs.ops._creation cimport label_made, make_file, make_name, make_t
 from vfsd.hostfs.ops._gone cimport count_links, explain, explain_lookup, note_found, tell_once
+from vfsd.hostfs.table._anchors cimport inode_was_stale, let_go_if_stale
 from vfsd.hostfs.table._inodes cimport lookup
 from vfsd.hostfs.table._nodes cimport inode_file_system, inode_forget, room_for_inode
-from vfsd.hostfs.table._slots cimport NAME_BYTES, ORIGIN_ANY, store_release_u64, tables_t
+from vfsd.hostfs.table._slots cimport NAME_BYTES, ORIGIN_ANY, store_relaxed_u8, store_release_u64, tables_t
 from vfsd.hostfs.table._tables cimport Tables
 
 from vfsd.fuse.opcodes import NUMBER
@@ -236,10 +237,12 @@ cdef int op_link(void *fs, request_t *r) noexcept nogil:
         if rc < 0 and errno == EEXIST and was_linked(r, p.fd, name, old.fd):
             rc = 0
         if rc == 0:
-            t.inodes[old.index].origin = ORIGIN_ANY
+            store_relaxed_u8(&t.inodes[old.index].origin, ORIGIN_ANY)
         rc = -errno if rc < 0 else reply_entry(t, r, &p, name, False)
         if rc == -ENOENT and count_links(old.fd) == 0:
             rc = tell_once(t, r, old.index, rc)
+        if rc == -ESTALE:
+            let_go_if_stale(t, old.index)
         rc = explain(t, r, p.index, p.fd, rc)
         place_put(t, &p)
     place_put(t, &old)
@@ -321,6 +324,8 @@ cdef int move(void *fs, request_t *r, uint64_t new_dir, uint32_t flags) noexcept
             if flags & h.RENAME_WHITEOUT:
                 unbecome(t, &c)
         rc = explain(t, r, new.index, new.fd, explain(t, r, old.index, old.fd, rc))
+        if rc == -ESTALE:
+            let_go_if_stale(t, new.index)
         unpin(t, moved)
         unpin(t, replaced)
         place_put(t, &new)
@@ -346,6 +351,7 @@ def install(Dispatch dispatch, Tables tables):
     """Make these operations, on `tables`, the dispatch's."""
     cdef tables_t *t = tables.t
     dispatch.set_file_system_of(inode_file_system)
+    dispatch.set_on_stale(inode_was_stale)
     dispatch.set_hot(NUMBER["LOOKUP"], op_lookup, t, tables)
     dispatch.set_hot(NUMBER["FORGET"], op_forget, t, tables)
     dispatch.set_hot(NUMBER["BATCH_FORGET"], op_batch_forget, t, tables)

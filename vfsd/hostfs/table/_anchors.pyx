@@ -6,7 +6,7 @@ any more, by a file that the guest has it open as.
 """
 
 from libc.errno cimport EACCES, EINTR, EIO, EMFILE, ENFILE, ENOENT, ENOMEM, EPERM, ESTALE, errno
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset, strlen, strrchr
 
 from vfsd.sys._threads cimport pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock
@@ -14,12 +14,12 @@ from vfsd.fuse._wire cimport FUSE_ROOT_ID
 from vfsd.sys cimport _syscalls as h
 from vfsd.hostfs.table._handles cimport handle_next, handle_put
 from vfsd.hostfs.table._nodes cimport (
-    ATTR_MASK, anchor_close, anchor_set, find_nodeid, inode_get, inode_put, is_inode, lock_of,
+    ATTR_MASK, anchor_close, anchor_set, find_nodeid, inode_get, inode_put, is_inode, lock_of, unhash,
 )
 from vfsd.hostfs.table._notes cimport handle_of, note_drop, note_handle, note_name, noted_name, vfsd_handle
 from vfsd.hostfs.table._slots cimport (
     BUSY, BY_NAME, REFERENCES, add_u64, cas_u64, inode_t, load_acquire_int, load_acquire_u64, named_t,
-    note_t, store_release_u64,
+    load_relaxed_u8, note_t, store_relaxed_u8, store_release_u64,
 )
 
 cdef extern from *:
@@ -43,21 +43,26 @@ cdef uint64_t birth_of(const h.statx_t *st) noexcept nogil:
     return (<uint64_t>st.stx_btime.tv_sec << 30) ^ st.stx_btime.tv_nsec
 
 
+cdef bint place_of(tables_t *t, const inode_t *inode, int fd, char *path) noexcept nogil:
+    cdef char number[h.FD_BYTES]
+    cdef h.statx_t found
+    cdef int flags = h.AT_SYMLINK_NOFOLLOW | h.AT_NO_AUTOMOUNT
+    cdef ssize_t n = h.readlinkat(t.proc_fd, h.fd_name(fd, number), path, h.PATH_BYTES)
+    if n <= 0 or n == h.PATH_BYTES or path[0] != c'/':
+        return False
+    path[n] = 0
+    return h.statx(h.AT_FDCWD, path, flags, ATTR_MASK, &found) == 0 and is_inode(inode, &found)
+
+
 cdef bint note_place(tables_t *t, const inode_t *inode, const h.statx_t *st, note_t *note) noexcept nogil:
     """Note where an inode is now, as the kernel knows it, if the guest knows the directory too."""
     cdef char path[h.PATH_BYTES]
-    cdef char number[h.FD_BYTES]
     cdef h.statx_t found
     cdef uint64_t parent
     cdef char *name
     cdef const char *above = path
     cdef int flags = h.AT_SYMLINK_NOFOLLOW | h.AT_NO_AUTOMOUNT
-    cdef ssize_t n = h.readlinkat(t.proc_fd, h.fd_name(inode.fd, number), path, h.PATH_BYTES)
-    if n <= 0 or n == h.PATH_BYTES or path[0] != c'/':
-        return False
-    path[n] = 0
-    # Not if it has been removed, is mounted over, or lies outside of the daemon's root.
-    if h.statx(h.AT_FDCWD, path, flags, ATTR_MASK, &found) < 0 or not is_inode(inode, &found):
+    if not place_of(t, inode, inode.fd, path):
         return False
     name = strrchr(path, c'/')
     name[0] = 0
@@ -104,18 +109,19 @@ cdef bint evict_one(tables_t *t, uint32_t index, int *failures) noexcept nogil:
     cdef inode_t *inode = &t.inodes[index]
     cdef uint64_t state = load_acquire_u64(&inode.state)
     cdef note_t note
+    cdef uint8_t used = load_relaxed_u8(&inode.used)
     cdef bint gone
     if (state & (BUSY | REFERENCES)) != 1:
         return False
-    if inode.used:
-        inode.used -= 1
+    if used:
+        store_relaxed_u8(&inode.used, used - 1)
         return False
     # Only referenced while it is noted, which may take its time: who needs it need not wait.
     if not cas_u64(&inode.state, state, state + 1):
         return False
     gone = inode.fd >= 0 and make_note(t, inode, &note)
     if not gone:
-        inode.used = LIVES_OF_FAILED
+        store_relaxed_u8(&inode.used, LIVES_OF_FAILED)
         failures[0] += 1
     else:
         gone = close_noted(t, index, state + 1, &note)
@@ -281,13 +287,31 @@ cdef int anchor_back(tables_t *t, uint32_t index, int depth) noexcept nogil:
 
 cdef int anchor_of(tables_t *t, uint32_t index, int depth) noexcept nogil:
     cdef int fd = load_acquire_int(&t.inodes[index].fd)
-    if t.inodes[index].used == 0:
-        t.inodes[index].used = 1
+    note_used(&t.inodes[index])
     return fd if fd >= 0 else anchor_back(t, index, depth)
 
 
 cdef int inode_fd(tables_t *t, uint32_t index) noexcept nogil:
     return anchor_of(t, index, 0)
+
+
+cdef void let_go_if_stale(tables_t *t, uint32_t index) noexcept nogil:
+    """An anchor keeps a number from being reused, but not on a server of files, which does not know of it: where
+    another client removes files it soon gives new ones the same numbers.
+    """
+    cdef int fd = load_acquire_int(&t.inodes[index].fd)
+    cdef h.statx_t st
+    if (fd >= 0 and h.statx(fd, b"", h.AT_EMPTY_PATH | h.AT_STATX_FORCE_SYNC, h.STATX_INO, &st) < 0
+            and errno == ESTALE):
+        unhash(t, index)
+
+
+cdef void inode_was_stale(void *fs, uint64_t nodeid) noexcept nogil:
+    cdef tables_t *t = <tables_t *>fs
+    cdef int64_t index = inode_get(t, nodeid)
+    if index >= 0:
+        let_go_if_stale(t, <uint32_t>index)
+        inode_put(t, <uint32_t>index)
 
 
 cdef int inode_pin_name(tables_t *t, int parent, const char *name, uint32_t *index) noexcept nogil:

@@ -6,7 +6,7 @@ from libc.string cimport memset, strlen
 
 from vfsd.fuse._wire cimport FUSE_ATTR_DAX, FUSE_ATTR_SUBMOUNT
 from vfsd.sys cimport _syscalls as h
-from vfsd.hostfs.table._anchors cimport birth_of, inode_fd, is_same, make_room, out_of_descriptors
+from vfsd.hostfs.table._anchors cimport birth_of, inode_fd, is_same, make_room, note_used, out_of_descriptors
 from vfsd.hostfs.ids._idmap cimport id_to_guest
 from vfsd.hostfs.table._nodes cimport (
     ATTR_MASK, anchor_set, drop_lookups, find, inode_get, inode_put, insert, unhash,
@@ -14,7 +14,7 @@ from vfsd.hostfs.table._nodes cimport (
 from vfsd.hostfs.table._notes cimport note_drop, note_name
 from vfsd.hostfs.table._slots cimport (
     BY_NAME, DIRTY_NOTHING, DIRTY_PAGES, ORIGIN_DISK, SEEN_NAMES, generation_of, inode_t, load_acquire_int, load_acquire_u64,
-    named_t, note_t, place_t, store_release_u64,
+    load_relaxed_u8, named_t, note_t, place_t, store_relaxed_u8, store_release_u64,
     believes_names, walk_may_wait,
 )
 
@@ -115,8 +115,7 @@ cdef int lookup_at(tables_t *t, const place_t *parent, const char *name, bint op
             return -errno
         index[0] = find(t, st)
         if index[0] and load_acquire_int(&t.inodes[index[0]].fd) >= 0:
-            if t.inodes[index[0]].used == 0:
-                t.inodes[index[0]].used = 1
+            note_used(&t.inodes[index[0]])
             return 0
         if index[0]:
             drop_lookups(t, index[0], 1)
@@ -175,9 +174,9 @@ cdef int entry_at(tables_t *t, const place_t *parent, const char *name, bint ope
     entry_fill(t, index, &st, out)
     if t.submounts and is_mount(&t.inodes[parent.index], &t.inodes[index]):
         out.attr.flags |= FUSE_ATTR_SUBMOUNT
-    rc = t.inodes[index].nlookup == 1
+    rc = load_acquire_u64(&t.inodes[index].nlookup) == 1
     if rc and walk == WAIT_COLD and t.inodes[index].mode == h.S_IFDIR:
-        t.inodes[index].origin = ORIGIN_DISK
+        store_relaxed_u8(&t.inodes[index].origin, ORIGIN_DISK)
     inode_put(t, index)
     return rc
 
@@ -221,9 +220,9 @@ cdef int lookup(tables_t *t, const place_t *p, const char *name, bint may_wait,
         walk = WAIT_COLD if may_wait else CACHED_ONLY
         hash = hash_of(p.index, name)
         in_memory = was_seen(t, hash)
-    rc = entry_at(t, p, name, opens_first(t, p.index, t.inodes[p.index].finds_new, in_memory), walk, out)
+    rc = entry_at(t, p, name, opens_first(t, p.index, load_relaxed_u8(&t.inodes[p.index].finds_new), in_memory), walk, out)
     if rc >= 0:
-        t.inodes[p.index].finds_new = rc
+        store_relaxed_u8(&t.inodes[p.index].finds_new, rc)
         if may_wait_for_disk:
             note_seen(t, hash, <uint32_t>out.nodeid)
         rc = 0

@@ -140,7 +140,7 @@ cdef uint32_t find_locked(tables_t *t, uint32_t bucket, const h.statx_t *st) noe
                 and reference(&inode.state, generation_of(load_acquire_u64(&inode.state)), 0, BUSY)):
             if inode.nlookup == 0:
                 add_u64(&inode.state, 1)  # the lookups' own reference
-            inode.nlookup += 1
+            store_release_u64(&inode.nlookup, inode.nlookup + 1)
             return index
         index = inode.next
     return 0
@@ -237,7 +237,7 @@ cdef void drop_lookups(tables_t *t, uint32_t index, uint64_t n) noexcept nogil:
     cdef bint last
     pthread_mutex_lock(lock)
     last = 0 < inode.nlookup <= n
-    inode.nlookup = inode.nlookup - n if inode.nlookup > n else 0
+    store_release_u64(&inode.nlookup, inode.nlookup - n if inode.nlookup > n else 0)
     pthread_mutex_unlock(lock)
     if last:
         inode_put(t, index)
