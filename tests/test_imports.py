@@ -30,7 +30,8 @@ ALLOWED = {
     "options": {"errors", "fuse", "hostfs", "sandbox"},
     "control": {"options"},
     "daemon": {
-        *{"_dax", "control", "errors", "fuse", "hostfs", "options", "queue", "sandbox", "state", "vhost"},
+        *{"_dax", "control", "errors", "fuse", "hostfs", "options", "queue", "sandbox", "state", "sys"},
+        "vhost",
     },
     "virtiofsd": {"daemon", "errors", "options"},
     "doctor": {"errors", "guest", "hostfs", "sandbox"},

@@ -1,24 +1,20 @@
 """The process that serves one guest, from its fork to its end."""
 
 import logging
-import os
 import select
 import signal
 import socket
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from errno import EMFILE, ENFILE, ENOMEM
 from mmap import mmap
-from typing import NoReturn
 
 from vfsd.daemon import logs
-from vfsd.daemon._prctl import die_with_parent, set_name
 from vfsd.daemon.channel import Channel, Kind
 from vfsd.daemon.connection import Connection, Kept
 from vfsd.daemon.process import STOP_SIGNALS, Signals
 from vfsd.daemon.share import Share
-from vfsd.errors import EXIT_BUG, ProtocolError
+from vfsd.errors import ProtocolError
 
 log = logging.getLogger("vfsd.daemon")
 
@@ -45,45 +41,6 @@ class Assignment:
     partition: int
     latest: mmap
     supervisor: int
-
-
-def main(assigned: Assignment, close_inherited: Callable[[], None]) -> NoReturn:
-    """Serve that front end in this process, which was forked for it, and end.
-
-    The stop signals are blocked. close_inherited: closes what is the supervisor's.
-    """
-    status = EXIT_BUG
-    try:
-        close_inherited()
-        if die_with_parent(assigned.supervisor):
-            # Who hangs up means the supervisor, which ends its servers or goes on.
-            keeper = assigned.share.settings.keeper
-            with Signals(signal.SIGHUP, *([signal.SIGCHLD] if keeper else [])) as caught:
-                keep = logs.become_server() | caught.descriptors()
-                assigned.share.locks.join(assigned.partition)
-                set_name(b"vfsd-keeper" if keeper else b"vfsd-server")
-                if keeper:
-                    keep_serving(assigned, caught, keep)
-                else:
-                    run(assigned, caught, keep)
-        status = 0
-    except BaseException:
-        log.critical("the server of a guest ends", exc_info=True)
-    finally:
-        os._exit(status)
-
-
-def keep_serving(assigned: Assignment, caught: Signals, keep: set[int]) -> None:
-    """By a server that another one follows when it dies."""
-    from vfsd.daemon.keeper import Keeper  # which is built on this module
-
-    try:
-        keeper = Keeper(assigned, caught, keep)
-    except (OSError, MemoryError) as problem:
-        assigned.channel.tell(Kind.FAULT, f"a front end can't be served: {lacking(problem)}")
-        return
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    keeper.run()
 
 
 def run(assigned: Assignment, caught: Signals, keep: set[int], kept: Kept | None = None) -> None:

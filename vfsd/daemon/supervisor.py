@@ -19,7 +19,7 @@ from mmap import PAGESIZE, mmap
 from termios import FIONREAD
 from typing import Final, Self
 
-from vfsd.daemon import server
+from vfsd.daemon import forked, server
 from vfsd.daemon.channel import Channel, Kind, pair
 from vfsd.daemon.ending import ending, latest_request
 from vfsd.daemon.process import (
@@ -433,7 +433,7 @@ class Supervisor:
         try:
             pid = silent.share.sandbox.fork()
             if pid == 0:
-                server.main(assigned, partial(self._close_in_server, silent, ours))
+                forked.main(assigned, partial(self._close_in_server, silent, ours))
         except BaseException:
             segment.release(partition)
             ours.close()

@@ -142,6 +142,7 @@ cdef struct queue_t:
     polling_t polling
     coalescing_t coalescing
     void *owner              # the Run: borrowed
+    bint (*start_thread)(queue_t *q) noexcept nogil  # one more: False, none can be had
     watch_t *watch           # NULL: nobody sees to requests that keep the ring
     uint32_t iov_max         # of each worker
     journal_t *journal       # borrowed; with the avail entry of the first chain that nobody has begun

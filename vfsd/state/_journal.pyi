@@ -1,8 +1,13 @@
 """Records of requests that outlive a server."""
 
+from typing import final
+
+__all__ = ("CHECKED", "STAGES", "State")
+
 CHECKED: bool  # a debug build
 STAGES: int  # of _failpoint.h, from 1
 
+@final
 class State:
     def __new__(cls, queues: int) -> State: ...
     @property
