@@ -142,8 +142,9 @@ class Daemon:
         """Process ids of what serves guests: its children, or where these are keepers, theirs."""
         found = []
         for pid in self.children():
-            is_keeper = Path(f"/proc/{pid}/comm").read_text() == "vfsd-keeper\n"
-            found += children_of(pid) if is_keeper else [pid]
+            with contextlib.suppress(FileNotFoundError):
+                name = Path(f"/proc/{pid}/comm").read_text().rstrip()
+                found += {"vfsd-keeper": children_of(pid), "vfsd-server": [pid]}.get(name, [])
         return found
 
     @property

@@ -83,6 +83,7 @@ class Keeper:
                 return
             if not self._may_go_on(status):
                 return
+            self._recover()
             self._connect()
 
     # ---- the server
@@ -123,8 +124,7 @@ class Keeper:
                 set_name(b"vfsd-server")
                 caught = Signals(signal.SIGHUP)
                 if again:
-                    # Before anything is opened here but what those two have.
-                    self._close_what_died(caught)
+                    self._kept.fs.regain_locks(self._assigned.share.sandbox.fdinfo)
                 self._assigned.share.sandbox.enter_server()
                 self._kept.fs.tables.set_proc(self._assigned.share.sandbox.own_descriptors)
                 assigned = replace(self._assigned, sock=self._of_server)
@@ -135,12 +135,17 @@ class Keeper:
         finally:
             os._exit(status)
 
-    def _close_what_died(self, caught: Signals) -> None:
-        """Make the tables whole, and close what a server had open that nobody knows of."""
-        fs, state = self._kept
-        fs.recover(state, self._assigned.share.sandbox.fdinfo)
-        ours = {self._to_server.fileno(), self._of_server.fileno(), *caught.descriptors()}
-        fs.tables.close_others(self._all | self._said.descriptors() | ours)
+    def _recover(self) -> None:
+        """Make the tables whole, and close what a server had open that nobody knows of. MemoryError.
+
+        Before there is another one, which would open and receive descriptors meanwhile.
+        """
+        self._to_server.close()
+        self._of_server.close()
+        tables = self._kept.fs.tables
+        tables.recover(self._kept.state)
+        unanswered = set() if self._unanswered is None else set(self._unanswered.fds)
+        tables.close_others(self._all | self._said.descriptors() | unanswered)
 
     def _may_go_on(self, status: int) -> bool:
         """After the death of a server. False: nobody would be served any better."""

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vfsd.hostfs.choices import DirectWrites
-    from vfsd.state._journal import State
 
 # Of a guest's descriptors, what open files may take; without some for inodes nothing can be opened.
 HANDLES_SHARE = 0.875
@@ -153,12 +152,11 @@ class HostFs:
         if self.policy.flock or self.policy.posix_lock:
             self._locks.start()
 
-    def recover(self, state: State, fdinfo: Callable[[int], str]) -> None:
-        """After the death of a server, before anything else. MemoryError, OSError.
+    def regain_locks(self, fdinfo: Callable[[int], str]) -> None:
+        """In a server whose tables are another one's that has died. OSError.
 
         fdinfo: of a descriptor, what /proc/self/fdinfo says.
         """
-        self.tables.recover(state)
         self._locks.recover()
         for fd in self.tables.holding():
             self.tables.regain(fd, locks_of(fdinfo(fd)))

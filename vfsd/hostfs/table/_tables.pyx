@@ -22,7 +22,7 @@ from vfsd.hostfs.table._recovery cimport (
     close_unknown, drop_unanswered, fd_set_t, note_fd, tables_descriptors, tables_recover,
 )
 from vfsd.hostfs.table._slots cimport (
-    BUCKETS, DIRTY_NOTHING, DIRTY_PAGES, DIRTY_SIZES, HANDLES_MAX, HELD_MAX, HELD_NOTHING, ID_FORBID, ID_SHIFT, ID_SQUASH, INODES_MAX, LISTINGS, LONG_NAMES_MAX, OPEN, REFERENCES,
+    BUCKETS, DIRTY_NOTHING, DIRTY_PAGES, DIRTY_SIZES, HANDLES_MAX, HELD_MAX, HELD_NOTHING, HELD_POSIX, ID_FORBID, ID_SHIFT, ID_SQUASH, INODES_MAX, LISTINGS, LONG_NAMES_MAX, OPEN, REFERENCES,
     SEEN_NAMES, SHARDS, UNOPENED_MAX, caps_t, generation_of, handle_t, held_t, id_map_t, id_range_t, inode_t,
     listing_t,
     load_acquire_u64, long_name_t, tables_t, xattr_rule_t,
@@ -209,7 +209,9 @@ cdef class Tables:
         for kind, start, end in locks:
             if l != NULL and regain(l, self.t, fd, kind, start, end) == 0:
                 n += 1
-        if n == 0:  # it is closed with the others that nobody knows
+        if n == 0:
+            if self.t.held[fd].kind == HELD_POSIX:
+                h.close(fd)
             self.t.held[fd].kind = HELD_NOTHING
 
     def close_others(self, keep):
