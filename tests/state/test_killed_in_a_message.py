@@ -1,4 +1,4 @@
-"""A server is killed at each message of its front end, in each front end's order: the guest gets its share."""
+"""A server is killed at each message of its front end, in each order: the guest gets its share."""
 
 import os
 import signal
