@@ -177,3 +177,40 @@ def test_nothing_is_lost_and_nothing_done_twice(
         assert [outcome, after] == expected, stage
         assert held(log) == held(before), stage
     assert len(reached) >= STAGES - 1, "it is not sent"
+
+
+def test_a_request_of_which_two_servers_crash_is_an_error_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those beside it are answered, by the third server."""
+    share = tmp_path / "share"
+    share.mkdir()
+    prepare(share)
+    monkeypatch.setenv("VFSD_FAILPOINT", f"1:{NUMBER['STATFS']}:0:3")
+    with (
+        Daemon(share, options=["--keeper"]) as daemon,
+        mount(daemon.socket, queues=2) as fs,
+        fs.open("/file", os.O_RDWR) as file,
+    ):
+        with pytest.raises(OSError, match="Input/output error"):
+            fs.statvfs("/")
+        assert file.pread(100, 0) == CONTENT
+        assert len(fs.listdir("/dir")) == 40
+    assert daemon.log.count("was ended by SIGABRT") == 2
+    assert "a request of which two servers have died is answered with an I/O error: STATFS" in daemon.log
+
+
+def test_a_guest_whose_servers_go_on_crashing_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    share = tmp_path / "share"
+    share.mkdir()
+    monkeypatch.setenv("VFSD_FAILPOINT", f"1:{NUMBER['STATFS']}:0:9")
+    with Daemon(share, options=["--keeper"]) as daemon:
+        fs = mount(daemon.socket)
+        with pytest.raises(OSError, match="Input/output error"):
+            fs.statvfs("/")
+        with pytest.raises(OSError, match="not connected"):
+            fs.statvfs("/")
+        fs.close()
+        assert "3 servers of a guest have ended within 10 s; the last one was ended by SIGABRT" in daemon.log

@@ -4,9 +4,10 @@
 
 #include <stdint.h>
 
-/* Once, by the request of that opcode which gets to that stage after `skip` others. In shared memory. */
+/* By the request of that opcode which gets to that stage after `skip` others. In shared memory. */
 typedef struct {
-	int armed;
+	int deaths; /* that are still to come */
+	int crash;  /* by SIGABRT, not SIGKILL */
 	int stage;
 	uint32_t opcode;
 	uint32_t skip;
@@ -31,12 +32,14 @@ enum {
 
 static inline void reach(failpoint_t *f, int stage, uint32_t opcode)
 {
-	if (!f || __atomic_load_n(&f->armed, __ATOMIC_ACQUIRE) == 0 || f->stage != stage || f->opcode != opcode)
+	if (!f || __atomic_load_n(&f->deaths, __ATOMIC_ACQUIRE) == 0 || f->stage != stage || f->opcode != opcode)
 		return;
-	if (__atomic_fetch_sub(&f->skip, 1, __ATOMIC_ACQ_REL) != 0)
+	if (__atomic_load_n(&f->skip, __ATOMIC_ACQUIRE) > 0) {
+		__atomic_fetch_sub(&f->skip, 1, __ATOMIC_ACQ_REL);
 		return;
-	__atomic_store_n(&f->armed, 0, __ATOMIC_RELEASE);
-	syscall(SYS_tgkill, getpid(), syscall(SYS_gettid), SIGKILL);
+	}
+	__atomic_fetch_sub(&f->deaths, 1, __ATOMIC_ACQ_REL);
+	syscall(SYS_tgkill, getpid(), syscall(SYS_gettid), f->crash ? SIGABRT : SIGKILL);
 	for (;;)
 		pause();
 }

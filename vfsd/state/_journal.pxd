@@ -16,7 +16,8 @@ cdef extern from "_atomics.h" nogil:
 
 cdef extern from "_failpoint.h" nogil:
     ctypedef struct failpoint_t:
-        int armed
+        int deaths
+        int crash
         int stage
         uint32_t opcode
         uint32_t skip

@@ -24,7 +24,7 @@ CHECKED = bool(VFSD_CHECKED)
 
 assert sizeof(record_t) == 64
 
-# Of debug builds, "STAGE:OPCODE:SKIP": see _failpoint.h.
+# Of debug builds, "STAGE:OPCODE:SKIP[:CRASHES]": see _failpoint.h.
 FAILPOINT = "VFSD_FAILPOINT"
 STAGES = FAIL_STAGES
 
@@ -86,8 +86,15 @@ cdef class State:
         self.words = mmap(-1, PAGESIZE)
         self.failpoint = <failpoint_t *>reserve(sizeof(failpoint_t))
         if CHECKED and FAILPOINT in os.environ:
-            self.failpoint.stage, self.failpoint.opcode, self.failpoint.skip = map(int, os.environ[FAILPOINT].split(":"))
-            self.failpoint.armed = 1
+            self.set_failpoint(*map(int, os.environ[FAILPOINT].split(":")))
+
+    def set_failpoint(self, int stage, uint32_t opcode, uint32_t skip, int crashes=0):
+        """One death by SIGKILL, or so many crashes."""
+        self.failpoint.stage = stage
+        self.failpoint.opcode = opcode
+        self.failpoint.skip = skip
+        self.failpoint.crash = crashes > 0
+        self.failpoint.deaths = max(1, crashes)
 
     def __dealloc__(self):
         release(<void **>&self.journals, self.queues * sizeof(journal_t))
