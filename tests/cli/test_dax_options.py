@@ -3,7 +3,7 @@
 import pytest
 
 from vfsd.errors import ConfigError
-from vfsd.hostfs.ops.mappings import DaxPolicy
+from vfsd.hostfs.dax import DaxPolicy
 from vfsd.options.checks import check_dax_policy, check_dax_window
 
 
