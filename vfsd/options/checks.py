@@ -15,9 +15,9 @@ TYPE_CHECKING = False  # see hostfs/choices.py
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from vfsd.hostfs.dax import DaxPolicy
     from vfsd.hostfs.ids.idmap import IdMap
     from vfsd.hostfs.ids.xattrmap import Rule
-    from vfsd.hostfs.dax import DaxPolicy
     from vfsd.sandbox.capabilities import Change
     from vfsd.sandbox.userns import IdRange
 

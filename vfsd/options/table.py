@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from vfsd.hostfs.choices import CacheMode, DirectWrites, FileHandles, Negotiation, SymlinkCache
+    from vfsd.hostfs.dax import DaxPolicy
     from vfsd.hostfs.ids.idmap import IdMap
     from vfsd.hostfs.ids.xattrmap import Rule
-    from vfsd.hostfs.dax import DaxPolicy
     from vfsd.sandbox.capabilities import Change
     from vfsd.sandbox.choices import Action, Mode
     from vfsd.sandbox.userns import IdRange
