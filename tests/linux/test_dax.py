@@ -187,7 +187,8 @@ def test_nothing_stays_mapped_after_an_unmount(dax_share: Share) -> None:
     daemon = dax_share.daemon
 
     def maps() -> list[str]:
-        return [name for name in daemon.descriptors() if name.startswith(str(dax_share.host))]
+        names = daemon.descriptors()  # a queue's own memory is told as if it lay there
+        return [name for name in names if name.startswith(str(dax_share.host)) and "/memfd:" not in name]
 
     host, guest = dax_share.directory("again")
     (host / "file").write_bytes(b"x" * (8 << 20))
