@@ -45,7 +45,7 @@ def served(source: str) -> Dispatch:
     fs = HostFs(root, policy, Locks())
     dispatch = Dispatch(fs)
     fs.install(dispatch)
-    offer = Offer(FLAGS | policy.init_flags(), QUEUE_SIZE, Init(0), 0, policy.settle)
+    offer = Offer(FLAGS | policy.init_flags(), QUEUE_SIZE, Init(0), 0, fs.settle)
     Session(dispatch, lambda: offer, fs.agree, fs.clear)
     return dispatch
 

@@ -3,7 +3,7 @@
 import pytest
 
 from vfsd.errors import ConfigError
-from vfsd.hostfs.ops.mappings import DaxPolicy
+from vfsd.hostfs.dax import AUTO, DaxPolicy
 from vfsd.options.checks import check_dax_policy, check_dax_window
 
 
@@ -35,6 +35,7 @@ def test_what_is_no_size(text: str) -> None:
 
 
 def test_policies() -> None:
+    assert check_dax_policy("--dax-policy", "auto") == AUTO
     assert check_dax_policy("--dax-policy", "always") == DaxPolicy(size_min=0)
     assert check_dax_policy("--dax-policy", "never") == DaxPolicy()
     assert check_dax_policy("--dax-policy", "inode") == DaxPolicy(marked=True)

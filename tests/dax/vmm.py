@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import dataclasses
+import fcntl
 import mmap
 import os
 import select
@@ -47,20 +48,38 @@ TABLE = dataclasses.replace(
 ORDERS.setdefault("qemu-table", TABLE)
 
 Answer = Callable[[ShmemMap], int]
+Refuses = Callable[[ShmemMap, int], bool]
+
+
+def past_the_end(request: ShmemMap, fd: int) -> bool:
+    return request.fd_offset + request.size > os.fstat(fd).st_size
+
+
+def read_only(request: ShmemMap, fd: int) -> bool:
+    return fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+
+
+def as_qemu(request: ShmemMap, fd: int) -> bool:
+    """As QEMU 11.1, which maps for memory: for writing, and what is there."""
+    return past_the_end(request, fd) or read_only(request, fd)
 
 
 class Vmm(Guest):
     """A guest with a window. tells: as QEMU, describe each mapping as memory before answering.
     order: "qemu-generic", "qemu-table" (the same without CONFIGURE_MEM_SLOTS) or another.
 
+    refuses: by what is asked for and its descriptor, what is not mapped.
+
     `mapped`: what is in the window, by offset: bytes, and whether it may be written. `answer`: called
     with each request in place of doing it.
     """
 
     def __init__(
-        self, path: Path, *, tells: bool = True, order: str = "qemu-generic", **more: object
-    ) -> None:
+        self, path: Path, *, tells: bool = True, order: str = "qemu-generic",
+        refuses: Refuses = lambda request, fd: False, **more: object,
+    ) -> None:  # fmt: skip
         self.tells = tells
+        self.refuses = refuses
         self.mapped: dict[int, tuple[int, bool]] = {}
         self.requests: list[tuple[str, ShmemMap]] = []
         self.answer: Answer | None = None
@@ -141,9 +160,9 @@ class Vmm(Guest):
 
     def _map(self, request: ShmemMap, fd: int) -> int:
         end = request.shm_offset + request.size
-        if end > self.size or any(
+        if end > self.size or self.refuses(request, fd) or any(
             at < end and request.shm_offset < at + size for at, (size, _) in self.mapped.items()
-        ):
+        ):  # fmt: skip
             os.close(fd)
             return 1  # QEMU: a mapping over another fails
         writable = bool(request.flags & SHMEM_MAP_RW)

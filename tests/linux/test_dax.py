@@ -18,7 +18,7 @@ from typing import Any
 
 import checks
 import pytest
-from guests import DaxGuest, GuestError, StartDaemon, StockDaxGuest
+from guests import Daemon, DaxGuest, GuestError, StartDaemon, StockDaxGuest
 from guests.dax import ROOT
 from share import WORKLOADS, Share
 from test_uml_programs import git, needs
@@ -187,7 +187,8 @@ def test_nothing_stays_mapped_after_an_unmount(dax_share: Share) -> None:
     daemon = dax_share.daemon
 
     def maps() -> list[str]:
-        return [name for name in daemon.descriptors() if name.startswith(str(dax_share.host))]
+        names = daemon.descriptors()  # a queue's own memory is told as if it lay there
+        return [name for name in names if name.startswith(str(dax_share.host)) and "/memfd:" not in name]
 
     host, guest = dax_share.directory("again")
     (host / "file").write_bytes(b"x" * (8 << 20))
@@ -199,24 +200,42 @@ def test_nothing_stays_mapped_after_an_unmount(dax_share: Share) -> None:
     assert set(maps()) <= {str(dax_share.host)}
 
 
+def test_a_qemu_with_the_library_maps_every_file_that_is_left_to_the_daemon(dax_share: Share) -> None:
+    host, guest = dax_share.directory("left")
+    (host / "small").write_bytes(b"content")
+    unmount = f"umount {PROGRAMS}/tmp/share && umount {dax_share.guest.share}"
+    dax_share.guest.check(unmount)
+    dax_share.guest.mount("dax=inode")
+    try:
+        assert dax_share.workload("isdax.py", f"{guest}/small") == [True]
+        assert dax_share.guest.check(f"cat {guest}/small") == "content"
+    finally:
+        dax_share.guest.check(f"umount {dax_share.guest.share}")
+        dax_share.guest.mount()
+        dax_share.guest.check(f"mount -o bind {dax_share.guest.share} {PROGRAMS}/tmp/share")
+    assert "the front end maps" not in dax_share.daemon.log
+
+
 # ---- QEMU as it is, and files that the daemons choose
 
 SIZED = "/mnt/sized"
 
 
 @pytest.fixture(scope="module")
-def stock_module(
-    module_daemon: StartDaemon, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Share]:
-    """One directory twice: for files that fill their ranges, and for those of 4 MiB and more."""
+def sized(module_daemon: StartDaemon, tmp_path_factory: pytest.TempPathFactory) -> Daemon:
     host = tmp_path_factory.mktemp("chosen")
-    window = f"--dax-window={WINDOW_MIB}M"
-    sized = module_daemon(host, tag="sized", options=(*QUEUES, window, "--dax-policy=size:4M"))
+    options = (*QUEUES, f"--dax-window={WINDOW_MIB}M", "--dax-policy=size:4M")
+    return module_daemon(host, tag="sized", options=options)
+
+
+@pytest.fixture(scope="module")
+def stock_module(module_daemon: StartDaemon, sized: Daemon) -> Iterator[Share]:
+    """One directory twice: for the files that this QEMU can map, and for those of 4 MiB and more."""
     with Share(
-        host,
+        sized.shared,
         module_daemon,
         lambda daemon: StockDaxGuest([daemon.socket, sized.socket], files=WORKLOADS),
-        options=(*QUEUES, window, "--dax-policy=whole"),
+        options=(*QUEUES, f"--dax-window={WINDOW_MIB}M"),
     ) as share:
         yield share
 
@@ -255,6 +274,20 @@ def test_a_qemu_without_the_library_maps_what_fills_its_ranges(stock_share: Shar
         assert (host / name).read_bytes() == bytes(1000) + data[1000 : (host / name).stat().st_size]
     assert stock_share.guest.check(f"{guest}/busybox echo from here") == "from here\n"
     checks.random_writes_are_read_back(stock_share, 200)
+
+
+def test_a_guest_that_maps_all_files_is_told_what_to_do(stock_share: Share, sized: Daemon) -> None:
+    host, _ = stock_share.directory("told")
+    (host / "small").write_bytes(b"content")
+    start = len(sized.log)
+    check = stock_share.guest.check
+    check(f"mkdir -p {SIZED}; mount -t virtiofs -o dax=always sized {SIZED}")
+    try:
+        assert stock_share.guest.run(f"cat {SIZED}/{host.name}/small >/dev/null 2>&1").status != 0
+    finally:
+        check(f"umount {SIZED}")
+    (line,) = [line for line in sized.log[start:].splitlines() if "the others are EIO" in line]
+    assert "mount with -o dax=inode" in line
 
 
 def test_the_end_of_a_file_that_has_grown_comes_with_its_next_open(stock_share: Share) -> None:

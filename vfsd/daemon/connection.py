@@ -166,7 +166,7 @@ class Connection:
         if self.shmem is not None and self.shmem.connected:
             flags |= Init.MAP_ALIGNMENT
         queue_size = min(sizes, default=0)
-        return Offer(flags, queue_size, policy.identity.required(), PAGE_SHIFT, policy.settle)
+        return Offer(flags, queue_size, policy.identity.required(), PAGE_SHIFT, self._fs.settle)
 
 
 def within(seconds: float, call: Callable[[], None]) -> None:

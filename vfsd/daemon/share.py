@@ -12,11 +12,11 @@ from vfsd.daemon.process import guest_descriptors
 from vfsd.errors import HostError
 from vfsd.fuse.opcodes import OPERATIONS
 from vfsd.hostfs.cache import CACHE_POLICIES, CachePolicy
+from vfsd.hostfs.dax import AUTO
 from vfsd.hostfs.fs import Policy
 from vfsd.hostfs.identity import IdentityPolicy, check_rights, has_selinux
 from vfsd.hostfs.ids.idmap import IDENTITY
 from vfsd.hostfs.lock._locks import Locks
-from vfsd.hostfs.ops.mappings import DAX_POLICIES
 from vfsd.hostfs.table._tables import file_handles_work
 from vfsd.options.table import ServeOptions
 from vfsd.sandbox import capabilities
@@ -166,7 +166,7 @@ def policy_of(options: ServeOptions) -> Policy:
         mmap=options.allow_mmap,
         readonly=options.readonly,
         zero_open=options.zero_message_open,
-        dax=None if options.dax_window is None else options.dax_policy or DAX_POLICIES["always"],
+        dax=None if options.dax_window is None else options.dax_policy or AUTO,
         flock=options.flock,
         posix_lock=options.posix_lock,
         submounts=options.announce_submounts,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from errno import EROFS
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -10,23 +11,19 @@ from vfsd.fuse.abi import Fopen, Init
 from vfsd.fuse.dispatch import Dispatch
 from vfsd.fuse.opcodes import OPERATIONS, Home, Opcode
 from vfsd.hostfs.cache import CachePolicy, Dirty
+from vfsd.hostfs.dax import ALWAYS, FILES, NEVER, DaxPolicy, find_mappable
 from vfsd.hostfs.identity import IdentityPolicy
 from vfsd.hostfs.lock._locks import Locks
 from vfsd.hostfs.lock.fdinfo import locks_of
-from vfsd.hostfs.ops.mappings import (
-    DAX_POLICIES,
-    DaxPolicy,
-    FrontEnd,
-    Mappings,
-    removemapping,
-    setupmapping,
-)
+from vfsd.hostfs.ops.mappings import FrontEnd, Mappings, removemapping, setupmapping
 from vfsd.hostfs.table._tables import Tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vfsd.hostfs.choices import DirectWrites
+
+log = logging.getLogger("vfsd.fuse")
 
 # Of a guest's descriptors, what open files may take; without some for inodes nothing can be opened.
 HANDLES_SHARE = 0.875
@@ -86,23 +83,6 @@ class Policy(NamedTuple):
             flags |= Init.POSIX_LOCKS
         return flags
 
-    def maps_all(self, flags: Init) -> bool:
-        """Whether a guest that has agreed to these flags maps every regular file: with dax=always, or
-        because all are marked for it.
-
-        Such a guest has no cache that could be stale. Linux would drop what is mapped instead, in use or
-        not (dax_disassociate_entry), on each change of the time of modification, as by its own stores.
-        """
-        if Init.MAP_ALIGNMENT not in flags:  # no window, or dax=never
-            return False
-        return Init.HAS_INODE_DAX not in flags or self.dax == DAX_POLICIES["always"]
-
-    def settle(self, flags: Init, asked: Init) -> Init:
-        """What INIT agrees on, of what both sides can do and what the guest can do."""
-        if not self.maps_all(flags):
-            return flags
-        return flags & ~Init.AUTO_INVAL_DATA | asked & Init.EXPLICIT_INVAL_DATA
-
     def parallel_flags(self, direct: bool) -> Fopen:
         """For a file that is opened with O_DIRECT, or any file."""
         wanted = self.parallel_writes == "always" or (direct and self.parallel_writes == "direct")
@@ -141,8 +121,7 @@ class HostFs:
         self.mappings: Mappings | None = None
         if window is not None:
             self.mappings = Mappings(self.tables, window)
-        if policy.dax is not None:
-            self.tables.set_dax(policy.dax.size_min, policy.dax.whole, policy.dax.marked)
+        self._dax = NEVER  # what is in force in this session
         if policy.flock or policy.posix_lock:
             self.tables.set_locks(locks, policy.flock, policy.posix_lock)
         self._locks = locks
@@ -161,12 +140,55 @@ class HostFs:
         for fd in self.tables.holding():
             self.tables.regain(fd, locks_of(fdinfo(fd)))
 
+    def settle(self, flags: Init, asked: Init) -> Init:
+        """What INIT agrees on, of what both sides can do and what the guest can do. With a window it may
+        wait for the front end."""
+        self._dax = self._choose_dax(flags)
+        if not self._maps_all(flags):
+            return flags
+        return flags & ~Init.AUTO_INVAL_DATA | asked & Init.EXPLICIT_INVAL_DATA
+
+    def _maps_all(self, flags: Init) -> bool:
+        """Whether a guest that has agreed to these flags maps every regular file: with dax=always, or
+        because all are marked for it.
+
+        Such a guest has no cache that could be stale. Linux would drop what is mapped instead, in use or
+        not (dax_disassociate_entry), on each change of the time of modification, as by its own stores.
+        """
+        if Init.MAP_ALIGNMENT not in flags:  # no window, or dax=never
+            return False
+        return Init.HAS_INODE_DAX not in flags or self._dax == ALWAYS
+
+    def _choose_dax(self, flags: Init) -> DaxPolicy:
+        """Which files are marked for this guest; what it will miss is told."""
+        policy = self.policy.dax
+        if policy is None or self.mappings is None or Init.MAP_ALIGNMENT not in flags:
+            return NEVER
+        by_guest = Init.HAS_INODE_DAX not in flags
+        if not (policy.mappable or by_guest or policy == ALWAYS):
+            return policy
+        try:
+            mappable = find_mappable(self.mappings, self.tables.proc_fd)
+        except OSError as problem:
+            log.warning("what the front end can map is not known: %s", problem.strerror)
+            return NEVER if policy.mappable else policy
+        if mappable != ALWAYS and (by_guest or not policy.mappable):
+            log.warning(
+                "the front end maps %s, and this guest all (%s): the others are EIO; %s, or preload the"
+                " library of docs/dax.md into QEMU", FILES[mappable],
+                *(("dax=always", "mount with -o dax=inode") if by_guest
+                  else ("--dax-policy always", "use --dax-policy auto")),
+            )  # fmt: skip
+        elif mappable != ALWAYS:
+            log.info("the front end maps %s; the others go by request", FILES[mappable])
+        return mappable if policy.mappable else policy
+
     def agree(self, flags: Init) -> None:
         """What INIT has settled; no other request is under way."""
         # A close releases POSIX locks by its FLUSH alone (fuse_setlk), and locks belong to open files.
         posix_locks = Init.POSIX_LOCKS in flags
         locks = posix_locks or Init.FLOCK_LOCKS in flags
-        maps_all = self.policy.maps_all(flags)
+        maps_all = self._maps_all(flags)
         self.tables.agree(
             writeback=Init.WRITEBACK_CACHE in flags,
             # What is mapped in a DAX window is the host's own pages.
@@ -176,6 +198,8 @@ class HostFs:
             submounts=Init.SUBMOUNTS in flags,
             maps_all=maps_all,
         )
+        dax = self._dax
+        self.tables.set_dax(dax.size_min, dax.whole, dax.writable, dax.marked)
         self.policy.identity.agree(self.tables, flags)
 
     def set_budget(self, descriptors: int) -> None:

@@ -15,9 +15,9 @@ TYPE_CHECKING = False  # see hostfs/choices.py
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from vfsd.hostfs.dax import DaxPolicy
     from vfsd.hostfs.ids.idmap import IdMap
     from vfsd.hostfs.ids.xattrmap import Rule
-    from vfsd.hostfs.ops.mappings import DaxPolicy
     from vfsd.sandbox.capabilities import Change
     from vfsd.sandbox.userns import IdRange
 
@@ -126,7 +126,7 @@ def check_dax_window(option: str, text: str) -> int:
 
 
 def check_dax_policy(option: str, text: str) -> DaxPolicy:
-    from vfsd.hostfs.ops.mappings import DAX_POLICIES, DaxPolicy
+    from vfsd.hostfs.dax import DAX_POLICIES, DaxPolicy
 
     kind, colon, size = text.partition(":")
     if kind == "size" and colon:

@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from vfsd.hostfs.choices import CacheMode, DirectWrites, FileHandles, Negotiation, SymlinkCache
+    from vfsd.hostfs.dax import DaxPolicy
     from vfsd.hostfs.ids.idmap import IdMap
     from vfsd.hostfs.ids.xattrmap import Rule
-    from vfsd.hostfs.ops.mappings import DaxPolicy
     from vfsd.sandbox.capabilities import Change
     from vfsd.sandbox.choices import Action, Mode
     from vfsd.sandbox.userns import IdRange
@@ -345,10 +345,11 @@ SERVE_OPTIONS = (
         check_dax_window, "[SIZE]", bare="512M",
     ),
     Option(
-        "--dax-policy", "Which files a guest that leaves it to the daemon maps: all, none, those with"
-        " the x attribute (chattr), those whose size is a multiple of 2M, or those of that size at least;"
-        " all where not given.",
-        check_dax_policy, "always|never|inode|whole|size:BYTES",
+        "--dax-policy", "Which files a guest that leaves it to the daemon maps: those its front end can map"
+        " (a QEMU without the library of docs/dax.md refuses most), all, none, those with the x attribute"
+        " (chattr), those whose size is a multiple of 2M, or those of that size at least; auto where not"
+        " given.",
+        check_dax_policy, "auto|always|never|inode|whole|size:BYTES",
     ),
     Option(
         "--thread-pool-size", "At most this many threads for each guest's requests that have to wait, for a"

@@ -8,10 +8,10 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
-from errno import EINVAL, ENOSPC, ENOSYS, ESTALE
+from errno import EINVAL, EIO, ENOSPC, ENOSYS, ESTALE
 from mmap import PAGESIZE
 from threading import Lock
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from vfsd._dax import Mapping, Window
 from vfsd.fuse import abi
@@ -20,30 +20,8 @@ from vfsd.hostfs.table._tables import Tables
 
 log = logging.getLogger("vfsd.fuse")
 
-NOBODY = 0  # the nodeid of what may be mapped or not, as the front end did not answer
+NOBODY = 0  # the nodeid of what is no guest's: may be mapped or not, as the front end did not answer
 OFFSET_MAX = (1 << 63) - 1
-
-
-class DaxPolicy(NamedTuple):
-    """Which regular files have FUSE_ATTR_DAX: a guest that leaves it to the daemon (mount option
-    dax=inode, or none) maps these.
-
-    size_min: bytes, those at least that large; None: no file by its size. whole: of those, only what
-    fills ranges of 2 MiB to the end.
-    marked: those whose inode has FS_XFLAG_DAX (`chattr +x`).
-    """
-
-    size_min: int | None = None
-    whole: bool = False
-    marked: bool = False
-
-
-DAX_POLICIES = {
-    "always": DaxPolicy(size_min=0),
-    "never": DaxPolicy(),
-    "inode": DaxPolicy(marked=True),
-    "whole": DaxPolicy(size_min=abi.DAX_RANGE, whole=True),
-}
 
 
 class FrontEnd(Protocol):
@@ -112,6 +90,20 @@ class Mappings:
         with self._turn() as touched:
             for moffset, length in parts:
                 self._make_room(moffset, length, 0, touched)
+
+    def can_map(self, fd: int, writable: bool) -> bool:
+        """Whether the front end takes a range of this file, of which nothing stays mapped. OSError: it does
+        not say."""
+        with self._turn() as touched:
+            self._make_room(0, abi.DAX_RANGE, 1, touched)
+            try:
+                self._map(MappedFile(fd, writable, None), Mapping(0, abi.DAX_RANGE, NOBODY, 0, writable))
+            except OSError as problem:
+                if problem.errno != EIO:
+                    raise
+                return False
+            self._make_room(0, abi.DAX_RANGE, 0, touched)
+        return True
 
     def clear(self) -> None:
         """Nothing is in the window any more."""

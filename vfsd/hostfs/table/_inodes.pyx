@@ -287,13 +287,21 @@ cdef inline bint maybe_dax(tables_t *t, const h.statx_t *st) noexcept nogil:
     return (t.dax_marked or dax_by_size(t, st)) and st.stx_mode & h.S_IFMT == h.S_IFREG
 
 
+cdef bint may_write(tables_t *t, int fd) noexcept nogil:
+    if t.readonly:
+        return False
+    return h.syscall(h.SYS_faccessat2, fd, b"", h.W_OK, h.AT_EMPTY_PATH | h.AT_EACCESS) == 0
+
+
 cdef bint is_dax(tables_t *t, int fd, const h.statx_t *st) noexcept nogil:
     """Whether a guest that leaves it to us maps that regular file."""
     cdef h.fsxattr marks
     cdef char name[h.FD_BYTES]
     cdef int opened, rc
-    if dax_by_size(t, st):
+    if dax_by_size(t, st) and (not t.dax_writable or may_write(t, fd)):
         return True
+    if not t.dax_marked:
+        return False
     rc = h.ioctl(fd, h.FS_IOC_FSGETXATTR, &marks)
     if rc < 0 and errno == EBADF and fd >= 0:  # an anchor
         opened = h.openat(t.proc_fd, h.fd_name(fd, name), h.O_RDONLY | h.O_CLOEXEC | h.O_NONBLOCK)

@@ -250,6 +250,7 @@ cdef struct tables_t:
     bint readonly              # nothing is opened for writing; Dispatch.refuse keeps out the rest
     uint64_t dax_size_min      # FUSE_ATTR_DAX for regular files of that size, UINT64_MAX: none
     uint64_t dax_size_mask     # and with none of these bits in it
+    bint dax_writable          # and that may be written
     bint dax_marked            # and for those with FS_XFLAG_DAX
     bint submounts             # mark directories that are mounts of their own
     # Of the root's file system; what is mounted below may be another: see on_root_file_system().

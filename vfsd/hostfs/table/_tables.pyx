@@ -317,13 +317,18 @@ cdef class Tables:
         """Open nothing for writing, change no attribute by ioctl (ACCESS says so too)."""
         self.t.readonly = True
 
-    def set_dax(self, size_min, bint whole, bint marked):
+    def set_dax(self, size_min, bint whole, bint writable, bint marked):
         """FUSE_ATTR_DAX of regular files: by size from size_min bytes on (None: not), whole: if it is a
-        multiple of 2 MiB; and if marked.
+        multiple of 2 MiB, writable: if it may be written; and if marked.
         """
         self.t.dax_size_min = UINT64_MAX if size_min is None else size_min
         self.t.dax_size_mask = FUSE_DAX_SZ - 1 if whole else 0
+        self.t.dax_writable = writable
         self.t.dax_marked = marked
+
+    @property
+    def proc_fd(self):
+        return self.t.proc_fd
 
     def set_mapped(self, uint64_t nodeid, bint mapped):
         """Whether that inode has parts in the DAX window, as far as the guest knows it still."""
