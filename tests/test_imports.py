@@ -30,7 +30,7 @@ ALLOWED = {
     "control": {"options"},
     "daemon": {"_dax", "control", "errors", "fuse", "hostfs", "options", "queue", "sandbox", "vhost"},
     "virtiofsd": {"daemon", "errors", "options"},
-    "doctor": {"errors", "guest", "hostfs", "sandbox"},
+    "doctor": {"errors", "fuse", "guest", "hostfs", "sandbox"},
     "guest": {"_dax", "errors", "fuse", "memory", "sys", "vhost", "virtqueue"},
 }
 # Within vfsd.guest.
