@@ -34,7 +34,7 @@ ALLOWED = {
         "vhost",
     },
     "virtiofsd": {"daemon", "errors", "options"},
-    "doctor": {"errors", "guest", "hostfs", "sandbox"},
+    "doctor": {"errors", "fuse", "guest", "hostfs", "sandbox"},
     "guest": {"_dax", "errors", "fuse", "memory", "sys", "vhost", "virtqueue"},
 }
 # Within vfsd.guest.

@@ -16,6 +16,8 @@ import pytest
 from guests import Daemon, StartDaemon
 from guests.daemon import eventually
 
+from vfsd.doctor.confinement import confinements
+
 QEMU = "qemu-system-x86_64"
 BACKEND = "memory-backend-memfd,id=mem,size=256M"
 USES_BACKEND = ("-machine", "q35,memory-backend=mem", "-m", "256M")
@@ -153,6 +155,95 @@ def test_the_device_of_a_front_end(daemon: StartDaemon, tmp_path: Path) -> None:
     with qemu(tmp_path, *arguments, "-device", "vhost-user-fs-pci,chardev=fs,tag=x") as pid:
         found = doctor("--pid", str(pid), "--socket", served.socket, "--shared-dir", share)
     assert found["device"][0] == found["guest memory"][0] == found["daemon"][0] == "ok"
+    assert found["DAX window"][0] == "ok" and "none: " in found["DAX window"][1]
+    assert "front end's security modules" in found
+
+
+MAPS = """
+import mmap, sys
+kept = []
+for path in filter(None, sys.argv[1].split(":")):
+    with open(path, "r+b") as file:
+        if path.endswith(".so"):
+            kept.append(mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE))
+        else:
+            kept.append(mmap.mmap(file.fileno(), 0))
+            kept.append(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
+print(flush=True)
+sys.stdin.read()
+"""
+GENERIC = "vhost-user-test-device-pci,chardev=fs,virtio-id={},num_vqs=9,config_size=40"
+JSON_DEVICE = '{"driver":"vhost-user-test-device-pci","virtio-id":26,"chardev":"fs"}'
+
+
+@contextmanager
+def called_qemu(mapped: list[Path], *arguments: str) -> Iterator[int]:
+    """What QEMU 11.1 with a DAX window looks like from outside: `make test-dax` asks a real one."""
+    words = ["bash", "-c", 'exec -a qemu-system-x86_64 "$@"', "bash", sys.executable, "-c", MAPS]
+    words += [":".join(map(str, mapped)), *arguments]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"\n"
+        yield process.pid
+        process.kill()
+
+
+@pytest.mark.parametrize("device", [GENERIC.format(26), JSON_DEVICE])
+@pytest.mark.parametrize(("library", "level"), [(True, "ok"), (False, "warning")])
+def test_the_dax_window_of_a_front_end(tmp_path: Path, device: str, library: bool, level: str) -> None:
+    """Parts of files are counted, and neither guest memory nor what is not mapped in whole ranges."""
+    paths = {"share": 6 << 20, "ram": 8 << 20, "log": 4096, "qemu-shmem.so": 4096}
+    for name, size in paths.items():
+        (tmp_path / name).write_bytes(bytes(size))
+    mapped = [tmp_path / name for name in paths if library or name != "qemu-shmem.so"]
+    memory = f"memory-backend-file,id=mem,size=8M,mem-path={tmp_path}/ram,share=on"
+    with called_qemu(mapped, "-m", "8M", "-object", memory, "-device", device) as pid:
+        found = doctor("--pid", str(pid))
+    assert found["guest memory"][0] == found["device"][0] == "ok"
+    assert found["DAX window"][0] == level and "; 6 ranges of 2 MiB are mapped now" in found["DAX window"][1]
+
+
+def test_a_generic_device_that_is_another() -> None:
+    device = GENERIC.format(16)  # a GPU
+    with called_qemu([], "-m", "0M", "-device", device) as pid:
+        found = doctor("--pid", str(pid))
+    assert found["device"][0] == "warning" and "DAX window" not in found
+
+
+@pytest.mark.parametrize(
+    ("apparmor", "current", "enforce", "expected"),
+    [
+        ("libvirt-1f3a (enforce)\n", "libvirt-1f3a (enforce)\n", None,
+         ["AppArmor confines it by libvirt-1f3a"]),
+        ("a profile//with a child (complain)\n", "", None,
+         ["AppArmor would confine it by a profile//with a child"]),
+        ("unconfined\n", "unconfined\n", None, []),
+        ("vfsd (unconfined)\n", "vfsd (unconfined)\n", None, []),
+        (None, "system_u:system_r:svirt_t:s0:c1,c2\0", "1",
+         ["SELinux confines it by system_u:system_r:svirt_t:s0:c1,c2"]),
+        (None, "system_u:system_r:svirt_t:s0:c1,c2\0", "0",
+         ["SELinux would confine it by system_u:system_r:svirt_t:s0:c1,c2"]),
+        (None, "unconfined_u:unconfined_r:unconfined_t:s0-s0:c0.c1023\0", "1", []),
+        (None, None, None, []),
+    ],
+)  # fmt: skip
+def test_who_confines_a_process(
+    tmp_path: Path, apparmor: str | None, current: str | None, enforce: str | None, expected: list[str]
+) -> None:
+    """From what the kernels with these modules write."""
+    process, selinux = tmp_path / "process", tmp_path / "selinux"
+    (process / "attr/apparmor").mkdir(parents=True)
+    if enforce is not None:
+        selinux.mkdir()
+    files = {
+        process / "attr/apparmor/current": apparmor,
+        process / "attr/current": current,
+        selinux / "enforce": enforce,
+    }
+    for path, text in files.items():
+        if text is not None:
+            path.write_text(text)
+    assert [str(found) for found in confinements(process, selinux)] == expected
 
 
 def test_a_process_that_is_not_there_and_the_output_for_people(tmp_path: Path) -> None:

@@ -6,11 +6,14 @@ Debian root, that is mounted in the same way: they run out of its own window.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import sqlite3
 import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -274,6 +277,27 @@ def test_a_qemu_without_the_library_maps_what_fills_its_ranges(stock_share: Shar
         assert (host / name).read_bytes() == bytes(1000) + data[1000 : (host / name).stat().st_size]
     assert stock_share.guest.check(f"{guest}/busybox echo from here") == "from here\n"
     checks.random_writes_are_read_back(stock_share, 200)
+
+
+@pytest.mark.parametrize(
+    ("kind", "level", "text"),
+    [("dax_share", "ok", "every file can be"), ("stock_share", "warning", "only files of whole 2 MiB")],
+)
+def test_the_doctor_knows_what_qemu_can_map(
+    kind: str, level: str, text: str, request: pytest.FixtureRequest
+) -> None:
+    share: Share = request.getfixturevalue(kind)
+    host, guest = share.directory("examined")
+    (host / "file").write_bytes(bytes(4 << 20))
+    share.guest.check(f"cat {guest}/file >/dev/null")
+    words = [sys.executable, "-m", "vfsd", "doctor", "--json", "--pid", str(share.guest.pid)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    found = {finding["check"]: finding for finding in json.loads(done.stdout)}
+    assert found["guest memory"]["level"] == found["device"]["level"] == "ok"
+    window = found["DAX window"]
+    assert window["level"] == level and text in window["text"]
+    mapped = re.search(r"(\d+) ranges of 2 MiB are mapped", window["text"])
+    assert mapped and int(mapped[1]) >= 2
 
 
 def test_a_guest_that_maps_all_files_is_told_what_to_do(stock_share: Share, sized: Daemon) -> None:

@@ -17,7 +17,8 @@ EXIT_WRONG = 1
 @click.option("--socket", metavar="PATH", help="A daemon's socket: whether it answers.")
 @click.option("--shared-dir", metavar="DIR", help="A directory that is to be shared.")
 @click.option("--pid", type=click.IntRange(1), metavar="PID",
-              help="A running QEMU, or another front end: whether its guest's memory is shared.")  # fmt: skip
+              help="A running QEMU, or another front end: whether its guest's memory is shared, its DAX"
+              " window, and whether AppArmor or SELinux confine it.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="A list of objects: check, level, text, remedy.")
 def doctor(socket: str | None, shared_dir: str | None, pid: int | None, as_json: bool) -> None:
     """Look for what keeps a share from working, and say what to change.

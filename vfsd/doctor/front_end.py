@@ -1,4 +1,4 @@
-"""A running front end: whether its guest's memory is shared, so that a daemon can reach it."""
+"""A running front end: whether a daemon can reach its guest's memory, its DAX window, who confines it."""
 
 import os
 import re
@@ -6,13 +6,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+from vfsd.doctor.confinement import LOOK, confinements
 from vfsd.doctor.finding import Finding, ok, warning, wrong
+from vfsd.fuse.abi import DAX_RANGE
 
 MIB = 1 << 20
 SUFFIXES = {"K": 1 << 10, "M": MIB, "G": 1 << 30, "T": 1 << 40}
 QEMU_MEMORY = 128 * MIB  # without -m
 GENERIC = "vhost-user-test-device"
-DEVICE = re.compile(f"vhost-user-fs|{GENERIC}")
+DEVICE = re.compile(f"vhost-user-fs|{GENERIC}.*virtio-id\"?[=:] *26\\b")
+EMULATOR = re.compile(r"(qemu|kvm)(-system|-kvm|-spice|$)")
+LIBRARY = "qemu-shmem"
 LINE = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) \S+ \S+ \d+ *(.*)")
 SHARE = (
     "-object memory-backend-memfd,id=mem,size=SIZE,share=on -machine memory-backend=mem (libvirt:"
@@ -22,6 +26,7 @@ SHARE = (
 
 class Mapping(NamedTuple):
     size: int
+    writable: bool
     shared: bool
     name: str
 
@@ -35,25 +40,29 @@ def check(pid: int) -> list[Finding]:
         return [wrong("front end", f"there is no process {pid}", "name the front end's process with --pid")]
     except PermissionError:
         return [warning("front end", f"process {pid} may not be looked at", "run this as its user or root")]
-    program = os.path.basename(words[0]) if words else "?"
-    is_qemu = program.startswith(("qemu", "kvm"))
+    programs = [*words[:1], *(mapping.name for mapping in mappings if not mapping.shared)]
+    is_qemu = any(EMULATOR.match(os.path.basename(name)) for name in programs)
     memory = shared_memory(words, mappings, is_qemu)
-    return [memory, *(device(words) if is_qemu else [])]
+    return [memory, *(device(words, mappings) if is_qemu else []), confined(root)]
 
 
 def read_mappings(text: str) -> list[Mapping]:
-    """Those that can be written to."""
+    """Those that can be written to, or are shared."""
     found = []
     for line in text.splitlines():
         match = LINE.match(line)
-        if match and "w" in match[3]:
-            found.append(Mapping(int(match[2], 16) - int(match[1], 16), match[3][3] == "s", match[4]))
+        if match is None:
+            continue
+        size = int(match[2], 16) - int(match[1], 16)
+        mapping = Mapping(size, "w" in match[3], match[3][3] == "s", match[4])
+        if mapping.writable or mapping.shared:
+            found.append(mapping)
     return found
 
 
 def shared_memory(words: list[str], mappings: list[Mapping], is_qemu: bool) -> Finding:
     """By what is mapped, which no option can belie."""
-    shared = sum(mapping.size for mapping in mappings if mapping.shared)
+    shared = sum(mapping.size for mapping in mappings if mapping.shared and mapping.writable)
     wanted = guest_memory(words) if is_qemu else 64 * MIB
     if shared >= wanted:
         return ok("guest memory", f"{shared // MIB} MiB are shared")
@@ -77,7 +86,7 @@ def guest_memory(words: list[str]) -> int:
     return QEMU_MEMORY
 
 
-def device(words: list[str]) -> list[Finding]:
+def device(words: list[str], mappings: list[Mapping]) -> list[Finding]:
     devices = [word for option, word in pairwise(words)
                if option == "-device" and DEVICE.search(word)]  # fmt: skip
     if not devices:
@@ -86,5 +95,37 @@ def device(words: list[str]) -> list[Finding]:
             "-chardev socket,id=fs,path=SOCKET -device vhost-user-fs-pci,chardev=fs,tag=TAG",
         )]  # fmt: skip
     if any(GENERIC in word for word in devices):
-        return [ok("device", f"{GENERIC}-pci: the tag is the daemon's, and its DAX window can be used")]
-    return [ok("device", "vhost-user-fs, which has no DAX window (docs/dax.md tells of one that has)")]
+        return [ok("device", f"{GENERIC}, whose tag is the daemon's"), window(words, mappings)]
+    return [
+        ok("device", "vhost-user-fs"),
+        ok("DAX window", "none: this device never has one (docs/dax.md tells of one that has)"),
+    ]
+
+
+def window(words: list[str], mappings: list[Mapping]) -> Finding:
+    """Its size is the daemon's choice; what is in it are parts of files beside the guest's memory."""
+    own = [match[1] for word in words for match in re.finditer(r'mem-path"?[=:] *"?([^,"]+)', word)]
+    sizes = [mapping.size for mapping in mappings
+             if mapping.shared and mapping.name.startswith("/") and mapping.size % DAX_RANGE == 0
+             and not mapping.name.startswith(("/memfd:", "/dev/", *own))]  # fmt: skip
+    parts = sum(sizes) // DAX_RANGE
+    text = f"as large as the daemon's --dax-window; {parts} ranges of 2 MiB are mapped now"
+    if any(LIBRARY in os.path.basename(mapping.name) for mapping in mappings):
+        return ok("DAX window", f"{text}, and every file can be ({LIBRARY}.so is loaded)")
+    return warning(
+        "DAX window", f"{text}. As it is, QEMU maps only files of whole 2 MiB that may be written",
+        "mount without dax=always and leave --dax-policy at auto: then all others go by request; or preload"
+        " the library of docs/dax.md into QEMU",
+    )  # fmt: skip
+
+
+def confined(root: Path) -> Finding:
+    check = "front end's security modules"
+    found = confinements(root)
+    if any(confinement.enforced for confinement in found):
+        return warning(
+            check, ", ".join(map(str, found)),
+            "see to it that the profile or policy lets it connect to the daemon's socket, and with a DAX"
+            f" window map the files of the share; {LOOK}",
+        )  # fmt: skip
+    return ok(check, ", ".join(map(str, found)) or "neither AppArmor nor SELinux confines it")

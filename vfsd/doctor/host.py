@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from vfsd.doctor.confinement import LOOK, confinements, enforces
 from vfsd.doctor.finding import Finding, ok, warning, wrong
 from vfsd.errors import ConfigError
 from vfsd.sandbox import landlock, seccomp
@@ -112,31 +113,21 @@ def has_range(file: str, user: str) -> bool:
 
 
 def security_modules() -> Finding:
-    try:
-        modules = Path("/sys/kernel/security/lsm").read_text().split(",")
-    except OSError:
-        modules = []
-    if read_or_empty("/sys/fs/selinux/enforce") == "1":
+    """Of this shell; a daemon that is started otherwise may have another profile or domain."""
+    confined = confinements(Path("/proc/self"))
+    if confined:
+        return warning(
+            "security modules", ", ".join(map(str, confined)),
+            "see to it that the profile or policy lets the daemon use the directory, its socket and user"
+            f" namespaces; {LOOK}",
+        )  # fmt: skip
+    if enforces():
         return warning(
             "security modules", "SELinux enforces",
             "see to it that the policy lets the daemon use the directory and the front end use the socket;"
-            " ausearch -m avc -ts recent shows what it refuses",
-        )  # fmt: skip
-    profile = read_or_empty("/proc/self/attr/apparmor/current")
-    if "apparmor" in modules and profile not in ("", "unconfined"):
-        return warning(
-            "security modules", f"AppArmor confines this shell by {profile}",
-            "see to it that the profile allows the directory, the socket and user namespaces; dmesg shows"
-            " what it denies",
+            f" {LOOK}",
         )  # fmt: skip
     return ok("security modules", "nothing that confines this shell")
-
-
-def read_or_empty(path: str) -> str:
-    try:
-        return Path(path).read_text().strip(" \n\0")
-    except OSError:
-        return ""
 
 
 CHECKS: tuple[Callable[[], Finding], ...] = (
