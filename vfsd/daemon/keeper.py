@@ -172,13 +172,15 @@ class Keeper:
         poll.register(self._caught, select.POLLIN)
         sock = self._assigned.sock.fileno()
         poll.register(self._to_server, select.POLLIN)
-        listening = None
+        listening = False
         replies = True
         while True:
             wanted = self._open and self._unanswered is None
-            if wanted != listening:
-                poll.register(sock, select.POLLIN if wanted else 0)
-                listening = wanted
+            if wanted and not listening:
+                poll.register(sock, select.POLLIN)
+            elif listening and not wanted:
+                poll.unregister(sock)  # it would be told of a hang-up again and again
+            listening = wanted
             ready = {fd for fd, _ in poll.poll()}
             if self._caught.fileno() in ready:
                 self._heed_signals()
