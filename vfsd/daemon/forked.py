@@ -11,7 +11,7 @@ from vfsd.daemon._prctl import die_with_parent, set_name
 from vfsd.daemon.channel import Kind
 from vfsd.daemon.keeper import Keeper
 from vfsd.daemon.process import STOP_SIGNALS, Signals
-from vfsd.errors import EXIT_BUG
+from vfsd.errors import EXIT_BUG, ProtocolError
 
 log = logging.getLogger("vfsd.daemon")
 
@@ -46,8 +46,9 @@ def keep_serving(assigned: server.Assignment, caught: Signals, keep: set[int]) -
     """By a server that another one follows when it dies."""
     try:
         keeper = Keeper(assigned, caught, keep)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        keeper.run()
     except (OSError, MemoryError) as problem:
         assigned.channel.tell(Kind.FAULT, f"a front end can't be served: {server.lacking(problem)}")
-        return
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    keeper.run()
+    except ProtocolError as problem:
+        assigned.channel.tell(Kind.FAULT, f"the server of a guest does not listen: {problem}")
