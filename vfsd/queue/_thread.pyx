@@ -87,7 +87,8 @@ cdef served_t serve_chain(queue_t *q, worker_t *w, chain_t *chain, bint last, bi
     if again and r.record.stage & TRIES_MASK > ONE_TRY:
         r.error = -EIO  # two servers have died of it
         report_fatal(r.header.opcode)
-    reach(q.dispatch.failpoint, FAIL_TAKEN, r.header.opcode)
+    else:
+        reach(q.dispatch.failpoint, FAIL_TAKEN, r.header.opcode)
     note_caller(&q.coalescing, &r)
     if chain.unmapped:
         r.error = -EFAULT
