@@ -217,7 +217,7 @@ STALLS = (
     SERVE
     + """
 import signal
-words = ["serve", "--socket", sys.argv[1], "--shared-dir", sys.argv[2]]
+words = ["serve", "--no-keeper", "--socket", sys.argv[1], "--shared-dir", sys.argv[2]]
 child = subprocess.Popen([sys.executable, "-m", "vfsd", *words])
 while not list(directory.glob("stalls/*/source/*")):
     time.sleep(0.001)
